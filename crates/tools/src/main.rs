@@ -1,0 +1,3 @@
+//! Process 1 of every sandbox.
+
+fn main() {}
