@@ -1,1 +1,17 @@
-//! Placeholder while the crate is being written.
+//! Places to run tools.
+//!
+//! One seam, [`Provider`]; today one implementation, [`Supervised`]: sandboxes of Linux namespaces on this machine, owned
+//! by a small supervisor process that outlives the server which asked for them. In reading order: [`provider`] (the seam
+//! and its contract), [`supervisor`] (the process, its protocol and the client of it), `namespaces` (how one sandbox is
+//! made and which guards it gets), [`doctor`] (what this machine allows).
+//!
+//! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
+//! with fewer guards than [`doctor::Report`] names.
+
+pub mod doctor;
+pub mod provider;
+
+pub use provider::{
+    Access, Call, Collected, Error, Limits, Mount, Provider, Resources, SandboxId, SandboxInfo,
+};
+pub use tools::wire::Output;

@@ -1,0 +1,305 @@
+//! The seam: what every kind of sandbox does, and what a caller may rely on.
+//!
+//! A [`Provider`] makes hands and lends them out. It knows nothing of sessions, models or events: it sees the id that
+//! the caller chose, a fencing token, and calls with a name and an input. Every implementation passes the same suite
+//! (`tests/it/conformance.rs`), the remote ones included.
+//!
+//! The life of one sandbox, as a caller sees it:
+//!
+//! ```text
+//!            provision                 destroy, limit, crash
+//! (unknown) ───────────▶ live ─────────────────────────────▶ gone
+//!                        │ ▲                                  (an id never comes back)
+//!                        └─┘ execute, cancel, collect_outputs
+//! ```
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tools::wire::Output;
+
+/// The name of one sandbox, chosen by the caller before the sandbox exists.
+///
+/// The caller writes the id down first (record the intent), then provisions; after a crash it provisions the same id
+/// again and gets the same sandbox. Letters, digits, `_`, `-` and `.`, at most 128 bytes, not starting with a dot:
+/// an id becomes part of a folder's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SandboxId(String);
+
+/// The longest id, in bytes; leaves room for a prefix in a file name.
+const ID_BYTES_MAX: usize = 128;
+
+impl SandboxId {
+    /// Parses an id; `None` if a character or the length is not allowed.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+        let fits = !text.is_empty() && text.len() <= ID_BYTES_MAX && !text.starts_with('.');
+        (fits && text.bytes().all(allowed)).then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SandboxId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text)
+            .ok_or_else(|| "a sandbox id is 1 to 128 letters, digits, `_`, `-` or `.`".to_owned())
+    }
+}
+
+impl From<SandboxId> for String {
+    fn from(id: SandboxId) -> Self {
+        id.0
+    }
+}
+
+/// What a new sandbox gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    /// How much of the machine it may use.
+    pub limits: Limits,
+    /// Folders of the host that it sees, besides the host's tools. Chosen by the operator or a benchmark, never by an
+    /// agent or a client.
+    pub mounts: Vec<Mount>,
+    /// What `hostname` says inside.
+    pub hostname: String,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            hostname: "sandbox".to_owned(),
+        }
+    }
+}
+
+/// A folder of the host inside a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The folder on the host; absolute.
+    pub host: PathBuf,
+    /// Where it appears inside; absolute, without `..`.
+    pub inside: PathBuf,
+    /// Whether writes inside are refused.
+    pub access: Access,
+}
+
+/// What may be done in a mounted folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Reading and running only.
+    ReadOnly,
+    /// Whatever the folder's own permissions allow to the sandbox's user.
+    ReadWrite,
+}
+
+/// How much one sandbox may use. All of its processes share each figure, except where a field says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Memory, with what its files in memory take. 2 GiB: enough for a compiler, small enough for several at once.
+    pub memory_bytes: u64,
+    /// Processes and threads. 512: enough for a parallel build, too few for a fork bomb to be felt.
+    pub processes: u64,
+    /// One file. 1 GiB.
+    pub file_size_bytes: u64,
+    /// Open files of one process. 4,096.
+    pub open_files: u64,
+    /// All files that it writes, together. 2 GiB; they live in memory, so `memory_bytes` bounds them too.
+    pub disk_bytes: u64,
+    /// Processor time per time, in hundredths of one processor. 200: two processors.
+    pub cpu_percent: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            processes: 512,
+            file_size_bytes: 1 << 30,
+            open_files: 4096,
+            disk_bytes: 2 << 30,
+            cpu_percent: 200,
+        }
+    }
+}
+
+/// One thing to do in a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Where.
+    pub sandbox: SandboxId,
+    /// Names this call for ever: asking again with the same id never runs it again.
+    pub call_id: String,
+    /// The fencing token of the lease under which the caller acts.
+    pub fence: u64,
+    /// The tool: `bash`, `read`, `write`, `edit`, `glob` or `grep`.
+    pub name: String,
+    /// The tool's input as the model wrote it.
+    pub input: serde_json::Value,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// A sandbox that lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxInfo {
+    /// Its id.
+    pub id: SandboxId,
+    /// How long ago it was provisioned.
+    pub age: Duration,
+    /// How long ago it was last asked for anything.
+    pub idle: Duration,
+    /// The highest fencing token seen.
+    pub fence: u64,
+    /// Memory in use, where it can be measured.
+    pub memory_bytes: Option<u64>,
+    /// Calls that are running.
+    pub calls: u64,
+}
+
+/// A deliverable that was copied out of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collected {
+    /// Its path below the outputs folder; plain components only.
+    pub path: PathBuf,
+    /// Its size.
+    pub size_bytes: u64,
+}
+
+/// A maker of sandboxes.
+///
+/// Contract, for every implementation:
+///
+/// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
+///   still happen.
+/// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
+/// - `provision`, `execute` and `cancel` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
+///   [`Error::Fenced`] and does nothing.
+/// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
+///   every server.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// Makes the sandbox `id`. Where it lives already, this does nothing but raise the fence: provisioning twice is
+    /// provisioning once. An id that died is [`Error::Gone`] as long as the provider remembers it, so that the loss of a
+    /// workspace is never mistaken for a fresh one; a new sandbox takes a new id.
+    async fn provision(
+        &self,
+        id: &SandboxId,
+        fence: u64,
+        resources: &Resources,
+    ) -> Result<(), Error>;
+
+    /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
+    /// asking afterwards returns the kept output. What the tool itself could not do is an [`Output`] that says so, not an
+    /// error.
+    async fn execute(&self, call: Call) -> Result<Output, Error>;
+
+    /// Stops a running call, whose `execute` then returns what it had so far. `false` if no such call is running.
+    async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error>;
+
+    /// Copies the regular files of `/mnt/session/outputs` into the folder `into`, at most a bounded number of them and a
+    /// bounded size in all. Nothing is written outside `into`, whatever the sandbox says.
+    async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error>;
+
+    /// Ends the sandbox and everything in it. Unknown and dead ones count as destroyed.
+    async fn destroy(&self, id: &SandboxId) -> Result<(), Error>;
+
+    /// Every sandbox that lives.
+    async fn list(&self) -> Result<Vec<SandboxInfo>, Error>;
+}
+
+/// Why a provider did not do what was asked.
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Error {
+    /// The sandbox is dead or was never there: its workspace is lost.
+    #[error("the sandbox is gone: {reason}")]
+    Gone {
+        /// Why, where it is known.
+        reason: String,
+    },
+    /// Somebody with a newer lease has used this sandbox.
+    #[error("a newer lease holds the sandbox (fence {seen})")]
+    Fenced {
+        /// The highest fencing token seen.
+        seen: u64,
+    },
+    /// The keeper of the sandboxes cannot be reached or started, or did not answer in time.
+    #[error("sandboxes are unavailable: {reason}")]
+    Unavailable {
+        /// What failed.
+        reason: String,
+    },
+    /// Too much is asked at once; nothing was done.
+    #[error("too busy: {reason}")]
+    Busy {
+        /// Which bound was reached.
+        reason: String,
+    },
+    /// This machine cannot hold what a sandbox promises, or the request is not allowed.
+    #[error("refused: {reason}")]
+    Refused {
+        /// Which guard or rule, and what to do about it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the request may have had an effect.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Gone { .. } | Self::Unavailable { .. } => true,
+            Self::Fenced { .. } | Self::Busy { .. } | Self::Refused { .. } => false,
+        }
+    }
+
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        match self {
+            Self::Unavailable { .. } | Self::Busy { .. } => true,
+            Self::Gone { .. } | Self::Fenced { .. } | Self::Refused { .. } => false,
+        }
+    }
+
+    pub(crate) fn gone(reason: impl Into<String>) -> Self {
+        Self::Gone {
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn unavailable(reason: impl fmt::Display) -> Self {
+        Self::Unavailable {
+            reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn refused(reason: impl Into<String>) -> Self {
+        Self::Refused {
+            reason: reason.into(),
+        }
+    }
+}
