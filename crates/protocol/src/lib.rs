@@ -14,6 +14,9 @@ pub mod metadata;
 pub mod model;
 pub mod page;
 pub mod parse;
+pub mod position;
+pub mod send;
 pub mod session;
+pub mod sse;
 
 pub mod time;
