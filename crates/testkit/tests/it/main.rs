@@ -1,0 +1,3 @@
+//! The scripted model server, over real connections.
+
+mod model;
