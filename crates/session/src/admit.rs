@@ -43,8 +43,8 @@ pub fn admit(state: &State, inbox: &[Event], sent: Vec<Body>) -> Result<Vec<Admi
     if state.status == Status::Terminated {
         return Err(Refusal::Over);
     }
-    if state.queued as usize + sent.len() > QUEUED_MAX as usize {
-        let rule = format!("the session already has {} events waiting (at most {QUEUED_MAX})", state.queued);
+    if state.queued.all as usize + sent.len() > QUEUED_MAX as usize {
+        let rule = format!("the session already has {} events waiting (at most {QUEUED_MAX})", state.queued.all);
         return Err(Invalid::new("events", rule).into());
     }
     let count = sent.len();

@@ -36,8 +36,8 @@ pub struct State {
     pub last_at: Timestamp,
     /// What the session is doing.
     pub status: Status,
-    /// How many client events wait in the inbox.
-    pub queued: u32,
+    /// What waits in the inbox. The store counts it: [`Queued::add`] and [`Queued::remove`] with each event.
+    pub queued: Queued,
     /// The calls that the last idle event said it waits for.
     pub announced: Vec<EventId>,
     /// The `span.model_request_start` without its end.
@@ -66,6 +66,41 @@ pub struct State {
     pub has_idled: bool,
     /// When it ended.
     pub terminated_at: Option<Timestamp>,
+}
+
+/// How much waits in a session's inbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queued {
+    /// All events.
+    pub all: u32,
+    /// Of those, interrupts and confirmations: what a session that waits for its client reacts to.
+    pub answers: u32,
+}
+
+impl Queued {
+    /// An event enters the inbox.
+    pub fn add(&mut self, body: &Body) {
+        self.all += 1;
+        self.answers += u32::from(is_answer(body));
+    }
+
+    /// An event leaves the inbox.
+    pub fn remove(&mut self, body: &Body) {
+        self.all = self.all.saturating_sub(1);
+        self.answers = self.answers.saturating_sub(u32::from(is_answer(body)));
+    }
+
+    /// What these events of an inbox count.
+    pub fn count<'a>(inbox: impl IntoIterator<Item = &'a Body>) -> Self {
+        inbox.into_iter().fold(Self::default(), |mut queued, body| {
+            queued.add(body);
+            queued
+        })
+    }
+}
+
+fn is_answer(body: &Body) -> bool {
+    matches!(body, Body::UserInterrupt { .. } | Body::UserToolConfirmation { .. })
 }
 
 /// A call that the model asked for and that has no result yet.
@@ -157,7 +192,7 @@ impl State {
             head: Position::START,
             last_at: created_at,
             status: Status::Idle,
-            queued: 0,
+            queued: Queued::default(),
             announced: Vec::new(),
             request: None,
             calls: Vec::new(),
@@ -342,7 +377,10 @@ impl State {
         match self.status {
             Status::Terminated => false,
             Status::Running | Status::Rescheduling => true,
-            Status::Idle => self.queued > 0 || !self.blocked().map(|call| &call.id).eq(&self.announced),
+            Status::Idle if self.is_waiting() => {
+                self.queued.answers > 0 || !self.blocked().map(|call| &call.id).eq(&self.announced)
+            }
+            Status::Idle => self.queued.all > 0,
         }
     }
 

@@ -395,7 +395,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
                 if let Some(index) = self.inbox.iter().position(|event| event.id == *id) {
                     let event = self.inbox.remove(index);
                     self.state.apply(&event.id, &event.body, at);
-                    self.state.queued = self.state.queued.saturating_sub(1);
+                    self.state.queued.remove(&event.body);
                 }
             }
         }

@@ -1,0 +1,8 @@
+//! What a log means, shown by the flow tables of the reference and by random histories.
+
+mod admission;
+mod flows;
+mod invariants;
+mod properties;
+mod records;
+mod world;
