@@ -5,8 +5,10 @@
 //! randomness.
 
 pub mod agent;
+pub mod agent_request;
 pub mod content;
 pub mod environment;
+pub mod environment_request;
 pub mod error;
 pub mod event;
 pub mod id;
@@ -17,6 +19,7 @@ pub mod parse;
 pub mod position;
 pub mod send;
 pub mod session;
+pub mod session_request;
 pub mod sse;
 
 pub mod time;

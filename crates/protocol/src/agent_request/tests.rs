@@ -1,0 +1,229 @@
+use serde_json::json;
+
+use super::*;
+
+fn at(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros)
+}
+
+fn agent(body: Value) -> Agent {
+    AgentCreate::parse(body).expect("parses").into_agent(AgentId::from_text("agent_1"), at(1))
+}
+
+fn refusal(body: Value) -> String {
+    AgentCreate::parse(body).expect_err("refused").to_string()
+}
+
+fn with_tools(tools: Value) -> Value {
+    json!({"name": "a", "model": "m", "tools": tools})
+}
+
+fn updated(current: &Agent, body: Value) -> Parsed<Option<Agent>> {
+    AgentUpdate::parse(body)?.apply(current, at(2))
+}
+
+#[test]
+fn a_new_agent_shows_every_key_with_its_defaults() {
+    let shown = serde_json::to_value(agent(json!({"name": "a", "model": "m"}))).expect("writes");
+    assert_eq!(
+        shown,
+        json!({
+            "type": "agent", "id": "agent_1", "version": 1, "name": "a", "description": null,
+            "model": {"id": "m", "effort": {"type": "high"}, "speed": "standard", "inference_geo": null},
+            "system": null, "tools": [], "mcp_servers": [], "skills": [], "multiagent": null,
+            "execution_identity": {"type": "service_account"}, "metadata": {},
+            "created_at": "1970-01-01T00:00:00.000001Z", "updated_at": "1970-01-01T00:00:00.000001Z",
+            "archived_at": null,
+        })
+    );
+}
+
+#[test]
+fn tools_are_shown_resolved() {
+    let tools = json!([
+        {"type": "agent_toolset_20260401", "default_config": {"permission_policy": {"type": "always_ask"}},
+         "configs": [{"name": "bash", "enabled": false}, {"name": "web_fetch", "enabled": false, "type": "web_fetch"}]},
+        {"type": "custom", "name": "weather", "description": "d",
+         "input_schema": {"type": "object", "properties": {"a.b-c_1": {}}, "additionalProperties": false, "title": "T"}},
+    ]);
+    let shown = serde_json::to_value(agent(with_tools(tools)).spec.tools).expect("writes");
+    assert_eq!(
+        shown,
+        json!([
+            {"type": "agent_toolset_20260401",
+             "default_config": {"enabled": true, "permission_policy": {"type": "always_ask"}},
+             "configs": [
+                {"type": "bash", "name": "bash", "enabled": false, "permission_policy": {"type": "always_ask"}},
+                {"type": "web_fetch", "name": "web_fetch", "enabled": false, "permission_policy": {"type": "always_ask"},
+                 "allowed_domains": null, "blocked_domains": null, "max_content_tokens": null, "url_sources": null},
+             ]},
+            {"type": "custom", "name": "weather", "description": "d",
+             "input_schema": {"type": "object", "properties": {"a.b-c_1": {}}, "additionalProperties": false, "title": "T"}},
+        ])
+    );
+    let again = AgentCreate::parse(with_tools(shown.clone())).expect("what is shown can be sent back");
+    assert_eq!(serde_json::to_value(again.spec.tools).expect("writes"), shown);
+}
+
+#[test]
+fn effort_is_a_string_or_an_object() {
+    for effort in [json!("max"), json!({"type": "max"})] {
+        let agent = agent(json!({"name": "a", "model": {"id": "m", "effort": effort, "speed": "fast"}}));
+        assert_eq!(agent.spec.model.effort.level, EffortLevel::Max);
+        assert_eq!(agent.spec.model.speed, Speed::Fast);
+    }
+}
+
+#[test]
+fn a_bare_toolset_is_taken_and_does_not_offer_the_web() {
+    let agent = agent(with_tools(json!([{"type": "agent_toolset_20260401"}])));
+    assert_eq!(agent.spec.policy_of(BuiltinTool::WebFetch), None);
+    assert_eq!(agent.spec.policy_of(BuiltinTool::Bash), Some(PermissionPolicy::AlwaysAllow {}));
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    for (body, path) in [
+        (json!({"mcp_servers": [{"type": "url", "name": "n", "url": "https://x"}]}), "mcp_servers"),
+        (json!({"skills": [{"type": "custom", "skill_id": "s"}]}), "skills"),
+        (json!({"multiagent": {"type": "coordinator", "agents": []}}), "multiagent"),
+        (json!({"execution_identity": {"type": "aws_role", "role_arn": "r"}}), "execution_identity.type"),
+        (json!({"tools": [{"type": "mcp_toolset", "mcp_server_name": "n"}]}), "tools[0].type"),
+        (json!({"tools": [{"type": "agent_toolset_20260401", "configs": [{"name": "web_fetch"}]}]}), "tools[0].configs[0]"),
+        (
+            json!({"tools": [{"type": "agent_toolset_20260401", "default_config": {"enabled": false},
+                              "configs": [{"name": "web_search", "enabled": true}]}]}),
+            "tools[0].configs[0]",
+        ),
+        (
+            json!({"tools": [{"type": "agent_toolset_20260401",
+                              "configs": [{"name": "web_fetch", "enabled": false, "allowed_domains": ["a.example"]}]}]}),
+            "tools[0].configs[0].allowed_domains",
+        ),
+    ] {
+        let mut whole = json!({"name": "a", "model": "m"});
+        whole.as_object_mut().expect("object").extend(body.as_object().expect("object").clone());
+        let refusal = AgentCreate::parse(whole).expect_err("refused");
+        assert_eq!(refusal.path, path);
+        assert!(refusal.rule.contains("not supported by this server"), "{refusal}");
+    }
+}
+
+#[test]
+fn refusals_name_the_field_and_the_rule() {
+    for (body, message) in [
+        (json!([]), "request body: must be an object, not an array"),
+        (json!({"model": "m"}), "name: is required"),
+        (json!({"name": "a"}), "model: is required"),
+        (json!({"name": "", "model": "m"}), "name: must be 1 to 256 characters, not 0"),
+        (json!({"name": "a", "model": ""}), "model: must be 1 to 256 characters, not 0"),
+        (json!({"name": "a", "model": 7}), "model: must be a model's name or an object, not a number"),
+        (json!({"name": "a", "model": {"effort": "low"}}), "model.id: is required"),
+        (json!({"name": "a", "model": "m", "colour": 1}), "colour: unknown field"),
+        (json!({"name": "a", "model": "m", "tools": {}}), "tools: must be an array, not an object"),
+        (
+            with_tools(json!([{"type": "agent_toolset_20260401"}, {"type": "agent_toolset_20260401"}])),
+            "tools[1]: only one `agent_toolset_20260401` is allowed",
+        ),
+        (
+            with_tools(json!([{"type": "agent_toolset_20260401", "configs": [{"name": "bash"}, {"name": "bash"}]}])),
+            "tools[0].configs[1].name: `bash` is configured twice",
+        ),
+    ] {
+        assert_eq!(refusal(body), message);
+    }
+    assert!(refusal(json!({"name": "a", "model": {"id": "m", "effort": "huge"}})).starts_with("model.effort: must be one of"));
+    assert!(refusal(json!({"name": "a", "model": {"id": "m", "inference_geo": "mars"}})).starts_with("model.inference_geo: "));
+}
+
+#[test]
+fn custom_tools_have_their_rules() {
+    let tool = |change: Value| {
+        let mut tool = json!({"type": "custom", "name": "t", "description": "d", "input_schema": {"type": "object"}});
+        tool.as_object_mut().expect("object").extend(change.as_object().expect("object").clone());
+        tool
+    };
+    for (change, path) in [
+        (json!({"name": "bash"}), "tools[0].name"),
+        (json!({"name": "mcp__x"}), "tools[0].name"),
+        (json!({"name": "a b"}), "tools[0].name"),
+        (json!({"name": "n".repeat(129)}), "tools[0].name"),
+        (json!({"description": ""}), "tools[0].description"),
+        (json!({"input_schema": {}}), "tools[0].input_schema.type"),
+        (json!({"input_schema": {"type": "string"}}), "tools[0].input_schema.type"),
+        (json!({"input_schema": {"type": "object", "anyOf": []}}), "tools[0].input_schema.anyOf"),
+        (json!({"input_schema": {"type": "object", "properties": {"a": {"items": [{"$ref": "#"}]}}}}), "tools[0].input_schema"),
+        (json!({"input_schema": {"type": "object", "properties": {"a b": {}}}}), "tools[0].input_schema.properties.a b"),
+        (json!({"input_schema": {"type": "object", "required": [1]}}), "tools[0].input_schema.required"),
+        (json!({"permission_policy": {"type": "always_ask"}}), "tools[0].permission_policy"),
+    ] {
+        let refusal = AgentCreate::parse(with_tools(json!([tool(change)]))).expect_err("refused");
+        assert_eq!(refusal.path, path, "{refusal}");
+    }
+    let twice = AgentCreate::parse(with_tools(json!([tool(json!({})), tool(json!({}))]))).expect_err("refused");
+    assert_eq!(twice.to_string(), "tools[1].name: another tool is already called `t`");
+}
+
+#[test]
+fn tools_are_counted_over_all_toolsets() {
+    let mut tools: Vec<Value> = (0..248)
+        .map(|n| json!({"type": "custom", "name": format!("t{n}"), "description": "d", "input_schema": {"type": "object"}}))
+        .collect();
+    tools.push(json!({"type": "agent_toolset_20260401"}));
+    assert!(AgentCreate::parse(with_tools(json!(tools))).is_ok());
+    tools.push(json!({"type": "custom", "name": "one_more", "description": "d", "input_schema": {"type": "object"}}));
+    assert_eq!(refusal(with_tools(json!(tools))), "tools: must have at most 256 tools over all toolsets, not 257");
+}
+
+#[test]
+fn an_update_that_changes_nothing_makes_no_version() {
+    let current = agent(json!({"name": "a", "model": "m", "metadata": {"k": "v"}}));
+    for body in [
+        json!({}),
+        json!({"version": 1}),
+        json!({"name": "a", "model": "m", "metadata": {"k": "v", "absent": null}}),
+        json!({"description": "", "system": null, "tools": [], "mcp_servers": null, "skills": [], "multiagent": null}),
+        json!({"execution_identity": {"type": "service_account"}}),
+    ] {
+        assert_eq!(updated(&current, body), Ok(None));
+    }
+}
+
+#[test]
+fn an_update_keeps_what_it_does_not_name() {
+    let current = agent(json!({"name": "a", "model": "m", "description": "d", "system": "s", "metadata": {"k": "v", "l": "w"}}));
+    let next = updated(&current, json!({"description": null, "metadata": {"k": null, "m": "x"}}));
+    let next = next.expect("accepted").expect("changed");
+    assert_eq!((next.version, next.created_at, next.updated_at), (2, at(1), at(2)));
+    assert_eq!((next.spec.description.as_deref(), next.spec.system.as_deref()), (None, Some("s")));
+    assert_eq!(next.metadata, Metadata::from([("l".to_owned(), "w".to_owned()), ("m".to_owned(), "x".to_owned())]));
+}
+
+#[test]
+fn a_model_is_replaced_whole_but_the_same_model_keeps_its_effort() {
+    let current =
+        agent(json!({"name": "a", "model": {"id": "m", "effort": "low", "speed": "fast", "inference_geo": "us"}}));
+    let same = updated(&current, json!({"model": "m"})).expect("accepted").expect("changed").spec.model;
+    assert_eq!((same.effort.level, same.speed, same.inference_geo), (EffortLevel::Low, Speed::Standard, None));
+    let other = updated(&current, json!({"model": {"id": "n"}})).expect("accepted").expect("changed").spec.model;
+    assert_eq!(other.effort.level, EffortLevel::High);
+}
+
+#[test]
+fn an_update_of_another_version_is_refused_even_if_nothing_would_change() {
+    let current = agent(json!({"name": "a", "model": "m"}));
+    let refusal = updated(&current, json!({"version": 2, "name": "a"})).expect_err("refused");
+    assert_eq!(refusal.code, Some(VERSION_MISMATCH));
+}
+
+#[test]
+fn what_cannot_be_cleared_or_changed_is_refused() {
+    let mut current = agent(json!({"name": "a", "model": "m"}));
+    assert_eq!(updated(&current, json!({"name": null})).expect_err("refused").to_string(), "name: cannot be cleared");
+    assert_eq!(updated(&current, json!({"model": null})).expect_err("refused").to_string(), "model: cannot be cleared");
+    assert_eq!(updated(&current, json!({"version": 0})).expect_err("refused").path, "version");
+    let many: Map<String, Value> = (0..17).map(|n| (n.to_string(), json!("v"))).collect();
+    assert_eq!(updated(&current, json!({"metadata": many})).expect_err("refused").code, Some("invalid_metadata"));
+    current.archived_at = Some(at(9));
+    assert_eq!(updated(&current, json!({})).expect_err("refused").path, "agent_id");
+}

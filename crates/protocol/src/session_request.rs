@@ -1,0 +1,134 @@
+//! Requests about sessions: what may be asked of a new one, and what may change.
+
+use serde_json::Value;
+
+use crate::agent::{Agent, SessionAgent, Tool};
+use crate::agent_request::{AgentOverrides, empty_list, tools};
+use crate::event::Body;
+use crate::id::{AgentId, EnvironmentId};
+use crate::metadata::{Metadata, MetadataPatch};
+use crate::parse::{Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, metadata, metadata_patch, text};
+use crate::send;
+
+const TITLE_CHARS_MAX: usize = 500;
+
+/// The body of `POST /v1/sessions`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionCreate {
+    /// Which agent, and what is different about it.
+    pub agent: AgentChoice,
+    /// Where its hands work.
+    pub environment_id: EnvironmentId,
+    /// At most 500 characters.
+    pub title: Option<String>,
+    /// What its owner hangs on it.
+    pub metadata: Metadata,
+    /// What it starts with.
+    pub initial_events: Vec<Body>,
+}
+
+impl SessionCreate {
+    /// Reads the body.
+    pub fn parse(body: Value) -> Parsed<Self> {
+        let mut fields = Fields::new(body, "")?;
+        let create = Self {
+            agent: fields.required("agent", AgentChoice::parse)?,
+            environment_id: EnvironmentId::from_text(fields.required("environment_id", id_text)?),
+            title: fields.optional("title", text(0..=TITLE_CHARS_MAX))?,
+            metadata: fields.optional("metadata", metadata)?.unwrap_or_default(),
+            initial_events: fields.optional("initial_events", send::parse_initial)?.unwrap_or_default(),
+        };
+        refuse_budget(&mut fields)?;
+        empty_list(&mut fields, "resources", "a non-empty `resources`")?;
+        empty_list(&mut fields, "vault_ids", "a non-empty `vault_ids` (vaults)")?;
+        fields.finish()?;
+        Ok(create)
+    }
+}
+
+/// Which agent a session runs: one version of it, and what is different in this session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentChoice {
+    /// The agent.
+    pub id: AgentId,
+    /// The version; the latest if not given.
+    pub version: Option<i64>,
+    overrides: AgentOverrides,
+}
+
+impl AgentChoice {
+    fn parse(value: Value, path: &str) -> Parsed<Self> {
+        match value {
+            Value::String(_) => {
+                let id = AgentId::from_text(id_text(value, path)?);
+                Ok(Self { id, version: None, overrides: AgentOverrides::default() })
+            }
+            Value::Object(_) => {
+                let mut fields = Fields::new(value, path)?;
+                let has_overrides = fields.tag(&["agent", "agent_with_overrides"])? == "agent_with_overrides";
+                let id = AgentId::from_text(fields.required("id", id_text)?);
+                let version = fields.optional("version", integer(1..=i64::MAX))?;
+                let overrides =
+                    if has_overrides { AgentOverrides::take(&mut fields)? } else { AgentOverrides::default() };
+                fields.finish()?;
+                Ok(Self { id, version, overrides })
+            }
+            other => Err(Invalid::new(path, format!("must be an agent's id or an object, not {}", kind_of(&other)))),
+        }
+    }
+
+    /// What the session runs, given the agent that was chosen.
+    pub fn snapshot(self, agent: &Agent) -> SessionAgent {
+        self.overrides.apply(agent)
+    }
+}
+
+/// The body of `POST /v1/sessions/{session_id}`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SessionUpdate {
+    /// The agent's tools, replaced whole.
+    pub tools: Option<Vec<Tool>>,
+    /// The title.
+    pub title: Patch<String>,
+    /// The metadata, key by key.
+    pub metadata: MetadataPatch,
+}
+
+impl SessionUpdate {
+    /// Reads the body.
+    pub fn parse(body: Value) -> Parsed<Self> {
+        let mut fields = Fields::new(body, "")?;
+        if fields.patch("vault_ids", |_, _| Ok(()))? != Patch::Keep {
+            return Err(fields.invalid("vault_ids", "cannot be changed: the field is reserved for later use"));
+        }
+        let update = Self {
+            tools: fields.optional("agent", agent_update)?.flatten(),
+            title: fields.patch("title", text(1..=TITLE_CHARS_MAX))?,
+            metadata: fields.optional("metadata", metadata_patch)?.unwrap_or_default(),
+        };
+        // No session here has a budget, so removing it changes nothing.
+        refuse_budget(&mut fields)?;
+        fields.finish()?;
+        Ok(update)
+    }
+}
+
+fn agent_update(value: Value, path: &str) -> Parsed<Option<Vec<Tool>>> {
+    let mut fields = Fields::new(value, path)?;
+    let tools = match fields.patch("tools", tools)? {
+        Patch::Keep => None,
+        Patch::Clear => Some(Vec::new()),
+        Patch::Set(tools) => Some(tools),
+    };
+    empty_list(&mut fields, "mcp_servers", "a non-empty `mcp_servers` (MCP)")?;
+    fields.finish()?;
+    Ok(tools)
+}
+
+fn refuse_budget(fields: &mut Fields) -> Parsed<()> {
+    fields.optional("budget", |_, path| Err::<(), _>(Invalid::unbuilt(path, "`budget`")))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
