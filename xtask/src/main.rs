@@ -1,1 +1,90 @@
-fn main() {}
+//! Project chores: `cargo xtask check` is everything that must pass before a change lands.
+
+mod python;
+mod shell;
+mod tidy;
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::shell::{cargo, root};
+
+#[derive(Parser)]
+#[command(about = "Project chores")]
+struct Args {
+    #[command(subcommand)]
+    command: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Install what the tests need and run all of them: what CI runs.
+    Check,
+    /// Check formatting, lints and the rules between crates.
+    Tidy,
+    /// Run only the official Python SDK against the server.
+    Sdk {
+        /// Arguments for pytest, such as `-k interrupt`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        pytest: Vec<String>,
+    },
+    /// The long rounds: kill the server at random times, a thousand times over.
+    Soak {
+        /// How often to kill it.
+        #[arg(long, default_value_t = 1000)]
+        rounds: u32,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().command {
+        Chore::Check => check(),
+        Chore::Tidy => tidy(),
+        Chore::Sdk { pytest } => sdk(&pytest),
+        Chore::Soak { rounds } => soak(rounds),
+    }
+}
+
+fn check() -> anyhow::Result<()> {
+    step("install what the tests need", python::prepare)?;
+    step("tidy", tidy)?;
+    step("build", || cargo(&["build", "--workspace", "--bins"]).run())?;
+    step("tests", || cargo(&["test", "--workspace"]).run())?;
+    step("the official Python SDK", || sdk(&[]))
+}
+
+fn tidy() -> anyhow::Result<()> {
+    tidy::dependencies()?;
+    tidy::sources()?;
+    cargo(&["fmt", "--all", "--check"]).run()?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()
+}
+
+fn sdk(pytest: &[String]) -> anyhow::Result<()> {
+    let python = python::prepare()?;
+    cargo(&["build", "--package", "cli", "--package", "testkit", "--bins"]).run()?;
+    let bin = |name: &str| shell::target_dir().join("debug").join(name);
+    shell::Run::new(python)
+        .args(["-m", "pytest", "-q", "tests/sdk"])
+        .args(pytest)
+        .env("POSTHOUSE_BIN", bin("posthouse"))
+        .env("SCRIPTED_MODEL_BIN", bin("scripted-model"))
+        .run()
+}
+
+fn soak(rounds: u32) -> anyhow::Result<()> {
+    cargo(&["test", "--package", "cli", "--test", "it", "kill_nine", "--", "--nocapture"])
+        .env("POSTHOUSE_CRASH_ROUNDS", rounds.to_string())
+        .run()
+}
+
+fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    println!("\n── {name}");
+    let began = Instant::now();
+    std::env::set_current_dir(root())?;
+    let done = work().with_context(|| format!("`{name}` failed"))?;
+    println!("── {name}: {:.0} s", began.elapsed().as_secs_f64());
+    Ok(done)
+}

@@ -1,1 +1,7 @@
-//! Placeholder while the crate is being written.
+//! What runs without a request and without a model.
+//!
+//! Only the reaper of sandboxes so far. It never serves a request and never drives a session.
+
+mod reaper;
+
+pub use reaper::Reaper;
