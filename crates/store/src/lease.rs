@@ -1,0 +1,99 @@
+//! The brain's side: claim a session, look at it, append to it, let go.
+//!
+//! ```text
+//!   ready ── claim ──▶ leased ── release, or the lease lapses ──▶ ready again, if a brain is still wanted
+//!                       │  ▲
+//!                       └──┘ append, renew
+//! ```
+//!
+//! A lease carries an epoch, which grows with each claim of the session and is durable. Every append names it, and
+//! the writer refuses what does not carry the newest: two brains never drive one session, whatever they believe.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::event::Event;
+use protocol::id::{SessionId, WorkspaceId};
+use protocol::position::Position;
+use session::{Draft, Record, State};
+
+use crate::error::{AppendError, Error};
+use crate::Store;
+
+/// How long a lease lasts without a renewal, by the store's clock. Long against a pause of the process, short
+/// against the patience of whoever waits for a dead brain's session.
+pub const LEASE: Duration = Duration::from_secs(30);
+
+/// The right to drive one session. Give it back with [`Store::release`]; one that is dropped lapses by itself.
+#[must_use = "a lease that is not released keeps its session from other brains until it lapses"]
+#[derive(Debug)]
+pub struct Lease {
+    /// What every append and every call to a hand carries.
+    pub token: Token,
+}
+
+/// Names a lease. A stale one is refused by the store and by the hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The session.
+    pub session: SessionId,
+    /// Grows with each claim of the session.
+    pub epoch: u64,
+}
+
+/// A session at one moment: its log's meaning and what waits in its inbox.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// Its own facts.
+    pub record: Arc<Record>,
+    /// Whose it is.
+    pub workspace: WorkspaceId,
+    /// What its log says.
+    pub state: State,
+    /// What clients sent and no brain has taken up, oldest first.
+    pub inbox: Vec<Event>,
+}
+
+impl Store {
+    /// Waits until some session wants a brain, and claims the one that has waited longest.
+    ///
+    /// May be dropped while it waits: nothing is lost.
+    pub async fn claim(&self, holder: &str) -> Result<Lease, Error> {
+        let _ = holder;
+        Err(Error::Closed)
+    }
+
+    /// Claims this session; `None` if somebody else holds it or it does not exist.
+    pub async fn try_claim(&self, id: &SessionId, holder: &str) -> Result<Option<Lease>, Error> {
+        let _ = (id, holder);
+        Err(Error::Closed)
+    }
+
+    /// The session as it is now; `None` if it does not exist.
+    pub async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
+        let _ = id;
+        Err(Error::Closed)
+    }
+
+    /// Appends to the session's log, all of the drafts or none, if its last event is at `expected`; gives the
+    /// session as it is afterwards. Answered when durable. Renews the lease.
+    ///
+    /// Without drafts nothing is written, and the view is as good as a look.
+    pub async fn append(&self, token: &Token, expected: Position, drafts: Vec<Draft>) -> Result<View, AppendError> {
+        let _ = (token, expected, drafts);
+        Err(AppendError::Store(Error::Closed))
+    }
+
+    /// Makes the lease last its full length again.
+    pub async fn renew(&self, token: &Token) -> Result<(), AppendError> {
+        let _ = token;
+        Err(AppendError::Store(Error::Closed))
+    }
+
+    /// Gives the lease back. If the session still wants a brain it can be claimed at once. A lease that has lapsed
+    /// meanwhile is given back without effect.
+    pub async fn release(&self, lease: Lease) -> Result<(), Error> {
+        let _ = lease;
+        Err(Error::Closed)
+    }
+}
