@@ -293,7 +293,11 @@ mod tests {
     #[test]
     fn a_line_or_a_frame_over_the_limit_ends_the_stream() {
         let error = Err(Error::TooLarge { limit_bytes: 16 });
-        for endless in [&b"data: 0123456789abcdef"[..], b": a comment without an end", b"data: 01234567\ndata: 01234567\n"] {
+        for endless in [
+            &b"data: 0123456789abcdef"[..],
+            b": a comment without an end",
+            b"data: 01234567\ndata: 01234567\n",
+        ] {
             for chunk_bytes in [1, 5, endless.len()] {
                 let mut parser = Parser::with_limit(16);
                 parser.push(b"data: fits\n\n");

@@ -7,9 +7,9 @@ use super::reply::{Block, Error, Reply};
 
 /// The signature this server puts under thinking, and expects back.
 pub(super) fn signature(thinking: &str) -> String {
-    let hash = thinking
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let hash = thinking.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
     format!("sig{hash:016x}")
 }
 
@@ -40,7 +40,10 @@ pub(super) fn message(reply: &Reply, model: &str, request: usize) -> Value {
         }
         Block::Text { text } => json!({"type": "text", "text": text}),
         Block::Tool { tool, input, input_text } => {
-            let input = input_text.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(input.clone());
+            let input = input_text
+                .as_deref()
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or(input.clone());
             json!({"type": "tool_use", "id": call_id(model, request, index), "name": tool, "input": input})
         }
     });
@@ -53,8 +56,10 @@ pub(super) fn message(reply: &Reply, model: &str, request: usize) -> Value {
 
 /// The streamed answer.
 pub(super) fn events(reply: &Reply, model: &str, request: usize) -> Vec<Event> {
-    let mut events =
-        vec![event(Kind::Frame, json!({"type": "message_start", "message": envelope(reply, model, request)}))];
+    let mut events = vec![event(
+        Kind::Frame,
+        json!({"type": "message_start", "message": envelope(reply, model, request)}),
+    )];
     for (index, block) in reply.blocks.iter().enumerate() {
         block_events(reply, block, &call_id(model, request, index), index, &mut events);
     }
@@ -62,8 +67,7 @@ pub(super) fn events(reply: &Reply, model: &str, request: usize) -> Vec<Event> {
         let body = error_body(error, &error.message, "req_scripted");
         events.push(Event { kind: Kind::Frame, frame: format!("event: error\ndata: {body}\n\n") });
     } else {
-        let delta =
-            json!({"stop_reason": reply.stop_reason(), "stop_sequence": null, "stop_details": reply.stop_details});
+        let delta = json!({"stop_reason": reply.stop_reason(), "stop_sequence": null, "stop_details": reply.stop_details});
         let usage = json!({"output_tokens": reply.usage.output_tokens});
         events.push(event(Kind::Frame, json!({"type": "message_delta", "delta": delta, "usage": usage})));
         events.push(event(Kind::Frame, json!({"type": "message_stop"})));
@@ -104,7 +108,10 @@ fn block_events(reply: &Reply, block: &Block, call_id: &str, index: usize, event
         Block::Text { .. } => json!({"type": "text", "text": ""}),
         Block::Tool { tool, .. } => json!({"type": "tool_use", "id": call_id, "name": tool, "input": {}}),
     };
-    events.push(event(Kind::Frame, json!({"type": "content_block_start", "index": index, "content_block": start})));
+    events.push(event(
+        Kind::Frame,
+        json!({"type": "content_block_start", "index": index, "content_block": start}),
+    ));
     let mut delta = |kind, delta| {
         events.push(event(kind, json!({"type": "content_block_delta", "index": index, "delta": delta})));
     };

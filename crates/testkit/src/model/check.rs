@@ -125,7 +125,9 @@ fn anthropic_messages(state: &State, model: &str, messages: &[Value]) -> Verdict
                 }
             }
             other => {
-                return Err(format!("{place}.role: Input should be 'user', 'assistant' or 'system', not '{other}'"));
+                return Err(format!(
+                    "{place}.role: Input should be 'user', 'assistant' or 'system', not '{other}'"
+                ));
             }
         }
     }
@@ -178,7 +180,9 @@ fn check_results(turn: &[Value], open_calls: &[String], place: &str) -> Verdict 
                     ));
                 }
                 if !answered.insert(id.to_owned()) {
-                    return Err(format!("{place}: each tool_use must have a single result. Found multiple for {id}"));
+                    return Err(format!(
+                        "{place}: each tool_use must have a single result. Found multiple for {id}"
+                    ));
                 }
             }
             "text" | "image" | "document" | "search_result" => after_other = true,
@@ -211,9 +215,12 @@ fn check_answer(
             "redacted_thinking" if block["data"].is_string() => {}
             "tool_use" => {
                 let id = block["id"].as_str().unwrap_or_default();
-                if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+                if id.is_empty()
+                    || !id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
                 {
-                    return Err(format!("{place}: tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"));
+                    return Err(format!(
+                        "{place}: tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"
+                    ));
                 }
                 if !call_ids_seen.insert(id.to_owned()) {
                     return Err(format!("{place}: `tool_use` ids must be unique: {id}"));

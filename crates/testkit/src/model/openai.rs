@@ -30,14 +30,17 @@ pub(super) fn completion(reply: &Reply, model: &str, request: usize) -> Value {
             Block::Tool { tool, input, input_text } => {
                 let arguments = input_text.clone().unwrap_or_else(|| input.to_string());
                 let function = json!({"name": tool, "arguments": arguments});
-                calls.push(json!({"id": call_id(model, request, index), "type": "function", "function": function}));
+                calls.push(
+                    json!({"id": call_id(model, request, index), "type": "function", "function": function}),
+                );
             }
         }
     }
     if !calls.is_empty() {
         message["tool_calls"] = json!(calls);
     }
-    let choice = json!({"index": 0, "message": message, "finish_reason": finish_reason(reply), "logprobs": null});
+    let choice =
+        json!({"index": 0, "message": message, "finish_reason": finish_reason(reply), "logprobs": null});
     json!({
         "id": format!("chatcmpl-{request}"),
         "object": "chat.completion",
@@ -64,7 +67,11 @@ pub(super) fn events(reply: &Reply, model: &str, request: usize, include_usage: 
         Event { kind, frame: format!("data: {data}\n\n") }
     };
     let delta = |kind, delta: Value| {
-        chunk(kind, json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}]), Value::Null)
+        chunk(
+            kind,
+            json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}]),
+            Value::Null,
+        )
     };
     let mut events = vec![delta(Kind::Frame, json!({"role": "assistant", "content": "", "refusal": null}))];
     let mut calls = 0;
@@ -96,9 +103,13 @@ pub(super) fn events(reply: &Reply, model: &str, request: usize, include_usage: 
         }
     }
     if let Some(error) = reply.error.as_ref().filter(|error| error.in_stream) {
-        events.push(Event { kind: Kind::Frame, frame: format!("data: {}\n\n", error_body(error, &error.message)) });
+        events.push(Event {
+            kind: Kind::Frame,
+            frame: format!("data: {}\n\n", error_body(error, &error.message)),
+        });
     } else {
-        let last = json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish_reason(reply)}]);
+        let last =
+            json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish_reason(reply)}]);
         events.push(chunk(Kind::Frame, last, Value::Null));
         if include_usage {
             events.push(chunk(Kind::Frame, json!([]), usage(reply)));

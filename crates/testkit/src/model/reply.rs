@@ -98,7 +98,12 @@ pub struct Usage {
 
 impl Default for Usage {
     fn default() -> Self {
-        Self { input_tokens: 10, output_tokens: 5, cache_read_input_tokens: 0, cache_creation_input_tokens: 0 }
+        Self {
+            input_tokens: 10,
+            output_tokens: 5,
+            cache_read_input_tokens: 0,
+            cache_creation_input_tokens: 0,
+        }
     }
 }
 
@@ -204,8 +209,12 @@ impl Reply {
 
     /// A streamed response given literally.
     pub fn raw(body: impl Into<String>) -> Self {
-        let raw =
-            Raw { status: 200, content_type: Raw::default_content_type(), headers: BTreeMap::new(), body: body.into() };
+        let raw = Raw {
+            status: 200,
+            content_type: Raw::default_content_type(),
+            headers: BTreeMap::new(),
+            body: body.into(),
+        };
         Self { raw: Some(raw), ..Self::default() }
     }
 
@@ -249,7 +258,11 @@ impl Reply {
     /// Adds a tool call whose input is this text, JSON or not.
     #[must_use]
     pub fn and_tool_text(mut self, name: impl Into<String>, input_text: impl Into<String>) -> Self {
-        self.blocks.push(Block::Tool { tool: name.into(), input: Value::Null, input_text: Some(input_text.into()) });
+        self.blocks.push(Block::Tool {
+            tool: name.into(),
+            input: Value::Null,
+            input_text: Some(input_text.into()),
+        });
         self
     }
 

@@ -31,7 +31,9 @@ pub struct Server {
 impl Server {
     /// Starts on a free port of the loopback interface.
     pub async fn start() -> Self {
-        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port on the loopback interface")
+        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .await
+            .expect("a free port on the loopback interface")
     }
 
     /// Starts on this address.
@@ -44,7 +46,8 @@ impl Server {
         let listener = listener.tap_io(|connection| {
             let _ = connection.set_nodelay(true);
         });
-        let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("accepting never ends") });
+        let serving =
+            tokio::spawn(async move { axum::serve(listener, router).await.expect("accepting never ends") });
         Ok(Self { address, state, serving })
     }
 
@@ -141,7 +144,12 @@ async fn messages(Shared(state): Shared<Arc<State>>, uri: Uri, headers: HeaderMa
     answer(state, Wire::Anthropic, uri.path(), &headers, &body)
 }
 
-async fn chat_completions(Shared(state): Shared<Arc<State>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+async fn chat_completions(
+    Shared(state): Shared<Arc<State>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     answer(state, Wire::OpenAi, uri.path(), &headers, &body)
 }
 
@@ -151,7 +159,9 @@ fn answer(state: Arc<State>, wire: Wire, path: &str, headers: &HeaderMap, body: 
     let model = parsed["model"].as_str().unwrap_or_default().to_owned();
     let headers: BTreeMap<String, String> = headers
         .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
         .collect();
     let refusal = refusal(&state, wire, &model, &headers, &parsed);
     let violation = refusal.as_ref().map(|(_, _, message)| message.clone());
@@ -329,7 +339,10 @@ async fn requests(
     axum::Json(json!({"requests": state.requests(query.get("model").map(String::as_str))}))
 }
 
-async fn waiting(Shared(state): Shared<Arc<State>>, Query(query): Query<HashMap<String, String>>) -> axum::Json<Value> {
+async fn waiting(
+    Shared(state): Shared<Arc<State>>,
+    Query(query): Query<HashMap<String, String>>,
+) -> axum::Json<Value> {
     let hold = query.get("hold").map(String::as_str).unwrap_or_default();
     axum::Json(json!({"waiting": state.waiting(hold)}))
 }

@@ -125,7 +125,12 @@ impl State {
     pub(super) fn requests(&self, model: Option<&str>) -> Vec<Request> {
         let inner = self.lock();
         let of = |name: &str| model.is_none_or(|model| model == name);
-        inner.models.iter().filter(|(name, _)| of(name)).flat_map(|(_, model)| model.requests.clone()).collect()
+        inner
+            .models
+            .iter()
+            .filter(|(name, _)| of(name))
+            .flat_map(|(_, model)| model.requests.clone())
+            .collect()
     }
 
     pub(super) fn replies_left(&self, model: &str) -> usize {
@@ -141,7 +146,12 @@ impl State {
     /// The thinking that came with a tool call this server answered.
     pub(super) fn thinking_of(&self, model: &str, call: &str) -> Vec<String> {
         let inner = self.lock();
-        inner.models.get(model).and_then(|model| model.thinking_by_call.get(call)).cloned().unwrap_or_default()
+        inner
+            .models
+            .get(model)
+            .and_then(|model| model.thinking_by_call.get(call))
+            .cloned()
+            .unwrap_or_default()
     }
 
     pub(super) fn release(&self, hold: &str) {
@@ -174,7 +184,8 @@ impl State {
     }
 
     pub(super) async fn until_outcome(&self, model: &str, index: usize, outcome: Outcome) {
-        let reached = |inner: &Inner| inner.models.get(model)?.requests.get(index).map(|request| request.outcome);
+        let reached =
+            |inner: &Inner| inner.models.get(model)?.requests.get(index).map(|request| request.outcome);
         self.until(|inner| reached(inner) == Some(outcome)).await;
     }
 
@@ -207,7 +218,8 @@ impl Ticket {
     /// Says how the answer fared. Only the first word counts.
     pub(super) fn settle(&self, outcome: Outcome) {
         self.state.update(|inner| {
-            let request = inner.models.get_mut(&self.model).and_then(|model| model.requests.get_mut(self.index));
+            let request =
+                inner.models.get_mut(&self.model).and_then(|model| model.requests.get_mut(self.index));
             if let Some(request) = request
                 && request.outcome == Outcome::Open
             {

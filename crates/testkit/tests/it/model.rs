@@ -98,8 +98,14 @@ async fn a_reply_is_streamed_as_the_messages_api_does() {
 #[tokio::test]
 async fn a_reply_is_streamed_as_chat_completions_are() {
     let server = Server::start().await;
-    let usage = Usage { input_tokens: 3, output_tokens: 4, cache_read_input_tokens: 2, cache_creation_input_tokens: 0 };
-    server.script("m", [Reply::thinking("hm").and_text("Hello you").and_tool("bash", json!({})).usage(usage)]);
+    let usage = Usage {
+        input_tokens: 3,
+        output_tokens: 4,
+        cache_read_input_tokens: 2,
+        cache_creation_input_tokens: 0,
+    };
+    server
+        .script("m", [Reply::thinking("hm").and_text("Hello you").and_tool("bash", json!({})).usage(usage)]);
     let mut body = ask("m");
     body["stream_options"] = json!({"include_usage": true});
     let response = request(&server, "POST", "/v1/chat/completions", body).await;
@@ -133,7 +139,10 @@ async fn bytes_and_pings_change_the_cutting_and_not_the_answer() {
     let plain = request(&server, "POST", "/v1/messages", ask("m")).await.events();
     let cut = request(&server, "POST", "/v1/messages", ask("m")).await.events();
     let without_ids = |events: Vec<Value>| -> Vec<Value> {
-        events.into_iter().filter(|event| event["type"] != "ping" && event["type"] != "message_start").collect()
+        events
+            .into_iter()
+            .filter(|event| event["type"] != "ping" && event["type"] != "message_start")
+            .collect()
     };
     assert_eq!(without_ids(cut), without_ids(plain));
 }
@@ -208,7 +217,8 @@ async fn verdict(path: &str, messages: Value) -> Option<String> {
     body["messages"] = messages;
     let response = request(&server, "POST", path, body).await;
     assert_eq!(response.status == 400, !server.violations().is_empty());
-    (response.status == 400).then(|| response.json()["error"]["message"].as_str().expect("a message").to_owned())
+    (response.status == 400)
+        .then(|| response.json()["error"]["message"].as_str().expect("a message").to_owned())
 }
 
 #[tokio::test]
@@ -219,8 +229,7 @@ async fn a_broken_history_is_refused_as_the_messages_api_refuses_it() {
     let answer = |blocks: Value| json!({"role": "user", "content": blocks});
     let system = json!({"role": "system", "content": "be brief"});
     let text = json!({"type": "text", "text": "and"});
-    let unsigned =
-        json!({"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "forged"}]});
+    let unsigned = json!({"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "forged"}]});
     for (messages, expected) in [
         (json!([user, call, answer(json!([result("t1"), text]))]), None),
         (json!([user, system]), None),
@@ -244,7 +253,10 @@ async fn a_broken_history_is_refused_as_the_messages_api_refuses_it() {
         match expected {
             None => assert_eq!(refusal, None, "{messages}"),
             Some(expected) => {
-                assert!(refusal.as_ref().is_some_and(|message| message.contains(expected)), "{messages}: {refusal:?}")
+                assert!(
+                    refusal.as_ref().is_some_and(|message| message.contains(expected)),
+                    "{messages}: {refusal:?}"
+                )
             }
         }
     }
@@ -267,7 +279,10 @@ async fn a_broken_history_is_refused_as_chat_completions_refuse_it() {
         match expected {
             None => assert_eq!(refusal, None, "{messages}"),
             Some(expected) => {
-                assert!(refusal.as_ref().is_some_and(|message| message.contains(expected)), "{messages}: {refusal:?}")
+                assert!(
+                    refusal.as_ref().is_some_and(|message| message.contains(expected)),
+                    "{messages}: {refusal:?}"
+                )
             }
         }
     }
@@ -280,12 +295,12 @@ async fn thinking_has_to_come_back_with_the_call_it_led_to() {
     let mut body = ask("m");
     body["stream"] = json!(false);
     let answered = request(&server, "POST", "/v1/messages", body.clone()).await.json();
-    let result =
-        json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": answered["content"][1]["id"]}]});
+    let result = json!({"role": "user", "content": [{"type": "tool_result", "tool_use_id": answered["content"][1]["id"]}]});
     let mut without = body.clone();
     without["messages"] =
         json!([body["messages"][0], {"role": "assistant", "content": [answered["content"][1]]}, result]);
     assert_eq!(request(&server, "POST", "/v1/messages", without).await.status, 400);
-    body["messages"] = json!([body["messages"][0], {"role": "assistant", "content": answered["content"]}, result]);
+    body["messages"] =
+        json!([body["messages"][0], {"role": "assistant", "content": answered["content"]}, result]);
     assert_eq!(request(&server, "POST", "/v1/messages", body).await.status, 200);
 }

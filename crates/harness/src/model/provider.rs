@@ -1,0 +1,554 @@
+//! Providers, ready to be asked: which one answers for a model, and with which settings.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::redirect::Policy;
+
+use super::answer::Asking;
+use super::config::{
+    ATTEMPTS_MAX_DEFAULT, CONNECT_TIMEOUT_DEFAULT, ConfigError, IDLE_TIMEOUT_DEFAULT, Kind,
+    MAX_OUTPUT_TOKENS_DEFAULT, ProviderConfig, RETRY_BASE_DEFAULT, Thinking,
+};
+use super::drive::drive;
+use super::failure::{Failure, FailureKind};
+use super::http::{Endpoint, install_crypto};
+use super::key::ApiKey;
+use super::prompt::Prompt;
+use super::scripted::Script;
+use super::{anthropic, openai};
+
+/// No wait between two tries is longer, unless the provider asks for it.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long an unused connection is kept for the next request.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+
+/// A secret shorter than this would redact half of every message; nobody has a key so short.
+const SECRET_CHARS_MIN: usize = 6;
+
+/// All providers, in the order in which they are asked for a model.
+#[derive(Clone, Debug, Default)]
+pub struct Providers {
+    providers: Vec<Provider>,
+}
+
+/// A provider of models.
+#[derive(Clone)]
+pub struct Provider {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    patterns: Vec<String>,
+    model_map: std::collections::BTreeMap<String, String>,
+    settings: Settings,
+    retry: Retry,
+    wire: Wire,
+}
+
+enum Wire {
+    Anthropic(Arc<Endpoint>),
+    OpenAi(Arc<Endpoint>),
+    Scripted(Script),
+}
+
+/// What changes a request's body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) max_output_tokens: u32,
+    /// Whether the limit was stated; chat completions have one only then.
+    pub(super) states_output_limit: bool,
+    pub(super) context_tokens: Option<u64>,
+    pub(super) thinking: Option<Thinking>,
+    pub(super) effort: Option<bool>,
+    pub(super) prompt_caching: bool,
+    pub(super) mid_conversation_system: Option<bool>,
+    /// The public service, not somebody who speaks like it.
+    pub(super) is_openai_itself: bool,
+}
+
+impl Settings {
+    pub(super) fn output_limit(&self) -> Option<u32> {
+        self.states_output_limit.then_some(self.max_output_tokens)
+    }
+}
+
+/// How often a request is tried, and how long is waited in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Tries, the first included.
+    pub attempts_max: u32,
+    /// The wait after the first failure.
+    pub base: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts_max: ATTEMPTS_MAX_DEFAULT, base: RETRY_BASE_DEFAULT }
+    }
+}
+
+impl Retry {
+    /// The wait after `failures` failures in a row. What the provider asks for is the least; `jitter`, from 0 to 1,
+    /// spreads those who failed together.
+    pub fn wait(&self, failures: u32, retry_after: Option<Duration>, jitter: f64) -> Duration {
+        let doubled = self.base.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16)));
+        let spread = doubled.min(RETRY_WAIT_MAX).mul_f64(0.75 + 0.25 * jitter.clamp(0.0, 1.0));
+        retry_after.map_or(spread, |asked| asked.max(spread))
+    }
+}
+
+/// A model that the configuration names, for a list of models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The name to use in an agent.
+    pub id: String,
+    /// The provider that answers for it.
+    pub provider: String,
+    /// The size of its context, where the configuration says.
+    pub context_tokens: Option<u64>,
+    /// Its longest answer, where the configuration says.
+    pub max_output_tokens: Option<u32>,
+}
+
+impl Providers {
+    /// The providers of a configuration. `lookup` reads an environment variable.
+    pub fn build(
+        configs: Vec<ProviderConfig>,
+        lookup: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let retry = retry_from(&lookup)?;
+        let providers = configs.into_iter().map(|config| Provider::build(config, retry, &lookup));
+        Ok(Self { providers: providers.collect::<Result<_, _>>()? })
+    }
+
+    /// The providers of a machine without a configuration file: those whose usual variables are set.
+    ///
+    /// `ANTHROPIC_API_KEY`, `ANTHROPIC_BASE_URL`: `claude*`. `OPENAI_API_KEY`, `OPENAI_BASE_URL`: OpenAI's own names,
+    /// and with a base URL, which is mostly a local server, every other name, too.
+    /// `POSTHOUSE_MODEL_ATTEMPTS_MAX`, `POSTHOUSE_MODEL_RETRY_BASE_MS`: retries.
+    pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let lookup = |name: &str| lookup(name).filter(|value| !value.trim().is_empty());
+        let mut configs = Vec::new();
+        let (key, base_url) = (lookup("ANTHROPIC_API_KEY"), lookup("ANTHROPIC_BASE_URL"));
+        if key.is_some() || base_url.is_some() {
+            let mut config = ProviderConfig::new("anthropic", Kind::Anthropic, ["claude*"]);
+            config.api_key = key.as_deref().and_then(ApiKey::new);
+            config.base_url = base_url;
+            configs.push(config);
+        }
+        let (key, base_url) = (lookup("OPENAI_API_KEY"), lookup("OPENAI_BASE_URL"));
+        if key.is_some() || base_url.is_some() {
+            let mut config =
+                ProviderConfig::new("openai", Kind::OpenAi, ["gpt*", "o1*", "o3*", "o4*", "chatgpt*"]);
+            config.api_key = key.as_deref().and_then(ApiKey::new);
+            if base_url.is_some() {
+                config.models.push("*".to_owned());
+            }
+            config.base_url = base_url;
+            configs.push(config);
+        }
+        Self::build(configs, lookup)
+    }
+
+    /// Adds a provider that plays a script for the models that match.
+    #[must_use]
+    pub fn with_scripted(
+        mut self,
+        name: impl Into<String>,
+        models: impl IntoIterator<Item = impl Into<String>>,
+        script: Script,
+    ) -> Self {
+        let mut config = ProviderConfig::new(name, Kind::Scripted, models);
+        config.script = Some(script);
+        let provider = Provider::build(config, Retry::default(), &|_: &str| None);
+        self.providers.extend(provider.ok());
+        self
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.providers.is_empty()
+    }
+
+    /// All providers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Provider> {
+        self.providers.iter()
+    }
+
+    /// The provider that answers for a model.
+    pub fn resolve(&self, model: &str) -> Option<&Provider> {
+        self.providers.iter().find(|provider| provider.answers_for(model))
+    }
+
+    /// Asks the model that the prompt names.
+    pub fn ask(&self, prompt: &Prompt) -> Asking {
+        match self.resolve(&prompt.model) {
+            Some(provider) => provider.ask(prompt),
+            None => Asking::failed(Failure::new(FailureKind::Unconfigured, &prompt.model)),
+        }
+    }
+
+    /// The models that the configuration names one by one. Patterns name none.
+    pub fn list(&self) -> Vec<Listed> {
+        let mut listed: Vec<Listed> = Vec::new();
+        for Provider { inner } in &self.providers {
+            let named = inner.patterns.iter().filter(|pattern| !pattern.contains('*'));
+            for id in named.chain(inner.model_map.keys()) {
+                // The first that matches answers, so a second entry of the name would be wrong.
+                let answers = self.resolve(id).is_some_and(|provider| Arc::ptr_eq(&provider.inner, inner));
+                if answers && !listed.iter().any(|model| model.id == *id) {
+                    listed.push(Listed {
+                        id: id.clone(),
+                        provider: inner.name.clone(),
+                        context_tokens: inner.settings.context_tokens,
+                        max_output_tokens: inner.settings.output_limit(),
+                    });
+                }
+            }
+        }
+        listed
+    }
+}
+
+impl Provider {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// How often to try.
+    pub fn retry(&self) -> Retry {
+        self.inner.retry
+    }
+
+    /// The size of its models' context, where the configuration says.
+    pub fn context_tokens(&self) -> Option<u64> {
+        self.inner.settings.context_tokens
+    }
+
+    /// Asks for an answer. Nothing is sent before the first poll.
+    pub fn ask(&self, prompt: &Prompt) -> Asking {
+        let Inner { model_map, settings, wire, .. } = &*self.inner;
+        let model = model_map.get(&prompt.model).unwrap_or(&prompt.model);
+        match wire {
+            Wire::Anthropic(endpoint) => {
+                let mut headers = HeaderMap::new();
+                if let Some(beta) = anthropic::beta_header(prompt) {
+                    headers.insert(HeaderName::from_static("anthropic-beta"), HeaderValue::from_static(beta));
+                }
+                let body = anthropic::body(model, prompt, settings);
+                drive(Arc::clone(endpoint), body, headers, anthropic::MessageReader::default())
+            }
+            Wire::OpenAi(endpoint) => {
+                let body = openai::body(model, prompt, settings);
+                drive(Arc::clone(endpoint), body, HeaderMap::new(), openai::CompletionReader::new(prompt))
+            }
+            Wire::Scripted(script) => script.ask(model, prompt),
+        }
+    }
+
+    fn answers_for(&self, model: &str) -> bool {
+        self.inner.model_map.contains_key(model)
+            || self.inner.patterns.iter().any(|pattern| matches(pattern, model))
+    }
+
+    fn build(
+        mut config: ProviderConfig,
+        retry: Retry,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let name = config.name.clone();
+        let wrong = |problem: String| ConfigError { provider: name.clone(), problem };
+        if config.models.is_empty() && config.model_map.is_empty() {
+            return Err(wrong("it answers for no model: `models` and `model_map` are empty".to_owned()));
+        }
+        let wire = match config.kind {
+            Kind::Scripted => Wire::Scripted(script(&mut config).map_err(wrong)?),
+            Kind::Anthropic => Wire::Anthropic(Arc::new(endpoint(&mut config, lookup).map_err(wrong)?)),
+            Kind::OpenAi => Wire::OpenAi(Arc::new(endpoint(&mut config, lookup).map_err(wrong)?)),
+        };
+        let settings = settings(&config, &wire).map_err(wrong)?;
+        let retry = Retry {
+            attempts_max: config.attempts_max.unwrap_or(retry.attempts_max).max(1),
+            base: config.retry_base_ms.map_or(retry.base, Duration::from_millis),
+        };
+        let ProviderConfig { name, models: patterns, model_map, .. } = config;
+        Ok(Self { inner: Arc::new(Inner { name, patterns, model_map, settings, retry, wire }) })
+    }
+}
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Provider")
+            .field("name", &self.inner.name)
+            .field("models", &self.inner.patterns)
+            .finish_non_exhaustive()
+    }
+}
+
+fn retry_from(lookup: &impl Fn(&str) -> Option<String>) -> Result<Retry, ConfigError> {
+    let number = |name: &str| match lookup(name) {
+        Some(value) => value.trim().parse::<u32>().map(Some).map_err(|_| ConfigError {
+            provider: name.to_owned(),
+            problem: "expected a whole number".to_owned(),
+        }),
+        None => Ok(None),
+    };
+    let base_ms = number("POSTHOUSE_MODEL_RETRY_BASE_MS")?;
+    Ok(Retry {
+        attempts_max: number("POSTHOUSE_MODEL_ATTEMPTS_MAX")?.unwrap_or(ATTEMPTS_MAX_DEFAULT),
+        base: base_ms.map_or(RETRY_BASE_DEFAULT, |base_ms| Duration::from_millis(base_ms.into())),
+    })
+}
+
+fn settings(config: &ProviderConfig, wire: &Wire) -> Result<Settings, String> {
+    let max_output_tokens = config.max_output_tokens.unwrap_or(MAX_OUTPUT_TOKENS_DEFAULT);
+    if max_output_tokens == 0 {
+        return Err("`max_output_tokens` must be at least 1".to_owned());
+    }
+    if let Some(Thinking::Budget { budget_tokens }) = config.thinking
+        && (budget_tokens < 1024 || budget_tokens >= max_output_tokens)
+    {
+        return Err(format!(
+            "`thinking.budget_tokens` must be at least 1024 and less than {max_output_tokens}"
+        ));
+    }
+    let is_openai_itself = match wire {
+        Wire::OpenAi(endpoint) => endpoint.url.host_str() == Some("api.openai.com"),
+        Wire::Anthropic(_) | Wire::Scripted(_) => false,
+    };
+    Ok(Settings {
+        max_output_tokens,
+        states_output_limit: config.max_output_tokens.is_some(),
+        context_tokens: config.context_tokens,
+        thinking: config.thinking,
+        effort: config.effort,
+        prompt_caching: config.prompt_caching.unwrap_or(true),
+        mid_conversation_system: config.mid_conversation_system,
+        is_openai_itself,
+    })
+}
+
+fn script(config: &mut ProviderConfig) -> Result<Script, String> {
+    match (config.script.take(), &config.script_file) {
+        (Some(script), None) => Ok(script),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            serde_json::from_str(&text).map_err(|error| format!("{} is no script: {error}", path.display()))
+        }
+        (None, None) => Err("a scripted provider needs `script` or `script_file`".to_owned()),
+        (Some(_), Some(_)) => Err("`script` and `script_file` exclude each other".to_owned()),
+    }
+}
+
+fn endpoint(
+    config: &mut ProviderConfig,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Endpoint, String> {
+    let key = key(config, lookup)?;
+    let url = url(config.kind, config.base_url.as_deref())?;
+    let headers = headers(config, key.as_ref())?;
+    let mut secrets: Vec<ApiKey> = key.into_iter().collect();
+    secrets.extend(config.extra_headers.values().filter_map(|value| ApiKey::new(value)));
+    secrets.retain(|secret| secret.expose().len() >= SECRET_CHARS_MIN);
+    install_crypto();
+    let mut client = reqwest::Client::builder()
+        .connect_timeout(config.connect_timeout.unwrap_or(CONNECT_TIMEOUT_DEFAULT))
+        .pool_idle_timeout(POOL_IDLE)
+        .tcp_nodelay(true)
+        .redirect(Policy::none())
+        // Proxies are configured, not picked up behind the operator's back.
+        .no_proxy();
+    if let Some(proxy) = proxy(config, &url, lookup)? {
+        client = client.proxy(proxy);
+    }
+    Ok(Endpoint {
+        client: client.build().map_err(|error| innermost(&error))?,
+        url,
+        headers,
+        secrets,
+        idle_timeout: config.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT),
+    })
+}
+
+/// The key from where the configuration says, if it says.
+fn key(
+    config: &mut ProviderConfig,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<ApiKey>, String> {
+    let (text, source) = match (config.api_key.take(), &config.api_key_env, &config.api_key_file) {
+        (None, None, None) => return Ok(None),
+        (Some(key), None, None) => (key.expose().to_owned(), "`api_key`".to_owned()),
+        (None, Some(name), None) => {
+            let text = lookup(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
+            (text, format!("the environment variable {name}"))
+        }
+        (None, None, Some(path)) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            (text, path.display().to_string())
+        }
+        _ => return Err("`api_key`, `api_key_env` and `api_key_file` exclude each other".to_owned()),
+    };
+    ApiKey::new(&text).map(Some).ok_or_else(|| format!("{source} is empty"))
+}
+
+fn url(kind: Kind, base_url: Option<&str>) -> Result<reqwest::Url, String> {
+    let (default, path) = match kind {
+        Kind::Anthropic => ("https://api.anthropic.com", "messages"),
+        Kind::OpenAi => ("https://api.openai.com/v1", "chat/completions"),
+        Kind::Scripted => return Err("a scripted provider has no address".to_owned()),
+    };
+    let base_url = base_url.map_or(default, str::trim).trim_end_matches('/');
+    // Parse errors are not shown: the text may hold a password.
+    let base = reqwest::Url::parse(base_url).map_err(|_| "`base_url` is no URL".to_owned())?;
+    if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+        return Err("`base_url` must start with http:// or https://".to_owned());
+    }
+    if !base.username().is_empty() || base.password().is_some() {
+        return Err("`base_url` must not hold credentials".to_owned());
+    }
+    if base.query().is_some() || base.fragment().is_some() {
+        return Err("`base_url` must not have a query or a fragment".to_owned());
+    }
+    // By custom, a base URL of Messages ends before the version and one of chat completions after it; both are
+    // understood with and without.
+    let has_version = match kind {
+        Kind::Anthropic => base.path().ends_with("/v1"),
+        Kind::OpenAi | Kind::Scripted => base.path() != "/",
+    };
+    let version = if has_version { "" } else { "/v1" };
+    reqwest::Url::parse(&format!("{base_url}{version}/{path}")).map_err(|_| "`base_url` is no URL".to_owned())
+}
+
+fn headers(config: &ProviderConfig, key: Option<&ApiKey>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("posthouse/", env!("CARGO_PKG_VERSION"))));
+    let secret = |text: &str| {
+        let mut value = HeaderValue::from_str(text)
+            .map_err(|_| "the key holds characters that no header takes".to_owned())?;
+        value.set_sensitive(true);
+        Ok::<_, String>(value)
+    };
+    if config.kind == Kind::Anthropic {
+        headers.insert(
+            HeaderName::from_static("anthropic-version"),
+            HeaderValue::from_static(anthropic::VERSION),
+        );
+        if let Some(key) = key {
+            headers.insert(HeaderName::from_static("x-api-key"), secret(key.expose())?);
+        }
+    } else if let Some(key) = key {
+        headers.insert(AUTHORIZATION, secret(&format!("Bearer {}", key.expose()))?);
+    }
+    for (name, value) in &config.extra_headers {
+        let name =
+            HeaderName::try_from(name).map_err(|_| format!("`extra_headers`: {name:?} is no header"))?;
+        let value =
+            secret(value).map_err(|_| format!("`extra_headers`: the value of {name} is not allowed"))?;
+        headers.insert(name, value);
+    }
+    Ok(headers)
+}
+
+fn proxy(
+    config: &ProviderConfig,
+    url: &reqwest::Url,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<reqwest::Proxy>, String> {
+    let either =
+        |upper: &str, lower: &str| lookup(upper).or_else(|| lookup(lower)).filter(|value| !value.is_empty());
+    let (address, except) = match &config.proxy {
+        Some(address) => (address.clone(), None),
+        None if url.scheme() == "https" => match either("HTTPS_PROXY", "https_proxy") {
+            Some(address) => (address, either("NO_PROXY", "no_proxy")),
+            None => return Ok(None),
+        },
+        None => return Ok(None),
+    };
+    let proxy = reqwest::Proxy::all(&address).map_err(|_| "the proxy's address is no URL".to_owned())?;
+    Ok(Some(proxy.no_proxy(except.as_deref().and_then(reqwest::NoProxy::from_string))))
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Whether the name fits the pattern, in which `*` stands for anything.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut left) = name.strip_prefix(start) else { return false };
+    let mut pieces: Vec<&str> = rest.split('*').collect();
+    let end = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        let Some(found) = left.find(piece) else { return false };
+        left = &left[found + piece.len()..];
+    }
+    left.ends_with(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, name, expected) in [
+            ("claude*", "claude-opus-5", true),
+            ("claude*", "gpt-5", false),
+            ("*", "", true),
+            ("o1", "o1-mini", false),
+            ("*-mini", "o1-mini", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*bc*c", "abc", false),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn base_urls_are_understood_with_and_without_the_version() {
+        let of = |kind, base| url(kind, base).map(String::from);
+        for (kind, base, expected) in [
+            (Kind::Anthropic, None, "https://api.anthropic.com/v1/messages"),
+            (Kind::Anthropic, Some("http://localhost:1/"), "http://localhost:1/v1/messages"),
+            (
+                Kind::Anthropic,
+                Some("https://gateway.test/claude/v1"),
+                "https://gateway.test/claude/v1/messages",
+            ),
+            (Kind::OpenAi, None, "https://api.openai.com/v1/chat/completions"),
+            (Kind::OpenAi, Some("http://localhost:11434"), "http://localhost:11434/v1/chat/completions"),
+            (Kind::OpenAi, Some("http://localhost:8080/v1/"), "http://localhost:8080/v1/chat/completions"),
+            (Kind::OpenAi, Some("https://gateway.test/api"), "https://gateway.test/api/chat/completions"),
+        ] {
+            assert_eq!(of(kind, base).as_deref(), Ok(expected));
+        }
+        for base in ["nonsense", "ftp://x", "https://user:secret@x", "https://x?key=secret"] {
+            let error = of(Kind::OpenAi, Some(base)).expect_err("refused");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_a_minute_and_never_undercut_the_provider() {
+        let retry = Retry { attempts_max: 6, base: Duration::from_secs(1) };
+        assert_eq!(retry.wait(1, None, 1.0), Duration::from_secs(1));
+        assert_eq!(retry.wait(3, None, 1.0), Duration::from_secs(4));
+        assert_eq!(retry.wait(3, None, 0.0), Duration::from_secs(3));
+        assert_eq!(retry.wait(99, None, 1.0), Duration::from_secs(60));
+        assert_eq!(retry.wait(1, Some(Duration::from_secs(90)), 1.0), Duration::from_secs(90));
+    }
+}
