@@ -88,43 +88,22 @@ impl Report {
         let missing: Vec<String> = self
             .guards
             .iter()
-            .filter(|guard| {
-                !guard.holds && (guard.floor || guard.name == SECCOMP || guard.name == LANDLOCK)
-            })
+            .filter(|guard| !guard.holds && (guard.floor || guard.name == SECCOMP || guard.name == LANDLOCK))
             .map(|guard| format!("{} ({}; {})", guard.name, guard.detail, guard.how_to_enable))
             .collect();
-        Some(format!(
-            "this machine does not allow a guarded sandbox: {}",
-            missing.join("; ")
-        ))
+        Some(format!("this machine does not allow a guarded sandbox: {}", missing.join("; ")))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "sandbox: {}", self.level)?;
-        let width = self
-            .guards
-            .iter()
-            .map(|guard| guard.name.len())
-            .max()
-            .unwrap_or(0);
-        for Guard {
-            name,
-            holds,
-            floor: _,
-            detail,
-            how_to_enable,
-        } in &self.guards
-        {
+        let width = self.guards.iter().map(|guard| guard.name.len()).max().unwrap_or(0);
+        for Guard { name, holds, floor: _, detail, how_to_enable } in &self.guards {
             let mark = if *holds { "yes" } else { "no " };
             writeln!(formatter, "  {name:width$}  {mark}  {detail}")?;
             if !holds && !how_to_enable.is_empty() {
-                writeln!(
-                    formatter,
-                    "  {:width$}       to enable: {how_to_enable}",
-                    ""
-                )?;
+                writeln!(formatter, "  {:width$}       to enable: {how_to_enable}", "")?;
             }
         }
         Ok(())

@@ -9,9 +9,12 @@
 //! with fewer guards than [`doctor::Report`] names.
 
 pub mod doctor;
+mod namespaces;
 pub mod provider;
+pub mod supervisor;
 
 pub use provider::{
     Access, Call, Collected, Error, Limits, Mount, Provider, Resources, SandboxId, SandboxInfo,
 };
+pub use supervisor::{Program, Settings, Supervised};
 pub use tools::wire::Output;

@@ -85,11 +85,7 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            mounts: Vec::new(),
-            hostname: "sandbox".to_owned(),
-        }
+        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned() }
     }
 }
 
@@ -204,12 +200,7 @@ pub trait Provider: Send + Sync {
     /// Makes the sandbox `id`. Where it lives already, this does nothing but raise the fence: provisioning twice is
     /// provisioning once. An id that died is [`Error::Gone`] as long as the provider remembers it, so that the loss of a
     /// workspace is never mistaken for a fresh one; a new sandbox takes a new id.
-    async fn provision(
-        &self,
-        id: &SandboxId,
-        fence: u64,
-        resources: &Resources,
-    ) -> Result<(), Error>;
+    async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
     /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
     /// asking afterwards returns the kept output. What the tool itself could not do is an [`Output`] that says so, not an
@@ -286,20 +277,14 @@ impl Error {
     }
 
     pub(crate) fn gone(reason: impl Into<String>) -> Self {
-        Self::Gone {
-            reason: reason.into(),
-        }
+        Self::Gone { reason: reason.into() }
     }
 
     pub(crate) fn unavailable(reason: impl fmt::Display) -> Self {
-        Self::Unavailable {
-            reason: reason.to_string(),
-        }
+        Self::Unavailable { reason: reason.to_string() }
     }
 
     pub(crate) fn refused(reason: impl Into<String>) -> Self {
-        Self::Refused {
-            reason: reason.into(),
-        }
+        Self::Refused { reason: reason.into() }
     }
 }

@@ -1,0 +1,184 @@
+//! What the new process does between its birth and the `tools` program: it locks itself in, one guard after the other.
+//!
+//! The order is the recipe; most steps are possible only before a later one. It runs as a copy of the supervisor, which
+//! has one thread, so ordinary code is safe here; it refuses to return: it becomes `tools`, or it says which step failed
+//! and exits.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
+
+use super::profile::Profile;
+use super::{landlock, root, sys};
+use crate::provider::{Access, Limits, Mount, Resources};
+
+/// The step that could not be done, and the kernel's answer.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}: {source}")]
+pub(crate) struct Failure {
+    pub(crate) step: &'static str,
+    pub(crate) source: io::Error,
+}
+
+/// Names the step that a result belongs to.
+pub(crate) trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, Failure> {
+        self.map_err(|source| Failure { step, source: source.into() })
+    }
+}
+
+/// The byte with which the parent says that ids and limits are in place.
+pub(crate) const GO: u8 = b'g';
+
+/// Where `tools` expects its control socket.
+const CONTROL: i32 = 3;
+
+/// The whole environment of `tools`; nothing is inherited.
+const ENVIRONMENT: &[&str] = &[
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME=/root",
+    "USER=root",
+    "LOGNAME=root",
+    "SHELL=/bin/bash",
+    "LANG=C.UTF-8",
+    "TERM=dumb",
+];
+
+/// Becomes a sandbox. `sync` is the child's end of the talk with the parent; it closes when `tools` runs.
+pub(crate) fn become_sandbox(
+    profile: &Profile,
+    resources: &Resources,
+    control: &UnixStream,
+    mut sync: UnixStream,
+) -> ! {
+    // A panic must not unwind into the copy of the supervisor's loop that lies below on this stack.
+    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        lock_in(profile, resources, control, &sync)
+    }));
+    let message = match attempt {
+        Ok(Err(failure)) => failure.to_string(),
+        Ok(Ok(never)) => match never {},
+        Err(_) => "cannot build the sandbox: a step panicked".to_owned(),
+    };
+    let _ = sync.write_all(message.as_bytes());
+    sys::exit_now(1)
+}
+
+fn lock_in(
+    profile: &Profile,
+    resources: &Resources,
+    control: &UnixStream,
+    sync: &UnixStream,
+) -> Result<std::convert::Infallible, Failure> {
+    let Resources { limits, mounts, hostname } = resources;
+    sys::die_with_parent().step("tie its life to the supervisor's")?;
+
+    // With the supervisor's ids still, so that the way to mounted folders is open.
+    root::detach_propagation()?;
+    let held = root::hold(mounts)?;
+    if profile.guards.network {
+        sys::loopback_up().step("bring up the loopback interface")?;
+    }
+    sys::set_hostname(hostname).step("set the host name")?;
+
+    wait_for_go(sync)?;
+
+    sys::unshare_cgroup_namespace().step("make a control group namespace")?;
+    sys::become_namespace_root(profile.ids.groups()).step("become the namespace's root")?;
+    root::build(&profile.layout, limits, hostname, held)?;
+
+    limit(limits)?;
+    if profile.guards.nesting {
+        // As seen from this user namespace; the host's figure is another.
+        fs::write("/proc/sys/user/max_user_namespaces", "0").step("forbid nested user namespaces")?;
+    }
+    sys::new_session().step("start a session")?;
+    if profile.guards.capabilities {
+        sys::drop_capabilities().step("drop capabilities")?;
+    }
+    sys::no_new_privileges().step("set no_new_privs")?;
+    // Again: the change of ids cleared it.
+    sys::die_with_parent().step("tie its life to the supervisor's")?;
+    if has_ended(sync) {
+        sys::exit_now(1);
+    }
+
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
+    // Kept clear of the numbers that are about to be given away.
+    let control = rustix::io::fcntl_dupfd_cloexec(control, 16).step("keep the control socket")?;
+    for number in 0..=2 {
+        sys::place_descriptor(null.as_fd(), number).step("close standard input and output")?;
+    }
+    let agent = rustix::io::fcntl_dupfd_cloexec(&profile.agent, 16).step("keep the program")?;
+    let sync = rustix::io::fcntl_dupfd_cloexec(sync, 16).step("keep the way back")?;
+    sys::place_descriptor(control.as_fd(), CONTROL).step("place the control socket")?;
+    sys::close_on_exec_from(CONTROL as u32 + 1).step("close descriptors")?;
+
+    if profile.guards.landlock && profile.landlock_abi > 0 {
+        landlock::restrict(profile.landlock_abi, &writable(mounts)).step("apply the file filter")?;
+    }
+    if let Some(filter) = profile.filter.as_ref().filter(|_| profile.guards.filter) {
+        sys::load_filter(filter).step("apply the system call filter")?;
+    }
+    let environment: Vec<CString> = ENVIRONMENT
+        .iter()
+        .map(|text| CString::new(*text).expect("no zero byte in our environment"))
+        .collect();
+    let error = sys::execute_descriptor(agent.as_fd(), &[c"tools"], &environment);
+    // The descriptor that the caller would answer on may have been given away; this one still leads to the parent.
+    let failure = Failure { step: "run the tools program", source: error };
+    let _ = rustix::io::write(&sync, failure.to_string().as_bytes());
+    sys::exit_now(1)
+}
+
+fn wait_for_go(mut sync: &UnixStream) -> Result<(), Failure> {
+    let mut byte = [0];
+    match sync.read_exact(&mut byte) {
+        Ok(()) => Ok(()),
+        // The supervisor has died or given up; nobody is left to tell.
+        Err(_) => sys::exit_now(1),
+    }
+}
+
+/// Whether the parent's end is closed. Nothing is ever sent after [`GO`], so readable means ended.
+fn has_ended(sync: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(sync, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+fn limit(limits: &Limits) -> Result<(), Failure> {
+    let Limits { memory_bytes: _, processes, file_size_bytes, open_files, disk_bytes: _, cpu_percent: _ } =
+        *limits;
+    let bounds = [
+        // Counted for the ids of this user namespace only, so sandboxes do not eat each other's.
+        (libc::RLIMIT_NPROC, processes),
+        (libc::RLIMIT_NOFILE, open_files),
+        (libc::RLIMIT_FSIZE, file_size_bytes),
+        (libc::RLIMIT_CORE, 0),
+        (libc::RLIMIT_MEMLOCK, 8 << 20),
+        (libc::RLIMIT_SIGPENDING, 4096),
+        (libc::RLIMIT_MSGQUEUE, 1 << 20),
+    ];
+    bounds
+        .into_iter()
+        .try_for_each(|(resource, value)| sys::limit(resource, value).step("set resource limits"))
+}
+
+fn writable(mounts: &[Mount]) -> Vec<PathBuf> {
+    mounts
+        .iter()
+        .filter(|mount| mount.access == Access::ReadWrite)
+        .map(|mount| Path::new(&mount.inside).to_owned())
+        .collect()
+}

@@ -1,0 +1,516 @@
+//! The root file system of a sandbox: the host's tools, a private writable layer, and nothing of the host's own.
+//!
+//! There is no image. One tmpfs of bounded size holds everything that a sandbox writes; `/usr` (and what else holds
+//! programs) and a curated `/etc` are seen through overlays whose upper layers lie in that tmpfs. Built by the child in its own
+//! mount namespace, and pivoted into, after which the host's tree is out of reach. It refuses to show `/home`, `/root`,
+//! `/var`, `/run` or anything else of the host that is not named here.
+//!
+//! Inside the working folder, where nobody but the child looks:
+//!
+//! ```text
+//! etc/            the curated /etc, made once, shared, never written
+//! stage/          the tmpfs of one sandbox
+//!   r/            becomes /
+//!   u/ w/         upper and work folders of the overlays; out of reach once r/ is the root
+//! ```
+
+use std::ffi::CString;
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, open, statx, symlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_bind_recursive, mount_change, move_mount, open_tree, unmount,
+};
+use rustix::process::{chdir, pivot_root, umask};
+
+use super::child::{Failure, Step};
+use super::sys;
+use crate::provider::{Access, Limits, Mount};
+
+/// The names inside the working folder. `mountinfo` shows them to the sandbox, so they say nothing.
+pub(crate) const ETC: &str = "etc";
+pub(crate) const STAGE: &str = "stage";
+const ROOT: &str = "stage/r";
+
+/// How the host's folders of programs appear. Looked at once, when the supervisor starts.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// The host's top folders that hold programs.
+    folders: Vec<Folder>,
+    /// Folders below `/usr` in which the agent may add and replace files although the host's root owns them.
+    opened: Vec<PathBuf>,
+    /// Files and folders of `/proc` that tell about the host.
+    masked: Vec<Mask>,
+}
+
+#[derive(Clone, Debug)]
+struct Folder {
+    name: &'static str,
+    kind: FolderKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum FolderKind {
+    /// A link, as on the host (`/bin` where `/usr` is merged).
+    Link(PathBuf),
+    /// Seen through a private writable layer.
+    Layer,
+    /// Read-only, because the kernel takes no overlay over it here.
+    ReadOnly,
+}
+
+#[derive(Clone, Debug)]
+struct Mask {
+    name: &'static str,
+    is_folder: bool,
+}
+
+/// Top folders that hold programs, on one distribution or another. `/nix` and `/gnu` carry whole systems.
+const PROGRAM_FOLDERS: &[&str] =
+    &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "opt", "nix", "gnu"];
+
+/// Folders that stay the host's names but start empty.
+const EMPTY_FOLDERS: &[&str] = &[
+    "dev",
+    "dev/pts",
+    "etc",
+    "home",
+    "media",
+    "mnt",
+    "mnt/session",
+    "mnt/session/outputs",
+    "mnt/session/uploads",
+    "proc",
+    "root",
+    "run",
+    "run/lock",
+    "srv",
+    "sys",
+    "var",
+    "var/cache",
+    "var/lib",
+    "var/log",
+    "workspace",
+];
+const SHARED_FOLDERS: &[&str] = &["tmp", "var/tmp", "dev/shm"];
+
+/// What a program may find in `/dev`. No terminal, no disk, no `/dev/kvm`.
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
+
+/// What every user of a machine may read in `/proc` and a sandbox should not: how the host was started, where its kernel
+/// lies, its keys, disks, devices and interrupts.
+const MASKED: &[&str] = &[
+    "acpi",
+    "bus",
+    "cmdline",
+    "config.gz",
+    "diskstats",
+    "driver",
+    "dynamic_debug",
+    "fs",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "irq",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "modules",
+    "partitions",
+    "pressure",
+    "sched_debug",
+    "schedstat",
+    "scsi",
+    "slabinfo",
+    "swaps",
+    "sysrq-trigger",
+    "sysvipc",
+    "timer_list",
+    "vmallocinfo",
+    "asound",
+    "mdstat",
+    "mtrr",
+];
+
+/// Below `/usr`: where installers put things.
+const OPENED: &[&str] = &[
+    "",
+    "bin",
+    "sbin",
+    "lib",
+    "share",
+    "include",
+    "lib/python3",
+    "lib/python3/dist-packages",
+    "local",
+    "local/bin",
+    "local/sbin",
+    "local/lib",
+    "local/share",
+    "local/include",
+    "local/etc",
+    "local/src",
+    "local/lib/python3.10",
+    "local/lib/python3.10/dist-packages",
+    "local/lib/python3.11",
+    "local/lib/python3.11/dist-packages",
+    "local/lib/python3.12",
+    "local/lib/python3.12/dist-packages",
+    "local/lib/python3.13",
+    "local/lib/python3.13/dist-packages",
+    "local/lib/python3.14",
+    "local/lib/python3.14/dist-packages",
+    "local/lib/node_modules",
+];
+
+/// One file in this many bytes of disk: files cost the kernel memory even when they are empty.
+const BYTES_PER_FILE: u64 = 8 << 10;
+const FILES_MIN: u64 = 1 << 12;
+
+impl Layout {
+    /// Looks at the host. `layers` says whether the kernel lets us put an overlay over a folder.
+    pub(crate) fn of_host(layers: impl Fn(&Path) -> bool) -> Self {
+        let folders = PROGRAM_FOLDERS.iter().filter_map(|name| {
+            let path = Path::new("/").join(name);
+            let kind = fs::symlink_metadata(&path).ok()?.file_type();
+            let kind = match () {
+                () if kind.is_symlink() => FolderKind::Link(fs::read_link(&path).ok()?),
+                () if !kind.is_dir() => return None,
+                () if layers(&path) => FolderKind::Layer,
+                () => FolderKind::ReadOnly,
+            };
+            Some(Folder { name, kind })
+        });
+        let opened = OPENED.iter().map(|name| Path::new("usr").join(name));
+        let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+        let masked = MASKED.iter().filter_map(|name| {
+            let metadata = fs::symlink_metadata(Path::new("/proc").join(name)).ok()?;
+            Some(Mask { name, is_folder: metadata.is_dir() })
+        });
+        Self {
+            folders: folders.collect(),
+            opened: opened.filter(|path| is_folder(&Path::new("/").join(path))).collect(),
+            masked: masked.filter(|mask| mask.is_folder || readable_by_all(mask.name)).collect(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn without_masks(mut self) -> Self {
+        self.masked.clear();
+        self
+    }
+}
+
+/// What only the host's root may read needs no mask: inside, nobody is the host's root.
+fn readable_by_all(name: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(Path::new("/proc").join(name)).is_ok_and(|metadata| metadata.mode() & 0o006 != 0)
+}
+
+/// A host folder, taken hold of before the ids change, to be mounted after.
+pub(crate) struct HeldMount {
+    tree: OwnedFd,
+    is_folder: bool,
+    inside: PathBuf,
+}
+
+/// Makes every mount of this namespace private: nothing comes in or goes out any more.
+pub(crate) fn detach_propagation() -> Result<(), Failure> {
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).step("make mounts private")
+}
+
+/// Takes hold of the host folders that this sandbox is to see.
+pub(crate) fn hold(mounts: &[Mount]) -> Result<Vec<HeldMount>, Failure> {
+    mounts
+        .iter()
+        .map(|Mount { host, inside, access }| {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE;
+            let tree = open_tree(CWD, host, flags).step("take hold of a mounted folder")?;
+            let read_only = match access {
+                Access::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+                Access::ReadWrite => 0,
+            };
+            let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only;
+            sys::mount_attributes(tree.as_fd(), attributes).step("restrict a mounted folder")?;
+            let found =
+                statx(&tree, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE).step("look at a mounted folder")?;
+            let is_folder = FileType::from_raw_mode(u32::from(found.stx_mode)) == FileType::Directory;
+            Ok(HeldMount { tree, is_folder, inside: inside.clone() })
+        })
+        .collect()
+}
+
+/// Builds the root and moves into it. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
+/// ids are those of the namespace's root already, so that everything made here belongs to it.
+pub(crate) fn build(
+    layout: &Layout,
+    limits: &Limits,
+    hostname: &str,
+    mounts: Vec<HeldMount>,
+) -> Result<(), Failure> {
+    let mask = umask(Mode::empty());
+    mount_stage(limits)?;
+    make_folders()?;
+    // A mount of its own, because only a mount can become the root.
+    mount_bind(ROOT, ROOT).step("make the root a mount")?;
+    mount_programs(layout)?;
+    mount_etc(hostname)?;
+    mount_devices()?;
+    mount_proc(layout)?;
+    for held in mounts {
+        mount_held(held)?;
+    }
+    umask(mask);
+    enter()
+}
+
+fn mount_stage(limits: &Limits) -> Result<(), Failure> {
+    let files = (limits.disk_bytes / BYTES_PER_FILE).max(FILES_MIN);
+    let options = format!("size={},nr_inodes={files},mode=755", limits.disk_bytes);
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("sandbox", STAGE, "tmpfs", flags, text(&options).as_c_str()).step("mount the writable tmpfs")
+}
+
+fn make_folders() -> Result<(), Failure> {
+    for folder in [ROOT, "stage/u", "stage/w"] {
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    let mut path = String::with_capacity(64);
+    let mut below_root = |name: &str, mode: u32| {
+        path.clear();
+        write!(path, "{ROOT}/{name}").expect("a string takes any text");
+        mkdirat(CWD, path.as_str(), Mode::from_raw_mode(mode)).step("make folders")
+    };
+    for name in EMPTY_FOLDERS {
+        below_root(name, if *name == "root" { 0o700 } else { 0o755 })?;
+    }
+    SHARED_FOLDERS.iter().try_for_each(|name| below_root(name, 0o1777))
+}
+
+fn mount_programs(layout: &Layout) -> Result<(), Failure> {
+    for Folder { name, kind } in &layout.folders {
+        let target = format!("{ROOT}/{name}");
+        match kind {
+            FolderKind::Link(to) => symlinkat(to, CWD, &target).step("link a program folder")?,
+            FolderKind::Layer => {
+                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                prepare_layer(name)?;
+                if *name == "usr" {
+                    // A folder that exists in the upper layer too is the agent's; all in it shows through.
+                    layout
+                        .opened
+                        .iter()
+                        .try_for_each(|path| make_if_missing(&Path::new("stage/u").join(path)))?;
+                }
+                mount_layer(&format!("/{name}"), name, &target)?;
+            }
+            FolderKind::ReadOnly => {
+                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                mount_bind_recursive(format!("/{name}"), &target).step("bind a program folder")?;
+                let mounted = open(&target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .step("bind a program folder")?;
+                let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+                sys::mount_attributes(mounted.as_fd(), attributes).step("restrict a program folder")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mount_etc(hostname: &str) -> Result<(), Failure> {
+    prepare_layer(ETC)?;
+    if hostname != "sandbox" {
+        let put = |name: &str, text: String| {
+            fs::write(Path::new("stage/u/etc").join(name), text).step("name the host")
+        };
+        put("hostname", format!("{hostname}\n"))?;
+        put(
+            "hosts",
+            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+        )?;
+    }
+    mount_layer(ETC, ETC, "stage/r/etc")
+}
+
+fn prepare_layer(name: &str) -> Result<(), Failure> {
+    for layer in ["u", "w"] {
+        make_if_missing(&Path::new(STAGE).join(layer).join(name))?;
+    }
+    Ok(())
+}
+
+fn mount_layer(lower: &str, name: &str, target: &str) -> Result<(), Failure> {
+    // Without `userxattr` an ordinary user's overlay cannot replace a deleted folder.
+    let options = format!("lowerdir={lower},upperdir=stage/u/{name},workdir=stage/w/{name},userxattr");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("sandbox", target, "overlay", flags, text(&options).as_c_str()).step("mount a writable layer")
+}
+
+fn mount_devices() -> Result<(), Failure> {
+    for name in DEVICES {
+        let target = format!("stage/r/dev/{name}");
+        make_file(&target)?;
+        mount_bind(format!("/dev/{name}"), &target).step("bind a device")?;
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("sandbox", "stage/r/dev/pts", "devpts", flags, c"newinstance,ptmxmode=0666,mode=0620")
+        .step("mount terminals")?;
+    let links = [
+        ("pts/ptmx", "ptmx"),
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+    ];
+    links
+        .iter()
+        .try_for_each(|(to, name)| symlinkat(*to, CWD, format!("stage/r/dev/{name}")).step("link a device"))
+}
+
+/// Done while the host's `/proc` is still in sight: the kernel allows a new one only to who could see the old one.
+fn mount_proc(layout: &Layout) -> Result<(), Failure> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "stage/r/proc", "proc", flags, None).step("mount /proc")?;
+    let empty = "stage/r/sys";
+    for Mask { name, is_folder } in &layout.masked {
+        let target = format!("stage/r/proc/{name}");
+        let cover = if *is_folder { empty } else { "stage/r/dev/null" };
+        match mount_bind(cover, &target) {
+            // Some entries belong to a namespace and are missing in a new one.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error).step("mask a file of /proc"),
+        }
+    }
+    Ok(())
+}
+
+fn mount_held(HeldMount { tree, is_folder, inside }: HeldMount) -> Result<(), Failure> {
+    let mut target = PathBuf::from(ROOT);
+    let mut components = inside.components().filter(|part| matches!(part, Component::Normal(_))).peekable();
+    while let Some(part) = components.next() {
+        target.push(part);
+        if components.peek().is_some() || is_folder {
+            make_if_missing(&target)?;
+        } else {
+            make_file(target.to_str().unwrap_or_default())?;
+        }
+    }
+    move_mount(&tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step("mount a folder of the host")
+}
+
+/// Makes the new root the root and forgets the old one.
+fn enter() -> Result<(), Failure> {
+    chdir(ROOT).step("enter the root")?;
+    pivot_root(".", ".").step("pivot the root")?;
+    // The old root lies on top of the new one now; unmounting it uncovers the new one.
+    unmount(".", UnmountFlags::DETACH).step("let go of the host's root")?;
+    chdir("/workspace").step("enter /workspace")
+}
+
+fn make_if_missing(path: &Path) -> Result<(), Failure> {
+    match mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).step("make folders"),
+    }
+}
+
+fn make_file(path: &str) -> Result<(), Failure> {
+    match mknodat(CWD, path, FileType::RegularFile, Mode::from_raw_mode(0o644), 0) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).step("make a file to mount on"),
+    }
+}
+
+fn text(options: &str) -> CString {
+    CString::new(options).expect("our mount options hold no zero byte")
+}
+
+/// Whether a mount that a caller asks for can be made.
+pub(crate) fn check(mount: &Mount) -> io::Result<()> {
+    let refuse = |why: &str| {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("mount at {}: {why}", mount.inside.display()),
+        ))
+    };
+    if !mount.host.is_absolute() || !mount.inside.is_absolute() {
+        return refuse("both paths must be absolute");
+    }
+    let parts: Vec<Component<'_>> = mount.inside.components().skip(1).collect();
+    let [Component::Normal(top), ..] = parts.as_slice() else {
+        return refuse("the root itself cannot be covered");
+    };
+    if !parts.iter().all(|part| matches!(part, Component::Normal(_))) {
+        return refuse("the path must be plain");
+    }
+    if ["proc", "dev", "sys", "etc"].iter().any(|name| top == name) {
+        return refuse("this folder is the sandbox's own");
+    }
+    Ok(())
+}
+
+/// Tries an overlay over a folder of the host, in a throw-away child of the probe.
+pub(crate) fn try_layer(lower: &Path) -> Result<(), Failure> {
+    mkdirat(CWD, "stage/t", Mode::from_raw_mode(0o755)).step("make folders")?;
+    for folder in ["stage/t/u", "stage/t/w", "stage/t/m"] {
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    let options = format!("lowerdir={},upperdir=stage/t/u,workdir=stage/t/w,userxattr", lower.display());
+    mount("sandbox", "stage/t/m", "overlay", MountFlags::NODEV, text(&options).as_c_str())
+        .step("mount a writable layer")
+}
+
+/// The folders over which a layer is wanted.
+pub(crate) fn program_folders() -> Vec<PathBuf> {
+    let is_folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    PROGRAM_FOLDERS.iter().map(|name| Path::new("/").join(name)).filter(is_folder).collect()
+}
+
+/// Mounts a `/proc` and moves into a root that has nothing else, in a throw-away child of the probe.
+pub(crate) fn try_proc_and_root() -> Result<(), Failure> {
+    mkdirat(CWD, ROOT, Mode::from_raw_mode(0o755)).step("make folders")?;
+    mount_bind(ROOT, ROOT).step("make the root a mount")?;
+    for folder in ["stage/r/proc", "stage/r/workspace"] {
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    mount("proc", "stage/r/proc", "proc", MountFlags::NOSUID, None).step("mount /proc")?;
+    enter()
+}
+
+/// Mounts the stage alone, for [`try_layer`].
+pub(crate) fn try_stage() -> Result<(), Failure> {
+    mount("sandbox", STAGE, "tmpfs", MountFlags::NODEV, c"size=64k,mode=755").step("mount the writable tmpfs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_over_the_sandboxs_own_folders_are_refused() {
+        let at = |inside: &str| {
+            check(&Mount { host: "/a".into(), inside: inside.into(), access: Access::ReadOnly })
+        };
+        assert!(at("/data").is_ok());
+        assert!(at("/workspace/data").is_ok());
+        for inside in ["/", "/proc", "/proc/x", "/dev/null", "/etc", "/sys", "/a/../proc", "relative"] {
+            assert!(at(inside).is_err(), "{inside}");
+        }
+    }
+}

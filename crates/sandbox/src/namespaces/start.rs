@@ -1,0 +1,174 @@
+//! Starting a sandbox: the parent's side.
+//!
+//! The parent makes the process in its namespaces, gives it ids and puts it into its control group while it waits, then lets
+//! it go. It never waits itself: the caller watches [`Started::sync`], which ends when the program runs, or says why it
+//! does not.
+
+use std::fs;
+use std::io::{self, Write};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+use super::cgroups::Group;
+use super::child::{self, Failure, Step};
+use super::profile::{Ids, Profile};
+use super::sys::{self, Cloned};
+use crate::provider::Resources;
+
+/// The proof that this process has one thread, without which a copy of it could stand still on a lock for ever.
+///
+/// It stays in the thread that made it, and a process with this proof starts no other thread.
+pub(crate) struct OnlyThread(PhantomData<*const ()>);
+
+impl OnlyThread {
+    /// Looks.
+    pub(crate) fn prove() -> io::Result<Self> {
+        match fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(PhantomData)),
+            threads => Err(io::Error::other(format!(
+                "sandboxes are started by a process of one thread; this one has {threads}"
+            ))),
+        }
+    }
+}
+
+impl OnlyThread {
+    /// Splits this process in two.
+    pub(crate) fn fork(&self) -> io::Result<sys::Forked> {
+        // SAFETY: no other thread exists, so no lock is held in the copy.
+        unsafe { sys::fork() }
+    }
+}
+
+/// A process in namespaces of its own, still building its root.
+pub(crate) struct Started {
+    /// Process 1 of the sandbox, as the host numbers it.
+    pub(crate) pid: i32,
+    pub(crate) process: Process,
+    /// Speaks [`tools::wire`] once the program runs.
+    pub(crate) control: UnixStream,
+    /// Ends when the program runs; a message before that is why it does not.
+    pub(crate) sync: UnixStream,
+    pub(crate) group: Group,
+}
+
+/// A handle to a process that no reuse of numbers can point elsewhere. Killed and reaped when dropped.
+pub(crate) struct Process(OwnedFd);
+
+impl Process {
+    /// The handle, readable when the process has ended.
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Kills it, and, as it is process 1 of its namespace, everything in there. Wakes it even if it is stopped.
+    pub(crate) fn kill(&self) {
+        // The only error is that it is dead already.
+        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+    }
+
+    /// Collects it if it has ended.
+    pub(crate) fn reap(&self) -> bool {
+        !matches!(
+            waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG),
+            Ok(None)
+        )
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        // After SIGKILL this is short: it waits for the kernel to take the namespaces' processes down.
+        let _ = waitid(WaitId::PidFd(self.0.as_fd()), WaitIdOptions::EXITED);
+    }
+}
+
+/// The namespaces that are made at birth; the control group one follows when the process is in its group.
+pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS;
+
+/// Starts a sandbox in the group `name` with the id range `slot`.
+pub(crate) fn start(
+    only: &OnlyThread,
+    profile: &Profile,
+    name: &str,
+    slot: u32,
+    resources: &Resources,
+) -> Result<Started, Failure> {
+    let group = profile.groups.create(name, &resources.limits).step("make the control group")?;
+    let (control, inside) = UnixStream::pair().step("make the control socket")?;
+    let mut resources = resources.clone();
+    if !profile.guards.processes {
+        resources.limits.processes = libc::RLIM_INFINITY;
+    }
+    let namespaces = if profile.guards.network { NAMESPACES } else { NAMESPACES & !libc::CLONE_NEWNET };
+    let launched = launch(only, namespaces, |sync| child::become_sandbox(profile, &resources, &inside, sync));
+    let Launched { pid, process, mut sync } = match launched {
+        Ok(launched) => launched,
+        Err(failure) => {
+            group.remove();
+            return Err(failure);
+        }
+    };
+    let released = map_ids(pid, profile.ids, slot)
+        .and_then(|()| group.attach(pid).step("enter the control group"))
+        .and_then(|()| sync.write_all(&[child::GO]).step("let the process go"));
+    if let Err(failure) = released {
+        drop(process);
+        group.remove();
+        return Err(failure);
+    }
+    Ok(Started { pid, process, control, sync, group })
+}
+
+/// A copy of this process in new namespaces, waiting for [`child::GO`].
+pub(crate) struct Launched {
+    pub(crate) pid: i32,
+    pub(crate) process: Process,
+    pub(crate) sync: UnixStream,
+}
+
+/// Runs `inside` in a copy of this process in new namespaces.
+pub(crate) fn launch(
+    _: &OnlyThread,
+    namespaces: i32,
+    inside: impl FnOnce(UnixStream),
+) -> Result<Launched, Failure> {
+    let (ours, theirs) = UnixStream::pair().step("make a socket pair")?;
+    // SAFETY: `OnlyThread` is the proof that no other thread exists, so no lock is held in the copy.
+    match unsafe { sys::clone3(namespaces as u64) }.step("make namespaces")? {
+        Cloned::Parent { pid, pidfd } => Ok(Launched { pid, process: Process(pidfd), sync: ours }),
+        Cloned::Child => {
+            // Or the child would hold its own way back open and never learn that the parent is gone.
+            drop(ours);
+            inside(theirs);
+            sys::exit_now(0)
+        }
+    }
+}
+
+/// Says which host ids the ids of the new user namespace stand for.
+pub(crate) fn map_ids(pid: i32, ids: Ids, slot: u32) -> Result<(), Failure> {
+    let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text).step("map the ids");
+    let (uid, gid, length) = match ids {
+        Ids::Own { uid, gid } => {
+            write("setgroups", "deny".to_owned())?;
+            (uid, gid, 1)
+        }
+        Ids::Ranges { first, length, count: _ } => {
+            let first = first + slot * length;
+            (first, first, length)
+        }
+        Ids::HostRoot => (0, 0, 0x1_0000),
+    };
+    write("uid_map", format!("0 {uid} {length}"))?;
+    write("gid_map", format!("0 {gid} {length}"))
+}

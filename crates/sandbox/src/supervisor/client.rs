@@ -1,0 +1,518 @@
+//! The server's side: a [`Provider`] whose sandboxes live with the supervisor.
+//!
+//! One connection carries everything, many questions at a time. When it breaks, questions that may be asked twice are asked again, of the
+//! same supervisor or, if that has died, of a new one, which then says truthfully that it knows none of the sandboxes.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::value::to_raw_value;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tools::wire::{HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, Refusal, Reply, encode, frame_len};
+
+use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath};
+use super::place::{Place, Program};
+use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
+use crate::doctor::Report;
+use crate::provider::{Call, Collected, Error, Provider, Resources, SandboxId, SandboxInfo};
+
+/// Calls at once, from one server.
+const CALLS_MAX: usize = 4096;
+/// How long a supervisor may take to start, or to end for a newer one.
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+/// Between two looks at whether it has.
+const START_PAUSE: Duration = Duration::from_millis(20);
+/// How often a question is asked again when the connection breaks under it.
+const ATTEMPTS: usize = 3;
+
+/// Where the supervisor is, and how to start it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The data directory; the supervisor keeps to `supervisor/` in it.
+    pub data_dir: PathBuf,
+    /// What to start when none is there.
+    pub program: Program,
+    /// How long it stays, with all sandboxes, when no server is connected.
+    pub idle_exit: Duration,
+}
+
+impl Settings {
+    /// The usual settings: this program's own hidden subcommand `supervisor`, ten minutes.
+    #[must_use]
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            program: Program::this("supervisor"),
+            idle_exit: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Sandboxes of namespaces on this machine, kept by the supervisor of a data directory.
+pub struct Supervised {
+    settings: Settings,
+    link: tokio::sync::Mutex<Option<Arc<Link>>>,
+    calls: Semaphore,
+}
+
+impl Supervised {
+    /// Does nothing yet: the supervisor is found or started when it is first needed, or by [`Supervised::report`].
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, link: tokio::sync::Mutex::new(None), calls: Semaphore::new(CALLS_MAX) }
+    }
+
+    /// What this machine allows, as the supervisor found out when it started. Starts it if need be.
+    pub async fn report(&self) -> Result<Report, Error> {
+        match self.ask(|| Ask::Report {}).await? {
+            Answer::Report(report) => Ok(report),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Destroys every sandbox of this data directory and ends the supervisor, if there is one.
+    pub async fn end(&self) -> Result<(), Error> {
+        let mut current = self.link.lock().await;
+        let link = match current.take() {
+            Some(link) => Some(link),
+            None => connect(&self.settings).await.map_err(Error::unavailable)?,
+        };
+        if let Some(link) = link {
+            // It closes the connection when it is done; an answer before that is a courtesy.
+            let _ = link.ask(Ask::End {}).await;
+            link.ended().await;
+        }
+        Ok(())
+    }
+
+    /// Asks, again if the connection breaks. For questions that may be asked twice, which all of ours may.
+    async fn ask(&self, ask: impl Fn() -> Ask) -> Result<Answer, Error> {
+        let mut lost = Lost("never asked".to_owned());
+        for _ in 0..ATTEMPTS {
+            let link = self.link().await?;
+            match link.ask(ask()).await {
+                Ok(Answer::Failed(error)) => return Err(error),
+                Ok(answer) => return Ok(answer),
+                Err(Unsent::Lost(why)) => lost = why,
+                Err(Unsent::TooLarge(why)) => return Err(Error::refused(why)),
+            }
+        }
+        Err(Error::unavailable(lost.0))
+    }
+
+    /// The connection, made anew if there is none.
+    async fn link(&self) -> Result<Arc<Link>, Error> {
+        let mut current = self.link.lock().await;
+        if let Some(link) = current.as_ref().filter(|link| !link.is_closed()) {
+            return Ok(Arc::clone(link));
+        }
+        let link = connect_or_start(&self.settings).await.map_err(Error::unavailable)?;
+        *current = Some(Arc::clone(&link));
+        Ok(link)
+    }
+
+    async fn relay(&self, id: &SandboxId, fence: Option<u64>, op: &Op) -> Result<Reply, Error> {
+        let op = to_raw_value(op).map_err(|error| Error::refused(error.to_string()))?;
+        let ask = || Ask::Relay { sandbox: id.clone(), fence, op: op.clone() };
+        match self.ask(ask).await? {
+            Answer::Relayed(reply) => serde_json::from_str(reply.get()).map_err(Error::unavailable),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for Supervised {
+    async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
+        let ask = || Ask::Provision { sandbox: id.clone(), fence, resources: resources.clone() };
+        done(self.ask(ask).await?)
+    }
+
+    async fn execute(&self, call: Call) -> Result<Output, Error> {
+        let Call { sandbox, call_id, fence, name, input, timeout } = call;
+        let Ok(_permit) = self.calls.try_acquire() else {
+            return Err(Error::Busy { reason: format!("{CALLS_MAX} calls run already") });
+        };
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
+        match self.relay(&sandbox, Some(fence), &Op::Execute { call_id, name, input, timeout_ms }).await? {
+            Reply::Output(output) => Ok(output),
+            // For the model to see: it ran, once, and what it said is lost.
+            Reply::Refused { reason: Refusal::Forgotten, message } => Ok(Output::error(message)),
+            other => Err(refused(other)),
+        }
+    }
+
+    async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error> {
+        match self.relay(id, Some(fence), &Op::Cancel { call_id: call_id.to_owned() }).await? {
+            Reply::Cancelled { known } => Ok(known),
+            other => Err(refused(other)),
+        }
+    }
+
+    async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
+        let files =
+            match self.relay(id, None, &Op::Collect { max_bytes: BYTES_MAX, max_files: FILES_MAX }).await? {
+                Reply::Files { files, truncated: _ } => files,
+                other => return Err(refused(other)),
+            };
+        let mut collected = Vec::new();
+        let mut budget = BYTES_MAX;
+        for file in files.into_iter().take(usize::try_from(FILES_MAX).unwrap_or(usize::MAX)) {
+            let Some(safe) = SafePath::parse(&file.path) else { continue };
+            if let Some(size_bytes) = self.copy_out(id, &file.path, &safe, into, budget).await? {
+                budget -= size_bytes;
+                collected.push(Collected { path: safe.to_path(), size_bytes });
+            }
+        }
+        Ok(collected)
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
+        done(self.ask(|| Ask::Destroy { sandbox: id.clone() }).await?)
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
+        match self.ask(|| Ask::List {}).await? {
+            Answer::List(list) => Ok(list),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+impl Supervised {
+    /// Copies one file, piece by piece. `None` if it is gone meanwhile or over the budget.
+    async fn copy_out(
+        &self,
+        id: &SandboxId,
+        path: &str,
+        safe: &SafePath,
+        into: &Path,
+        budget: u64,
+    ) -> Result<Option<u64>, Error> {
+        let (into, safe) = (into.to_owned(), safe.clone());
+        let mut incoming = on_disk(move || Incoming::create(&into, &safe)).await?;
+        let mut offset = 0;
+        loop {
+            let op = Op::ReadOutput { path: path.to_owned(), offset, length: OUTPUT_PIECE_BYTES_MAX };
+            let data = match self.relay(id, None, &op).await? {
+                Reply::Bytes { data, size_bytes: _ } => data,
+                Reply::Refused { .. } => return Ok(None),
+                other => return Err(unexpected(other)),
+            };
+            let bytes = BASE64.decode(data).map_err(Error::unavailable)?;
+            let length = bytes.len() as u64;
+            offset += length;
+            if offset > budget {
+                return Ok(None);
+            }
+            incoming = on_disk(move || incoming.append(&bytes).map(|()| incoming)).await?;
+            if length < OUTPUT_PIECE_BYTES_MAX {
+                on_disk(move || incoming.finish()).await?;
+                return Ok(Some(offset));
+            }
+        }
+    }
+}
+
+fn done(answer: Answer) -> Result<(), Error> {
+    match answer {
+        Answer::Done {} => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn refused(reply: Reply) -> Error {
+    match reply {
+        Reply::Refused { reason: Refusal::Busy, message } => Error::Busy { reason: message },
+        Reply::Refused { reason: Refusal::Invalid | Refusal::Forgotten, message } => {
+            Error::Refused { reason: message }
+        }
+        other => unexpected(other),
+    }
+}
+
+fn unexpected(what: impl std::fmt::Debug) -> Error {
+    // Only its kind: an answer can be large, and can hold what a tool printed.
+    let kind: String = format!("{what:?}").chars().take_while(|letter| letter.is_alphanumeric()).collect();
+    Error::unavailable(format!("the supervisor answered with {kind}, which is no answer to this"))
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Error::unavailable),
+        Err(error) => Err(Error::unavailable(error)),
+    }
+}
+
+/// Connects to the supervisor, starting one if there is none and retiring one of an older version.
+async fn connect_or_start(settings: &Settings) -> io::Result<Arc<Link>> {
+    let deadline = Instant::now() + START_TIME_MAX;
+    loop {
+        if let Some(link) = connect(settings).await? {
+            match link.hello(settings.idle_exit).await {
+                Ok(PROTOCOL) => return Ok(link),
+                Ok(older) if older < PROTOCOL => {
+                    tracing::info!(
+                        supervisor.protocol = older,
+                        "retiring a supervisor of an older version, with its sandboxes"
+                    );
+                    let _ = link.ask(Ask::End {}).await;
+                    link.ended().await;
+                }
+                Ok(newer) => {
+                    return Err(io::Error::other(format!(
+                        "the supervisor is of a newer version (protocol {newer})"
+                    )));
+                }
+                // It ended between the two; look again.
+                Err(_) => {}
+            }
+        } else {
+            let (place, program) = (Place::open(&settings.data_dir)?, settings.program.clone());
+            tokio::task::spawn_blocking(move || place.start(&program)).await.map_err(io::Error::other)??;
+            if let Some(link) = connect(settings).await? {
+                if matches!(link.hello(settings.idle_exit).await, Ok(PROTOCOL)) {
+                    return Ok(link);
+                }
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(
+                ErrorKind::TimedOut,
+                "the supervisor can neither be reached nor started",
+            ));
+        }
+        // Another one holds the lock and is just starting or ending.
+        sleep(START_PAUSE).await;
+    }
+}
+
+/// Connects to a supervisor; `None` if there is none.
+async fn connect(settings: &Settings) -> io::Result<Option<Arc<Link>>> {
+    let place = Place::open(&settings.data_dir)?;
+    let connected = tokio::task::spawn_blocking(move || place.connect()).await.map_err(io::Error::other)?;
+    match connected {
+        Ok(stream) => Ok(Some(Link::open(UnixStream::from_std(stream)?))),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// One connection to the supervisor. The task that reads from it ends with it.
+struct Link {
+    wire: Arc<Wire>,
+    driver: JoinHandle<()>,
+}
+
+struct Wire {
+    stream: UnixStream,
+    state: Mutex<State>,
+    /// Something waits to be written.
+    output: Notify,
+    ended: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    next_id: u64,
+    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    output: VecDeque<u8>,
+    closed: Option<String>,
+}
+
+/// The connection broke before the answer came.
+struct Lost(String);
+
+/// Why there is no answer.
+enum Unsent {
+    Lost(Lost),
+    TooLarge(String),
+}
+
+impl Link {
+    fn open(stream: UnixStream) -> Arc<Self> {
+        let wire =
+            Arc::new(Wire { stream, state: Mutex::default(), output: Notify::new(), ended: Notify::new() });
+        let driver = tokio::spawn(drive(Arc::clone(&wire)));
+        Arc::new(Self { wire, driver })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.wire.state().closed.is_some()
+    }
+
+    async fn hello(&self, idle_exit: Duration) -> Result<u32, Unsent> {
+        let idle_exit_ms = u64::try_from(idle_exit.as_millis()).ok();
+        match self.ask(Ask::Hello { protocol: PROTOCOL, idle_exit_ms }).await? {
+            Answer::Hello { protocol, pid: _ } => Ok(protocol),
+            _ => Err(Unsent::Lost(Lost("the supervisor does not say who it is".to_owned()))),
+        }
+    }
+
+    /// Asks one question and waits for its answer.
+    async fn ask(&self, ask: Ask) -> Result<Answer, Unsent> {
+        let (sender, receiver) = oneshot::channel();
+        let id = {
+            let mut state = self.wire.state();
+            if let Some(why) = &state.closed {
+                return Err(Unsent::Lost(Lost(why.clone())));
+            }
+            let id = state.next_id;
+            state.next_id += 1;
+            let frame = encode(&Request { id, ask }, REQUEST_BYTES_MAX)
+                .map_err(|error| Unsent::TooLarge(error.to_string()))?;
+            state.waiting.insert(id, sender);
+            self.wire.write(&mut state, &frame);
+            id
+        };
+        // Whoever stops waiting must not leave a place behind.
+        let _forget = Forget { wire: &self.wire, id };
+        receiver.await.map_err(|_| Unsent::Lost(Lost(self.wire.why_closed())))
+    }
+
+    async fn ended(&self) {
+        let ended = self.wire.ended.notified();
+        if !self.is_closed() {
+            ended.await;
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+struct Forget<'a> {
+    wire: &'a Wire,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.wire.state().waiting.remove(&self.id);
+    }
+}
+
+impl Wire {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn why_closed(&self) -> String {
+        self.state().closed.clone().unwrap_or_else(|| "the connection to the supervisor is closed".to_owned())
+    }
+
+    /// Writes at once what the socket takes, and leaves the rest to the driver.
+    fn write(&self, state: &mut State, frame: &[u8]) {
+        let written = match state.output.is_empty() {
+            true => self.stream.try_write(frame).unwrap_or(0),
+            false => 0,
+        };
+        if written < frame.len() {
+            state.output.extend(&frame[written..]);
+            self.output.notify_one();
+        }
+    }
+
+    /// Writes what waits, as far as the socket takes it.
+    fn flush(&self) -> io::Result<()> {
+        let mut state = self.state();
+        while !state.output.is_empty() {
+            match self.stream.try_write(state.output.as_slices().0) {
+                Ok(count) => drop(state.output.drain(..count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, frame: &[u8]) -> io::Result<()> {
+        let Response { id, answer } = serde_json::from_slice(frame)?;
+        let waiting = self.state().waiting.remove(&id);
+        if let Some(waiting) = waiting {
+            // Whoever asked may have stopped waiting.
+            let _ = waiting.send(answer);
+        }
+        Ok(())
+    }
+}
+
+/// Moves bytes until the connection ends, then tells everybody who waits.
+async fn drive(wire: Arc<Wire>) {
+    let why = match exchange(&wire).await {
+        Ok(()) => "the supervisor has closed the connection".to_owned(),
+        Err(error) => format!("the connection to the supervisor broke: {error}"),
+    };
+    let waiting = {
+        let mut state = wire.state();
+        state.closed = Some(why);
+        std::mem::take(&mut state.waiting)
+    };
+    drop(waiting);
+    wire.ended.notify_waiters();
+}
+
+/// What woke the driver.
+enum Wake {
+    Readable,
+    Writable,
+    Output,
+}
+
+async fn exchange(wire: &Wire) -> io::Result<()> {
+    let mut input: Vec<u8> = Vec::new();
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        let has_output = !wire.state().output.is_empty();
+        let wake = tokio::select! {
+            ready = wire.stream.readable() => ready.map(|()| Wake::Readable)?,
+            ready = wire.stream.writable(), if has_output => ready.map(|()| Wake::Writable)?,
+            () = wire.output.notified() => Wake::Output,
+        };
+        match wake {
+            Wake::Writable | Wake::Output => wire.flush()?,
+            Wake::Readable => match wire.stream.try_read(&mut chunk) {
+                Ok(0) => return Ok(()),
+                Ok(count) => {
+                    input.extend_from_slice(&chunk[..count]);
+                    take_frames(wire, &mut input)?;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            },
+        }
+    }
+}
+
+fn take_frames(wire: &Wire, input: &mut Vec<u8>) -> io::Result<()> {
+    let mut start = 0;
+    while let Some(header) = input[start..].first_chunk::<HEADER_BYTES>() {
+        let length = frame_len(*header, RESPONSE_BYTES_MAX).map_err(io::Error::other)?;
+        let end = start + HEADER_BYTES + length;
+        if input.len() < end {
+            break;
+        }
+        wire.deliver(&input[start + HEADER_BYTES..end])?;
+        start = end;
+    }
+    input.drain(..start);
+    if input.is_empty() && input.capacity() > 1 << 20 {
+        *input = Vec::new();
+    }
+    Ok(())
+}

@@ -1,0 +1,686 @@
+//! What the supervisor owns, and every decision about it: who is fenced off, who is gone and why, what happens to the
+//! calls of a sandbox that dies.
+//!
+//! It reacts to asks and to events of the loop and answers through [`Keeper::take_replies`]; it never waits. A sandbox goes through
+//!
+//! ```text
+//! Starting ──▶ Live ──▶ Dying ──▶ (buried: its id, fence and reason are remembered for a while)
+//!     └──────────────────▲
+//! ```
+//!
+//! and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use serde_json::value::{RawValue, to_raw_value};
+use tools::wire::{self, Reply, encode};
+
+use super::frames::{Flow, Frames};
+use super::poller::{Interest, Poller, Token};
+use super::protocol::{Answer, RelayedRequest, RelayedResponse};
+use crate::doctor::Report;
+use crate::namespaces::cgroups::{Controller, Group};
+use crate::namespaces::profile::Profile;
+use crate::namespaces::root;
+use crate::namespaces::start::{OnlyThread, Process, Started, start};
+use crate::namespaces::watchdog;
+use crate::provider::{Error, Limits, Resources, SandboxId, SandboxInfo};
+
+/// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
+const SANDBOXES_MAX: usize = 4096;
+/// Requests to one sandbox at once. `tools` has a bound of its own for calls; this one is for everything together.
+const PENDING_MAX: usize = 256;
+/// Bytes that may wait for one sandbox: a few of the largest requests.
+const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
+/// Dead sandboxes whose end is remembered.
+const GRAVES_MAX: usize = 4096;
+/// Building a root takes milliseconds; after this long it hangs on something.
+const START_TIME_MAX: Duration = Duration::from_secs(30);
+/// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
+/// busy the machine is.
+const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
+/// How often deadlines and memory are looked at while there is anything to look at.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// The least memory in which `tools` and a shell can start.
+const MEMORY_BYTES_MIN: u64 = 16 << 20;
+const PROCESSES_MIN: u64 = 8;
+/// Lower bound on the other figures: enough to start at all.
+const DISK_BYTES_MIN: u64 = 1 << 20;
+const OPEN_FILES_MIN: u64 = 64;
+const CPU_PERCENT_MIN: u32 = 1;
+
+/// Who is waiting for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waiter {
+    pub(crate) connection: u64,
+    pub(crate) request: u64,
+}
+
+pub(crate) struct Keeper {
+    only: OnlyThread,
+    poller: Rc<Poller>,
+    profile: Profile,
+    report: Report,
+    sandboxes: HashMap<u64, Sandbox>,
+    keys: HashMap<SandboxId, u64>,
+    next_key: u64,
+    slots: Slots,
+    graves: Graves,
+    /// Control groups whose last process is still on its way out.
+    unremoved: Vec<Group>,
+    replies: Vec<(Waiter, Answer)>,
+    /// The question whether anybody is there, as it goes over the wire.
+    ping: Box<RawValue>,
+}
+
+struct Sandbox {
+    id: SandboxId,
+    fence: u64,
+    born: Instant,
+    used: Instant,
+    slot: u32,
+    limits: Limits,
+    pid: i32,
+    process: Process,
+    control: Frames,
+    interest: Interest,
+    sync: Option<UnixStream>,
+    group: Group,
+    state: State,
+    /// When `tools` last said anything, or was first asked after a silence.
+    heard: Instant,
+    /// By the id of the request to `tools`.
+    pending: HashMap<u64, Pending>,
+    next_request: u64,
+}
+
+enum State {
+    Starting {
+        waiters: Vec<Waiter>,
+    },
+    Live,
+    Dying {
+        reason: String,
+        /// Waiting for the end.
+        waiters: Vec<Waiter>,
+    },
+}
+
+/// Who asked; the supervisor itself, when it asks whether anybody is there.
+enum Pending {
+    Asked(Waiter),
+    Ping,
+}
+
+impl Keeper {
+    pub(crate) fn new(only: OnlyThread, poller: Rc<Poller>, profile: Profile, report: Report) -> Self {
+        let slots = Slots::new(profile.ids.slots());
+        Self {
+            only,
+            poller,
+            profile,
+            report,
+            sandboxes: HashMap::new(),
+            keys: HashMap::new(),
+            next_key: 0,
+            slots,
+            graves: Graves::default(),
+            unremoved: Vec::new(),
+            replies: Vec::new(),
+            ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
+        }
+    }
+
+    /// Answers since the last time.
+    pub(crate) fn take_replies(&mut self) -> Vec<(Waiter, Answer)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    pub(crate) fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Whether [`Keeper::tick`] has anything to look at.
+    pub(crate) fn needs_ticks(&self) -> bool {
+        let watched = !self.profile.groups.limits(Controller::Memory);
+        let restless = |sandbox: &Sandbox| match sandbox.state {
+            State::Starting { .. } | State::Dying { .. } => true,
+            State::Live => watched || !sandbox.pending.is_empty(),
+        };
+        !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
+    }
+
+    pub(crate) fn provision(
+        &mut self,
+        waiter: Waiter,
+        id: SandboxId,
+        fence: u64,
+        resources: Resources,
+        now: Instant,
+    ) {
+        if let Some(sandbox) = self.keys.get(&id).and_then(|key| self.sandboxes.get_mut(key)) {
+            if let Err(error) = sandbox.pass(Some(fence), now) {
+                return self.reply(waiter, Answer::Failed(error));
+            }
+            match &mut sandbox.state {
+                State::Starting { waiters } => waiters.push(waiter),
+                State::Live => self.reply(waiter, Answer::Done {}),
+                State::Dying { reason, .. } => {
+                    let error = Error::gone(reason.clone());
+                    self.reply(waiter, Answer::Failed(error));
+                }
+            }
+            return;
+        }
+        if let Some(reason) = self.graves.reason(&id) {
+            let error = Error::gone(reason);
+            return self.reply(waiter, Answer::Failed(error));
+        }
+        if let Err(error) = self.begin(waiter, id, fence, resources, now) {
+            self.reply(waiter, Answer::Failed(error));
+        }
+    }
+
+    fn begin(
+        &mut self,
+        waiter: Waiter,
+        id: SandboxId,
+        fence: u64,
+        resources: Resources,
+        now: Instant,
+    ) -> Result<(), Error> {
+        if let Some(refusal) = self.report.refusal() {
+            return Err(Error::Refused { reason: refusal });
+        }
+        let resources = checked(resources)?;
+        let slot = match self.sandboxes.len() < SANDBOXES_MAX {
+            true => self.slots.take(),
+            false => None,
+        };
+        let Some(slot) = slot else {
+            return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
+        };
+        let key = self.next_key;
+        self.next_key += 1;
+        // The key keeps a new group apart from one of the same id that is not quite gone.
+        let name = format!("{key}-{id}");
+        let started = start(&self.only, &self.profile, &name, slot, &resources).map_err(Error::unavailable);
+        let Started { pid, process, control, sync, group } =
+            started.inspect_err(|_| self.slots.give_back(slot))?;
+        let control = match self.watch(key, &process, control, &sync) {
+            Ok(control) => control,
+            Err(error) => {
+                drop(process);
+                self.unremoved.push(group);
+                self.slots.give_back(slot);
+                return Err(Error::unavailable(error));
+            }
+        };
+        let sandbox = Sandbox {
+            id: id.clone(),
+            fence,
+            born: now,
+            used: now,
+            slot,
+            limits: resources.limits,
+            pid,
+            process,
+            control,
+            interest: Interest::Read,
+            sync: Some(sync),
+            group,
+            state: State::Starting { waiters: vec![waiter] },
+            heard: now,
+            pending: HashMap::new(),
+            next_request: 1,
+        };
+        self.sandboxes.insert(key, sandbox);
+        self.keys.insert(id, key);
+        Ok(())
+    }
+
+    fn watch(
+        &self,
+        key: u64,
+        process: &Process,
+        control: UnixStream,
+        sync: &UnixStream,
+    ) -> io::Result<Frames> {
+        sync.set_nonblocking(true)?;
+        let control = Frames::new(control, wire::RESPONSE_BYTES_MAX, WAITING_BYTES_MAX)?;
+        self.poller.add(control.descriptor(), Token::Control(key))?;
+        self.poller.add(sync, Token::Sync(key))?;
+        self.poller.add(process.descriptor(), Token::Process(key))?;
+        Ok(control)
+    }
+
+    /// Hands an operation to a sandbox. One that is still being built reads it as soon as it can.
+    pub(crate) fn relay(
+        &mut self,
+        waiter: Waiter,
+        id: &SandboxId,
+        fence: Option<u64>,
+        op: &RawValue,
+        now: Instant,
+    ) {
+        let Some(key) = self.keys.get(id).copied() else {
+            let error = Error::gone(self.graves.reason(id).unwrap_or(UNKNOWN));
+            return self.reply(waiter, Answer::Failed(error));
+        };
+        let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
+        let sent = sandbox.pass(fence, now).and_then(|()| sandbox.relay(Pending::Asked(waiter), op, now));
+        match sent {
+            Ok(()) => self.update_interest(key),
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
+        }
+    }
+
+    pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId) {
+        match self.keys.get(&id).copied() {
+            Some(key) => {
+                self.kill(key, DESTROYED);
+                match self.sandboxes.get_mut(&key).map(|sandbox| &mut sandbox.state) {
+                    Some(State::Dying { waiters, .. }) => waiters.push(waiter),
+                    Some(State::Starting { .. } | State::Live) | None => self.reply(waiter, Answer::Done {}),
+                }
+            }
+            None => {
+                // Remembered too: whoever provisions it after this is late, and must not make what nobody will destroy.
+                self.graves.dig(id, DESTROYED.to_owned());
+                self.reply(waiter, Answer::Done {});
+            }
+        }
+    }
+
+    pub(crate) fn list(&self, now: Instant) -> Vec<SandboxInfo> {
+        let alive = self.sandboxes.values().filter(|sandbox| !matches!(sandbox.state, State::Dying { .. }));
+        let mut list: Vec<SandboxInfo> = alive.map(|sandbox| sandbox.info(now)).collect();
+        list.sort_by(|one, other| one.id.cmp(&other.id));
+        list
+    }
+
+    /// A sandbox's `tools` said something, or its socket takes more.
+    pub(crate) fn control_ready(&mut self, key: u64, now: Instant) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let mut replies = Vec::new();
+        let talked = sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, now));
+        for (waiter, answer) in replies {
+            self.reply(waiter, answer);
+        }
+        match talked {
+            Ok(Flow::Open) => self.update_interest(key),
+            // Process 1 has closed its end or talks nonsense: either way it is not our `tools` any more. When it has died,
+            // the kernel tells more in a moment.
+            Ok(Flow::Ended) => {
+                self.poller.remove(self.sandboxes[&key].control.descriptor());
+                self.kill(key, ENDED);
+            }
+            Err(error) => self.kill(key, &format!("its control socket failed: {error}")),
+        }
+    }
+
+    /// A sandbox's first steps have ended, one way or the other.
+    pub(crate) fn sync_ready(&mut self, key: u64) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let Some(mut sync) = sandbox.sync.take() else { return };
+        self.poller.remove(&sync);
+        let mut message = Vec::new();
+        let _ = sync.read_to_end(&mut message);
+        let State::Starting { waiters } = &mut sandbox.state else { return };
+        let waiters = std::mem::take(waiters);
+        let answer = if message.is_empty() {
+            sandbox.state = State::Live;
+            Answer::Done {}
+        } else {
+            let reason = String::from_utf8_lossy(&message).into_owned();
+            self.kill(key, &reason);
+            Answer::Failed(Error::Unavailable { reason })
+        };
+        for waiter in waiters {
+            self.reply(waiter, answer.clone());
+        }
+    }
+
+    /// Process 1 of a sandbox has ended, and everything else in it with it.
+    pub(crate) fn process_ended(&mut self, key: u64) {
+        // It may have said why a moment ago.
+        self.sync_ready(key);
+        self.kill(key, ENDED);
+        let Some(sandbox) = self.sandboxes.get(&key) else { return };
+        if !sandbox.process.reap() {
+            return;
+        }
+        let Some(sandbox) = self.sandboxes.remove(&key) else { return };
+        self.poller.remove(sandbox.process.descriptor());
+        self.poller.remove(sandbox.control.descriptor());
+        if let Some(sync) = &sandbox.sync {
+            self.poller.remove(sync);
+        }
+        self.keys.remove(&sandbox.id);
+        self.slots.give_back(sandbox.slot);
+        let State::Dying { reason, waiters } = sandbox.state else { return };
+        self.graves.dig(sandbox.id, reason);
+        for waiter in waiters {
+            self.reply(waiter, Answer::Done {});
+        }
+        if !sandbox.group.remove() {
+            self.unremoved.push(sandbox.group);
+        }
+    }
+
+    /// Looks at deadlines, memory and what is left of the dead.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        self.unremoved.retain(|group| !group.remove());
+        let watched = !self.profile.groups.limits(Controller::Memory);
+        let verdicts: Vec<(u64, String)> = self
+            .sandboxes
+            .iter()
+            .filter_map(|(key, sandbox)| Some((*key, sandbox.verdict(watched, now)?)))
+            .collect();
+        for (key, reason) in verdicts {
+            self.kill(key, &reason);
+        }
+        let silent: Vec<u64> = self
+            .sandboxes
+            .iter()
+            .filter(|(_, sandbox)| sandbox.is_silent(now))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in silent {
+            let Some(sandbox) = self.sandboxes.get_mut(&key) else { continue };
+            // Where there is no room for it, that is the same silence.
+            let _ = sandbox.relay(Pending::Ping, &self.ping, now);
+            self.update_interest(key);
+        }
+    }
+
+    /// Ends every sandbox and waits for it. The supervisor is about to end.
+    pub(crate) fn destroy_all(&mut self) {
+        let sandboxes = std::mem::take(&mut self.sandboxes);
+        self.keys.clear();
+        sandboxes.values().for_each(|sandbox| sandbox.process.kill());
+        for (_, sandbox) in sandboxes {
+            drop(sandbox.process);
+            self.unremoved.push(sandbox.group);
+        }
+        // The groups empty themselves within moments of the last process; what stays is cleared by the next supervisor.
+        for _ in 0..100 {
+            self.unremoved.retain(|group| !group.remove());
+            if self.unremoved.is_empty() {
+                break;
+            }
+            let _ = self.poller.wait(Some(Duration::from_millis(5)));
+        }
+        self.profile.groups.remove();
+    }
+
+    /// Decides that a sandbox dies, unless that is decided already, and tells everybody who waits for a call in it.
+    fn kill(&mut self, key: u64, reason: &str) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        if matches!(sandbox.state, State::Dying { .. }) {
+            return;
+        }
+        sandbox.process.kill();
+        // The kernel's own reason is better than what we see of it.
+        let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
+            true => memory_reason(sandbox.limits.memory_bytes),
+            false => reason.to_owned(),
+        };
+        let error = Error::gone(reason.clone());
+        let state = std::mem::replace(&mut sandbox.state, State::Dying { reason, waiters: Vec::new() });
+        let starting = match state {
+            State::Starting { waiters } => waiters,
+            State::Live | State::Dying { .. } => Vec::new(),
+        };
+        let calling =
+            std::mem::take(&mut sandbox.pending).into_values().filter_map(|pending| match pending {
+                Pending::Asked(waiter) => Some(waiter),
+                Pending::Ping => None,
+            });
+        self.replies.extend(
+            starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
+        );
+    }
+
+    fn update_interest(&mut self, key: u64) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let wanted = if sandbox.control.has_output() { Interest::ReadAndWrite } else { Interest::Read };
+        if wanted != sandbox.interest {
+            sandbox.interest = wanted;
+            let _ = self.poller.change(sandbox.control.descriptor(), Token::Control(key), wanted);
+        }
+    }
+
+    fn reply(&mut self, waiter: Waiter, answer: Answer) {
+        self.replies.push((waiter, answer));
+    }
+}
+
+impl Sandbox {
+    /// Lets the holder of this fencing token through, or tells it that it is late.
+    fn pass(&mut self, fence: Option<u64>, now: Instant) -> Result<(), Error> {
+        if let Some(fence) = fence {
+            if fence < self.fence {
+                return Err(Error::Fenced { seen: self.fence });
+            }
+            self.fence = fence;
+        }
+        self.used = now;
+        Ok(())
+    }
+
+    fn relay(&mut self, pending: Pending, op: &RawValue, now: Instant) -> Result<(), Error> {
+        if let State::Dying { reason, .. } = &self.state {
+            return Err(Error::gone(reason.clone()));
+        }
+        if self.pending.len() >= PENDING_MAX {
+            return Err(Error::Busy { reason: format!("{PENDING_MAX} requests wait for this sandbox") });
+        }
+        let id = self.next_request;
+        let frame = encode(&RelayedRequest { id, op }, wire::REQUEST_BYTES_MAX)
+            .map_err(|error| Error::refused(error.to_string()))?;
+        if !self.control.has_room(frame.len()) {
+            return Err(Error::Busy {
+                reason: "this sandbox does not take requests as fast as they come".to_owned(),
+            });
+        }
+        self.next_request += 1;
+        if self.pending.is_empty() {
+            self.heard = now;
+        }
+        // A broken socket shows as its end too, and is dealt with there.
+        let _ = self.control.send(&frame);
+        self.pending.insert(id, pending);
+        Ok(())
+    }
+
+    fn read_replies(&mut self, replies: &mut Vec<(Waiter, Answer)>, now: Instant) -> io::Result<Flow> {
+        let flow = self.control.fill()?;
+        self.heard = now;
+        while let Some(frame) = self.control.next()? {
+            let response: RelayedResponse<'_> = serde_json::from_slice(&frame)?;
+            if response.id == 0 {
+                check_ready(response.reply)?;
+                continue;
+            }
+            match self.pending.remove(&response.id) {
+                Some(Pending::Asked(waiter)) => {
+                    replies.push((waiter, Answer::Relayed(response.reply.to_owned())))
+                }
+                // An answer to nothing is a lie without effect.
+                Some(Pending::Ping) | None => {}
+            }
+        }
+        Ok(flow)
+    }
+
+    /// Whether calls run but nothing has been heard for so long that it is worth asking.
+    fn is_silent(&self, now: Instant) -> bool {
+        let asked = || self.pending.values().any(|pending| matches!(pending, Pending::Ping));
+        matches!(self.state, State::Live)
+            && !self.pending.is_empty()
+            && now > self.heard + SILENCE_TIME_MAX / 2
+            && !asked()
+    }
+
+    /// Why this sandbox must end now, if it must.
+    fn verdict(&self, watched: bool, now: Instant) -> Option<String> {
+        match &self.state {
+            State::Dying { .. } => None,
+            State::Starting { .. } => {
+                (now > self.born + START_TIME_MAX).then(|| "it could not be built in time".to_owned())
+            }
+            State::Live => {
+                if !self.pending.is_empty() && now > self.heard + SILENCE_TIME_MAX {
+                    return Some("it no longer answers".to_owned());
+                }
+                let limit = self.limits.memory_bytes;
+                let over = watched && watchdog::memory_bytes(self.pid, limit) > limit;
+                over.then(|| memory_reason(limit))
+            }
+        }
+    }
+
+    fn info(&self, now: Instant) -> SandboxInfo {
+        SandboxInfo {
+            id: self.id.clone(),
+            age: now.duration_since(self.born),
+            idle: now.duration_since(self.used),
+            fence: self.fence,
+            memory_bytes: self.group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(self.pid, 0))),
+            calls: self.pending.len() as u64,
+        }
+    }
+}
+
+const UNKNOWN: &str = "no sandbox of this id lives here";
+const DESTROYED: &str = "it was destroyed";
+const ENDED: &str = "its first process has ended";
+
+fn memory_reason(limit: u64) -> String {
+    format!("it used more memory than its limit of {} MiB", limit >> 20)
+}
+
+/// The greeting of `tools`: both ends come from one build, unless somebody has mixed them.
+fn check_ready(reply: &RawValue) -> io::Result<()> {
+    match serde_json::from_str(reply.get())? {
+        Reply::Ready { protocol: wire::PROTOCOL } => Ok(()),
+        _ => Err(io::Error::other("tools of another version")),
+    }
+}
+
+/// Refuses what cannot work, and makes the figures agree with each other.
+fn checked(mut resources: Resources) -> Result<Resources, Error> {
+    let Limits { memory_bytes, processes, file_size_bytes: _, open_files, disk_bytes, cpu_percent } =
+        resources.limits;
+    let name = &resources.hostname;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let rules = [
+        (memory_bytes >= MEMORY_BYTES_MIN, "the memory limit is below 16 MiB"),
+        (processes >= PROCESSES_MIN, "the process limit is below 8"),
+        (open_files >= OPEN_FILES_MIN, "the open file limit is below 64"),
+        (disk_bytes >= DISK_BYTES_MIN, "the disk limit is below 1 MiB"),
+        (cpu_percent >= CPU_PERCENT_MIN, "the cpu limit is 0"),
+        (!name.is_empty() && name.len() <= 63 && name.bytes().all(plain), "the host name is not a plain one"),
+    ];
+    if let Some((_, broken)) = rules.iter().find(|(kept, _)| !kept) {
+        return Err(Error::refused(*broken));
+    }
+    for mount in &resources.mounts {
+        root::check(mount).map_err(|error| Error::refused(error.to_string()))?;
+    }
+    // Files live in memory, so more disk than memory could never be used.
+    resources.limits.disk_bytes = disk_bytes.min(memory_bytes);
+    Ok(resources)
+}
+
+/// Which id ranges are taken. The search goes round, so that a range rests before it is used again.
+struct Slots {
+    count: u32,
+    next: u32,
+    taken: HashSet<u32>,
+}
+
+impl Slots {
+    fn new(count: u32) -> Self {
+        Self { count, next: 0, taken: HashSet::new() }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        if self.taken.len() >= self.count as usize {
+            return None;
+        }
+        loop {
+            let slot = self.next;
+            self.next = (self.next + 1) % self.count;
+            if self.taken.insert(slot) {
+                return Some(slot);
+            }
+        }
+    }
+
+    fn give_back(&mut self, slot: u32) {
+        self.taken.remove(&slot);
+    }
+}
+
+/// The dead whose end is remembered, oldest first.
+#[derive(Default)]
+struct Graves {
+    reasons: HashMap<SandboxId, String>,
+    order: VecDeque<SandboxId>,
+}
+
+impl Graves {
+    fn dig(&mut self, id: SandboxId, reason: String) {
+        if self.reasons.insert(id.clone(), reason).is_none() {
+            self.order.push_back(id);
+        }
+        if self.order.len() > GRAVES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.reasons.remove(&oldest);
+        }
+    }
+
+    fn reason(&self, id: &SandboxId) -> Option<&str> {
+        self.reasons.get(id).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_ids_rests_before_it_is_used_again() {
+        let mut slots = Slots::new(3);
+        assert_eq!([slots.take(), slots.take()], [Some(0), Some(1)]);
+        slots.give_back(0);
+        assert_eq!([slots.take(), slots.take(), slots.take()], [Some(2), Some(0), None]);
+    }
+
+    #[test]
+    fn graves_are_bounded_and_the_oldest_goes_first() {
+        let mut graves = Graves::default();
+        let id = |number: usize| SandboxId::parse(&format!("s{number}")).unwrap();
+        for number in 0..=GRAVES_MAX {
+            graves.dig(id(number), "x".to_owned());
+        }
+        assert_eq!((graves.reason(&id(0)), graves.reason(&id(1))), (None, Some("x")));
+    }
+
+    #[test]
+    fn limits_that_cannot_work_are_refused_by_name() {
+        let limits = Limits { memory_bytes: 1, ..Limits::default() };
+        let refused = checked(Resources { limits, ..Resources::default() }).unwrap_err();
+        assert_eq!(refused.to_string(), "refused: the memory limit is below 16 MiB");
+        let small = Limits { memory_bytes: 64 << 20, ..Limits::default() };
+        let resources = checked(Resources { limits: small, ..Resources::default() }).unwrap();
+        assert_eq!(resources.limits.disk_bytes, 64 << 20);
+    }
+}

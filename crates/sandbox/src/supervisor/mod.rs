@@ -1,0 +1,26 @@
+//! The supervisor: the small process that owns the sandboxes of one data directory.
+//!
+//! It exists because a large server must never fork and because a sandbox must outlive the server that asked for it. It holds
+//! no secret, no session and no policy: it starts sandboxes, relays calls to their `tools`, and ends them. It ends by itself
+//! when no server has been connected for a while, and everything it owns ends with it, however it ends.
+//!
+//! ```text
+//! server ── supervisor.sock ──▶ supervisor ── one socket each ──▶ tools (process 1 of a sandbox)
+//!   (any number, they come and go)   (one per data directory: supervisor.lock)
+//! ```
+//!
+//! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
+//! owns and decides), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk).
+
+pub(crate) mod client;
+pub(crate) mod collect;
+pub(crate) mod frames;
+pub(crate) mod keeper;
+pub(crate) mod place;
+pub(crate) mod poller;
+pub(crate) mod process;
+pub(crate) mod protocol;
+
+pub use client::{Settings, Supervised};
+pub use place::Program;
+pub use process::main;
