@@ -1,1 +1,19 @@
-//! Placeholder while the crate is being written.
+//! The brain: a stateless loop that claims a session, reads its log, does the next thing and records it.
+//!
+//! [`Brain::wake`] is the whole interface: it drives one session until it rests, and may be killed between any two
+//! instructions; another `wake` continues. [`Brain::run`] claims whatever session has something to do.
+//!
+//! What to do is decided by `session::next_step`; this crate does it. It speaks to models ([`model`]), runs calls
+//! in sandboxes, and keeps nothing. It never serves a request and is never called by the door: the two meet in the
+//! store.
+
+mod brain;
+mod context;
+mod drive;
+pub mod faults;
+mod hands;
+pub mod model;
+mod speech;
+mod toolset;
+
+pub use brain::{Brain, Options};

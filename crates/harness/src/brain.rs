@@ -1,0 +1,142 @@
+//! The brain: claims sessions that have something to do and drives each until it rests.
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use protocol::id::SessionId;
+use sandbox::{Provider, Resources};
+use store::{Lease, Store};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::drive::{self, Halt};
+use crate::faults::{Faults, NoFaults, Point};
+use crate::model::Providers;
+
+/// How many sessions one brain drives at once: a bound on memory (a transcript each) and on open model requests.
+const SESSIONS_MAX: usize = 1_024;
+/// How long to wait after the store failed before asking it again.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How a brain works.
+pub struct Options {
+    /// What a new sandbox gets.
+    pub resources: Resources,
+    /// Where deliverables are copied to, a folder for each session.
+    pub outputs_dir: PathBuf,
+    /// Names this brain in leases.
+    pub holder: String,
+    /// Where it may die. [`NoFaults`] outside the crash tests.
+    pub faults: Arc<dyn Faults>,
+}
+
+impl Options {
+    /// The usual options, with deliverables below `outputs_dir`.
+    pub fn new(outputs_dir: PathBuf) -> Self {
+        Self {
+            resources: Resources::default(),
+            outputs_dir,
+            holder: format!("brain-{}", std::process::id()),
+            faults: Arc::new(NoFaults),
+        }
+    }
+}
+
+/// A stateless brain. Everything that it knows of a session it reads from the store, and forgets when it lets go.
+pub struct Brain {
+    pub(crate) store: Store,
+    pub(crate) models: Arc<Providers>,
+    pub(crate) hands: Arc<dyn Provider>,
+    pub(crate) faults: Arc<dyn Faults>,
+    pub(crate) options: Options,
+}
+
+impl Brain {
+    /// A brain over a store, the models it may ask and the hands it may use.
+    pub fn new(store: Store, models: Arc<Providers>, hands: Arc<dyn Provider>, options: Options) -> Self {
+        Self { store, models, hands, faults: Arc::clone(&options.faults), options }
+    }
+
+    /// Claims and drives sessions until `shutdown`, then hands over what it holds.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let tracker = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(SESSIONS_MAX));
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let claimed = tokio::select! {
+                claimed = self.store.claim(&self.options.holder) => claimed,
+                () = shutdown.cancelled() => break,
+            };
+            match claimed {
+                Ok(lease) => {
+                    let brain = Arc::clone(&self);
+                    let shutdown = shutdown.clone();
+                    tracker.spawn(async move {
+                        brain.hold(lease, &shutdown).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no session can be claimed");
+                    tokio::select! {
+                        () = tokio::time::sleep(STORE_PAUSE) => {}
+                        () = shutdown.cancelled() => break,
+                    }
+                }
+            }
+        }
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    /// Drives one session until it rests; `false` if somebody else holds it or it has nothing to do.
+    pub async fn wake(&self, session: &SessionId, shutdown: &CancellationToken) -> Result<bool, store::Error> {
+        let Some(lease) = self.store.try_claim(session, &self.options.holder).await? else { return Ok(false) };
+        self.hold(lease, shutdown).await;
+        Ok(true)
+    }
+
+    async fn hold(&self, lease: Lease, shutdown: &CancellationToken) {
+        let span = tracing::info_span!("drive", session.id = %lease.token.session, epoch = lease.token.epoch);
+        self.faults.reached(Point::Claimed).await;
+        async {
+            let driven = AssertUnwindSafe(drive::drive(self, &lease.token, shutdown)).catch_unwind().await;
+            let failure = match driven {
+                Ok(Ok(()) | Err(Halt::ShuttingDown)) => None,
+                Ok(Err(Halt::Lost)) => return,
+                Ok(Err(Halt::Store(error))) => {
+                    // What was last asked may have happened: the next holder reads the truth from the log.
+                    tracing::error!(%error, "the store failed under a session");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                    None
+                }
+                Ok(Err(halt @ Halt::Log(_))) => Some(halt.to_string()),
+                Err(panic) => Some(format!("internal error: {}", text_of(&*panic))),
+            };
+            if let Some(message) = failure {
+                tracing::error!(message, "a drive failed");
+                // What a client sees names the layer, not the inside story.
+                let recorded =
+                    drive::record_internal_failure(self, &lease.token, "the brain failed while driving this session");
+                if let Err(error) = recorded.await {
+                    tracing::error!(%error, "the failure could not be recorded");
+                }
+            }
+            if let Err(error) = self.store.release(lease).await {
+                tracing::error!(%error, "a lease could not be released; it expires by itself");
+            }
+        }
+        .instrument(span)
+        .await;
+    }
+}
+
+fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+}

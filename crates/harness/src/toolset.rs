@@ -1,0 +1,108 @@
+//! The tools that the model is offered, in the model's words. What the built-in ones do is in crate `tools`.
+
+use std::time::Duration;
+
+use protocol::agent::{AgentSpec, BuiltinTool, Tool};
+use serde_json::{Value, json};
+
+use crate::model::ToolSpec;
+
+/// What an agent with built-in tools is told of the place they work in.
+pub(crate) const PLACE: &str = "Your tools run in a private Linux sandbox without network access. The working \
+directory is /workspace. Files that the user is to receive go to /mnt/session/outputs/; everything else is lost \
+when the sandbox ends.";
+
+/// The longest that one bash call may take, whatever it asks for. Longer work belongs in a background job.
+const BASH_TIMEOUT: Duration = Duration::from_secs(600);
+/// The longest that a call of a file tool may take (the official runner's limit).
+const FILE_TOOL_TIMEOUT: Duration = Duration::from_secs(150);
+
+/// How long a call of this tool may take.
+pub(crate) fn timeout_of(name: &str) -> Duration {
+    match BuiltinTool::from_name(name) {
+        Some(BuiltinTool::Bash) => BASH_TIMEOUT,
+        _ => FILE_TOOL_TIMEOUT,
+    }
+}
+
+/// Whether the agent has any built-in tool.
+pub(crate) fn has_builtin(spec: &AgentSpec) -> bool {
+    BuiltinTool::ALL.into_iter().any(|tool| spec.policy_of(tool).is_some())
+}
+
+/// The tools of an agent: the built-in ones that are enabled, then its own, in a fixed order.
+pub(crate) fn specs(spec: &AgentSpec) -> Vec<ToolSpec> {
+    let builtin = BuiltinTool::ALL.into_iter().filter(|tool| spec.policy_of(*tool).is_some()).map(builtin_spec);
+    let custom = spec.tools.iter().filter_map(|entry| match entry {
+        Tool::Custom(tool) => Some(ToolSpec {
+            name: tool.name.clone(),
+            description: tool.description.clone(),
+            input_schema: Value::Object(tool.input_schema.clone()),
+        }),
+        Tool::Toolset { .. } => None,
+    });
+    builtin.chain(custom).collect()
+}
+
+fn builtin_spec(tool: BuiltinTool) -> ToolSpec {
+    let (description, properties, required): (&str, Value, &[&str]) = match tool {
+        BuiltinTool::Bash => (
+            "Runs a command in a persistent bash shell: the working directory, variables and background jobs last \
+             from call to call. Standard output and error come back together; only the last 100 KiB are kept.",
+            json!({
+                "command": {"type": "string", "description": "The command to run."},
+                "timeout_ms": {"type": "integer", "description": "Kill the command and the shell after this many milliseconds (default 120000, at most 600000)."},
+                "restart": {"type": "boolean", "description": "Start a fresh shell instead of running a command."},
+            }),
+            &[],
+        ),
+        BuiltinTool::Read => (
+            "Reads a file: text as it is, images and PDFs as such.",
+            json!({
+                "file_path": {"type": "string", "description": "The file, absolute or relative to the working directory."},
+                "view_range": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2, "description": "First and last line, from 1; a last line of -1 means the end. Needed for files over 256 KiB."},
+            }),
+            &["file_path"],
+        ),
+        BuiltinTool::Write => (
+            "Writes a file, replacing what was there; makes missing folders.",
+            json!({
+                "file_path": {"type": "string", "description": "The file, absolute or relative to the working directory."},
+                "content": {"type": "string", "description": "The whole new content."},
+            }),
+            &["file_path", "content"],
+        ),
+        BuiltinTool::Edit => (
+            "Replaces text in a file. The old text must occur exactly once, unless all occurrences are to be replaced.",
+            json!({
+                "file_path": {"type": "string", "description": "The file, absolute or relative to the working directory."},
+                "old_string": {"type": "string", "description": "The text to replace, exactly as in the file."},
+                "new_string": {"type": "string", "description": "The text to put there."},
+                "replace_all": {"type": "boolean", "description": "Replace every occurrence."},
+            }),
+            &["file_path", "old_string", "new_string"],
+        ),
+        BuiltinTool::Glob => (
+            "Finds files by name, newest first, at most 200.",
+            json!({
+                "pattern": {"type": "string", "description": "A glob such as **/*.rs."},
+                "path": {"type": "string", "description": "Where to look; the working directory if absent."},
+            }),
+            &["pattern"],
+        ),
+        BuiltinTool::Grep => (
+            "Finds lines by regular expression and gives them as path:line:text.",
+            json!({
+                "pattern": {"type": "string", "description": "A regular expression as ripgrep understands it."},
+                "path": {"type": "string", "description": "Where to look; the working directory if absent."},
+            }),
+            &["pattern"],
+        ),
+        BuiltinTool::WebFetch | BuiltinTool::WebSearch => unreachable!("what is not built is never enabled"),
+    };
+    ToolSpec {
+        name: tool.name().to_owned(),
+        description: description.to_owned(),
+        input_schema: json!({"type": "object", "properties": properties, "required": required}),
+    }
+}
