@@ -2,5 +2,40 @@
 //! running twice.
 //!
 //! Without the feature `bin` this is only [`wire`]: what the supervisor and `tools` say to each other.
+//! With it, [`server::serve`] is the whole of process 1 of a sandbox. In reading order: the wire, the
+//! main loop ([`server`]), what its threads share ([`desk`], [`ledger`]), the shell ([`bash`],
+//! [`terminal`], [`processes`]), the file tools ([`tool`], [`files`], [`confine`]).
+//!
+//! This crate does not guard anything from the commands it runs: namespaces, Landlock and seccomp are
+//! in place before it starts. It has no database, no TLS and no async runtime.
 
 pub mod wire;
+
+#[cfg(feature = "bin")]
+pub mod bash;
+#[cfg(feature = "bin")]
+pub mod config;
+#[cfg(feature = "bin")]
+pub mod confine;
+#[cfg(feature = "bin")]
+pub mod desk;
+#[cfg(feature = "bin")]
+pub mod files;
+#[cfg(feature = "bin")]
+pub mod ledger;
+#[cfg(feature = "bin")]
+pub mod outputs;
+#[cfg(feature = "bin")]
+pub mod overflow;
+#[cfg(feature = "bin")]
+pub mod processes;
+#[cfg(feature = "bin")]
+pub mod server;
+#[cfg(feature = "bin")]
+pub mod sys;
+#[cfg(feature = "bin")]
+pub mod terminal;
+#[cfg(feature = "bin")]
+pub mod tool;
+#[cfg(feature = "bin")]
+pub mod walk;

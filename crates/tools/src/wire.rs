@@ -158,18 +158,12 @@ pub struct Output {
 impl Output {
     /// A success of one text block.
     pub fn text(text: impl Into<String>) -> Output {
-        Output {
-            content: vec![Content::Text { text: text.into() }],
-            is_error: false,
-        }
+        Output { content: vec![Content::Text { text: text.into() }], is_error: false }
     }
 
     /// A failure of one text block.
     pub fn error(text: impl Into<String>) -> Output {
-        Output {
-            content: vec![Content::Text { text: text.into() }],
-            is_error: true,
-        }
+        Output { content: vec![Content::Text { text: text.into() }], is_error: true }
     }
 }
 
@@ -240,10 +234,7 @@ impl fmt::Display for Error {
         match self {
             Error::Io(_) => f.write_str("the control socket failed"),
             Error::TooLarge { bytes, bytes_max } => {
-                write!(
-                    f,
-                    "a frame of {bytes} bytes is over the bound of {bytes_max}"
-                )
+                write!(f, "a frame of {bytes} bytes is over the bound of {bytes_max}")
             }
             Error::Malformed(_) => f.write_str("a frame is not what was expected"),
         }
@@ -307,10 +298,7 @@ pub fn write_frame<T: Serialize>(
 }
 
 /// Reads one frame; `None` is the end of the stream between two frames.
-pub fn read_frame<T: DeserializeOwned>(
-    reader: &mut impl Read,
-    bytes_max: usize,
-) -> Result<Option<T>, Error> {
+pub fn read_frame<T: DeserializeOwned>(reader: &mut impl Read, bytes_max: usize) -> Result<Option<T>, Error> {
     let mut header = [0; HEADER_BYTES];
     let mut filled = 0;
     while filled < HEADER_BYTES {
@@ -340,56 +328,33 @@ mod tests {
 
     fn round_trip(response: &Response) -> Response {
         let frame = encode(response, RESPONSE_BYTES_MAX).unwrap();
-        read_frame(&mut frame.as_slice(), RESPONSE_BYTES_MAX)
-            .unwrap()
-            .unwrap()
+        read_frame(&mut frame.as_slice(), RESPONSE_BYTES_MAX).unwrap().unwrap()
     }
 
     #[test]
     fn every_reply_survives_a_round_trip() {
-        let file = OutputFile {
-            path: "a/b".into(),
-            size_bytes: 3,
-            modified_ms: -1,
-        };
+        let file = OutputFile { path: "a/b".into(), size_bytes: 3, modified_ms: -1 };
         let replies = [
             Reply::Ready { protocol: PROTOCOL },
             Reply::Output(Output::error("no")),
-            Reply::Files {
-                files: vec![file],
-                truncated: true,
-            },
-            Reply::Bytes {
-                data: "YQ==".into(),
-                size_bytes: 1,
-            },
+            Reply::Files { files: vec![file], truncated: true },
+            Reply::Bytes { data: "YQ==".into(), size_bytes: 1 },
             Reply::Pong,
             Reply::Cancelled { known: false },
-            Reply::Refused {
-                reason: Refusal::Forgotten,
-                message: "gone".into(),
-            },
+            Reply::Refused { reason: Refusal::Forgotten, message: "gone".into() },
         ];
         for (id, reply) in replies.into_iter().enumerate() {
-            let response = Response {
-                id: id as u64,
-                reply,
-            };
+            let response = Response { id: id as u64, reply };
             assert_eq!(round_trip(&response), response);
         }
     }
 
     #[test]
     fn content_has_the_shape_of_the_public_api() {
-        let source = Source::Base64 {
-            media_type: "image/png".into(),
-            data: "YQ==".into(),
-        };
+        let source = Source::Base64 { media_type: "image/png".into(), data: "YQ==".into() };
         let content = [
             Content::Text { text: "hi".into() },
-            Content::Image {
-                source: source.clone(),
-            },
+            Content::Image { source: source.clone() },
             Content::Document { source },
         ];
         let source = json!({"type": "base64", "media_type": "image/png", "data": "YQ=="});
@@ -403,12 +368,7 @@ mod tests {
 
     #[test]
     fn a_request_is_spelled_as_documented() {
-        let request = Request {
-            id: 7,
-            op: Op::Cancel {
-                call_id: "c".into(),
-            },
-        };
+        let request = Request { id: 7, op: Op::Cancel { call_id: "c".into() } };
         assert_eq!(
             serde_json::to_value(request).unwrap(),
             json!({"id": 7, "op": {"cancel": {"call_id": "c"}}})
@@ -418,14 +378,8 @@ mod tests {
 
     #[test]
     fn a_frame_over_its_bound_is_refused_on_both_sides() {
-        let response = Response {
-            id: 1,
-            reply: Reply::Output(Output::text("x".repeat(100))),
-        };
-        assert!(matches!(
-            encode(&response, 100),
-            Err(Error::TooLarge { bytes_max: 100, .. })
-        ));
+        let response = Response { id: 1, reply: Reply::Output(Output::text("x".repeat(100))) };
+        assert!(matches!(encode(&response, 100), Err(Error::TooLarge { bytes_max: 100, .. })));
         let endless = u32::MAX.to_le_bytes();
         let read = read_frame::<Response>(&mut endless.as_slice(), RESPONSE_BYTES_MAX);
         assert!(matches!(read, Err(Error::TooLarge { .. })));
@@ -433,18 +387,8 @@ mod tests {
 
     #[test]
     fn the_end_of_the_stream_is_told_from_a_torn_frame() {
-        assert!(matches!(
-            read_frame::<Request>(&mut [].as_slice(), REQUEST_BYTES_MAX),
-            Ok(None)
-        ));
-        let frame = encode(
-            &Request {
-                id: 1,
-                op: Op::Ping,
-            },
-            REQUEST_BYTES_MAX,
-        )
-        .unwrap();
+        assert!(matches!(read_frame::<Request>(&mut [].as_slice(), REQUEST_BYTES_MAX), Ok(None)));
+        let frame = encode(&Request { id: 1, op: Op::Ping }, REQUEST_BYTES_MAX).unwrap();
         for cut in 1..frame.len() {
             let read = read_frame::<Request>(&mut &frame[..cut], REQUEST_BYTES_MAX);
             assert!(matches!(read, Err(Error::Io(_))), "cut at {cut}");

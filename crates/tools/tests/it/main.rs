@@ -1,1 +1,9 @@
 //! The real binary, driven over its wire.
+
+mod bash;
+mod files;
+mod hands;
+mod ledger;
+mod outputs;
+mod paths;
+mod process;

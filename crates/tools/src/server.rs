@@ -1,0 +1,204 @@
+//! The main loop: requests, the shell, ended children and deadlines, one at a time, on one thread.
+//!
+//! It ends when the control socket does. As process 1 that ends every process of the sandbox.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::bash::{Bash, Call, Finished};
+use crate::config::Config;
+use crate::desk::{Desk, Job, WAITING_MAX};
+use crate::processes::Processes;
+use crate::tool::FileTool;
+use crate::wire::{self, INTERRUPTED, Op, Output, PROTOCOL, REQUEST_BYTES_MAX, Refusal, Reply};
+
+/// How long a call of any tool may run when the request does not say.
+const CALL_TIME: Duration = Duration::from_secs(150);
+
+/// The longest that a call may run. A shell is meant for commands, not for services.
+const CALL_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Serves one control socket to its end. Call it before any other thread starts.
+pub fn serve(control: UnixStream, config: Config) -> io::Result<()> {
+    let processes = Processes::adopt()?;
+    let bash = Bash::new(&config);
+    let desk = Arc::new(Desk::new(config, control.try_clone()?)?);
+    desk.reply(0, Reply::Ready { protocol: PROTOCOL });
+    let mut server = Server { control, processes, bash, desk };
+    let ended = server.run();
+    server.processes.kill_all();
+    ended
+}
+
+struct Server {
+    control: UnixStream,
+    processes: Processes,
+    bash: Bash,
+    desk: Arc<Desk>,
+}
+
+/// What the loop woke up for.
+#[derive(Default)]
+struct Woken {
+    request: bool,
+    child: bool,
+    wake: bool,
+    output: bool,
+    end: bool,
+}
+
+impl Server {
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            let woken = self.wait()?;
+            let now = Instant::now();
+            if woken.wake {
+                let _ = rustix::io::read(self.desk.wake(), &mut [0; 8]);
+            }
+            if woken.output {
+                self.bash.on_output();
+            }
+            // Before the children: a command whose marker is there has ended, whatever became of its shell.
+            if woken.end {
+                let finished = self.bash.on_end(now, &self.processes);
+                self.finish(finished);
+            }
+            if woken.child {
+                self.reap(now);
+            }
+            let finished = self.bash.on_time(now, &self.processes);
+            self.finish(finished);
+            self.desk.on_time(now);
+            if woken.request && !self.request()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&self) -> io::Result<Woken> {
+        let deadline = [self.bash.deadline(), self.desk.deadline()].into_iter().flatten().min();
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        let always = [self.control.as_fd(), self.processes.signals().as_fd(), self.desk.wake().as_fd()];
+        let shell = [self.bash.output(), self.bash.end()];
+        let mut polled: Vec<PollFd<'_>> = always
+            .into_iter()
+            .chain(shell.into_iter().flatten())
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        match poll(&mut polled, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Woken::default()),
+            Err(cause) => return Err(cause.into()),
+        }
+        let mut ready = polled.iter().map(|fd| !fd.revents().is_empty());
+        let mut next = || ready.next().unwrap_or(false);
+        let (request, child, wake) = (next(), next(), next());
+        let output = shell[0].is_some() && next();
+        let end = shell[1].is_some() && next();
+        Ok(Woken { request, child, wake, output, end })
+    }
+
+    fn reap(&mut self, now: Instant) {
+        self.processes.acknowledge();
+        while let Some(ended) = self.processes.reap() {
+            let finished = self.bash.on_child(ended, now, &self.processes);
+            self.finish(finished);
+        }
+    }
+
+    fn finish(&self, finished: Vec<Finished>) {
+        for (call_id, output) in finished {
+            self.desk.finish(&call_id, output);
+        }
+    }
+
+    /// Takes one request. `false` at the end of the socket.
+    fn request(&mut self) -> io::Result<bool> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            id: u64,
+            op: Value,
+        }
+        let Envelope { id, op } = match wire::read_frame(&mut self.control, REQUEST_BYTES_MAX) {
+            Ok(Some(envelope)) => envelope,
+            Ok(None) => return Ok(false),
+            // The supervisor is gone, or what it says can no longer be followed. Either way nobody is
+            // left whom this sandbox could serve.
+            Err(wire::Error::Io(cause)) => return Err(cause),
+            Err(cause) => return Err(io::Error::other(cause)),
+        };
+        match serde_json::from_value(op) {
+            Ok(op) => self.perform(id, op),
+            Err(cause) => {
+                let message = format!("unknown operation: {cause}");
+                self.desk.reply(id, Reply::Refused { reason: Refusal::Invalid, message });
+            }
+        }
+        Ok(true)
+    }
+
+    fn perform(&mut self, id: u64, op: Op) {
+        match op {
+            Op::Execute { call_id, name, input, timeout_ms } => {
+                self.execute(id, call_id, &name, input, timeout_ms)
+            }
+            Op::Cancel { call_id } => {
+                let known = self.desk.knows(&call_id);
+                self.cancel(&call_id);
+                self.desk.reply(id, Reply::Cancelled { known });
+            }
+            Op::Collect { max_bytes, max_files } => {
+                self.desk.submit(Job::Collect { request: id, max_bytes, max_files });
+            }
+            Op::ReadOutput { path, offset, length } => {
+                self.desk.submit(Job::ReadOutput { request: id, path, offset, length });
+            }
+            Op::Ping => self.desk.reply(id, Reply::Pong),
+        }
+    }
+
+    fn execute(&mut self, id: u64, call_id: String, name: &str, input: Value, timeout_ms: u64) {
+        let Some(stop) = self.desk.begin(&call_id, id) else {
+            return;
+        };
+        let time_max = match timeout_ms {
+            0 => CALL_TIME,
+            given => Duration::from_millis(given).min(CALL_TIME_MAX),
+        };
+        if name == "bash" {
+            if self.bash.waiting() >= WAITING_MAX {
+                return self.desk.turn_away(&call_id, id);
+            }
+            let call = Call { call_id, input, time_max };
+            let finished = self.bash.submit(call, Instant::now(), &self.processes);
+            self.finish(finished);
+        } else if let Some(tool) = FileTool::named(name) {
+            self.desk.submit(Job::Call { call_id, tool, input, time_max, stop });
+        } else {
+            self.desk
+                .finish(&call_id, Output::error(format!("tool '{name}' is not available in this sandbox")));
+        }
+    }
+
+    fn cancel(&mut self, call_id: &str) {
+        if !self.desk.is_active(call_id) {
+            return;
+        }
+        match self.bash.cancel(call_id, Instant::now(), &self.processes) {
+            Some(finished) => self.finish(finished),
+            // A file tool: its thread ends by itself, and what it then says is not heard.
+            None => self.desk.finish(call_id, Output::error(INTERRUPTED)),
+        }
+    }
+}
