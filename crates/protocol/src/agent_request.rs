@@ -230,12 +230,16 @@ fn model(value: Value, path: &str) -> Parsed<ModelRequest> {
                 id: fields.required("id", text(1..=MODEL_CHARS_MAX))?,
                 effort: fields.optional("effort", effort)?,
                 speed: fields.optional("speed", speed)?.unwrap_or_default(),
-                inference_geo: fields.optional("inference_geo", one_of(&["us", "global"]))?.map(str::to_owned),
+                inference_geo: fields
+                    .optional("inference_geo", one_of(&["us", "global"]))?
+                    .map(str::to_owned),
             };
             fields.finish()?;
             Ok(model)
         }
-        other => Err(Invalid::new(path, format!("must be a model's name or an object, not {}", kind_of(&other)))),
+        other => {
+            Err(Invalid::new(path, format!("must be a model's name or an object, not {}", kind_of(&other))))
+        }
     }
 }
 
@@ -283,7 +287,10 @@ pub fn tools(value: Value, path: &str) -> Parsed<Vec<Tool>> {
     for (index, tool) in tools.iter().enumerate() {
         match tool {
             Tool::Toolset { .. } if has_toolset => {
-                return Err(Invalid::new(format!("{path}[{index}]"), "only one `agent_toolset_20260401` is allowed"));
+                return Err(Invalid::new(
+                    format!("{path}[{index}]"),
+                    "only one `agent_toolset_20260401` is allowed",
+                ));
             }
             Tool::Toolset { .. } => {
                 has_toolset = true;
@@ -318,13 +325,15 @@ fn tool(value: Value, path: &str) -> Parsed<Tool> {
 }
 
 fn toolset(fields: &mut Fields) -> Parsed<Tool> {
-    let default_config = fields.optional("default_config", tool_defaults)?.unwrap_or(ToolDefaults {
-        enabled: true,
-        permission_policy: PermissionPolicy::AlwaysAllow {},
-    });
+    let default_config = fields
+        .optional("default_config", tool_defaults)?
+        .unwrap_or(ToolDefaults { enabled: true, permission_policy: PermissionPolicy::AlwaysAllow {} });
     let path = fields.path_of("configs");
     let configs = fields
-        .optional("configs", list(0..=BuiltinTool::ALL.len(), |value, path| tool_config(value, path, &default_config)))?
+        .optional(
+            "configs",
+            list(0..=BuiltinTool::ALL.len(), |value, path| tool_config(value, path, &default_config)),
+        )?
         .unwrap_or_default();
     for (index, config) in configs.iter().enumerate() {
         if configs[..index].iter().any(|earlier| earlier.name == config.name) {
@@ -430,12 +439,17 @@ fn input_schema(value: Value, path: &str) -> Parsed<Map<String, Value>> {
     }
     for name in ["oneOf", "anyOf", "allOf"] {
         if schema.contains_key(name) {
-            return Err(Invalid::new(format!("{path}.{name}"), "is not allowed at the top of an input schema"));
+            return Err(Invalid::new(
+                format!("{path}.{name}"),
+                "is not allowed at the top of an input schema",
+            ));
         }
     }
     match schema.get("properties") {
         None | Some(Value::Null) => {}
-        Some(Value::Object(properties)) => properties.keys().try_for_each(|name| property_name(name, path))?,
+        Some(Value::Object(properties)) => {
+            properties.keys().try_for_each(|name| property_name(name, path))?
+        }
         Some(other) => {
             let rule = format!("must be an object, not {}", kind_of(other));
             return Err(Invalid::new(format!("{path}.properties"), rule));
@@ -469,7 +483,9 @@ fn has_reference(value: &Value) -> bool {
 
 fn refuse_unbuilt(fields: &mut Fields) -> Parsed<()> {
     refuse_unbuilt_lists(fields)?;
-    fields.optional("multiagent", |_, path| Err::<(), _>(Invalid::unbuilt(path, "`multiagent` (several agents in a session)")))?;
+    fields.optional("multiagent", |_, path| {
+        Err::<(), _>(Invalid::unbuilt(path, "`multiagent` (several agents in a session)"))
+    })?;
     Ok(())
 }
 

@@ -114,7 +114,8 @@ impl EnvironmentUpdate {
             changed.config = config.merge(&current.config)?;
         }
         // Unlike elsewhere, the empty string deletes a key too.
-        let patch = metadata.into_iter().map(|(key, value)| (key, value.filter(|value| !value.is_empty()))).collect();
+        let patch =
+            metadata.into_iter().map(|(key, value)| (key, value.filter(|value| !value.is_empty()))).collect();
         changed.metadata = patched(&current.metadata, &patch);
         check_metadata(&changed.metadata, "metadata")?;
         if changed == *current {
@@ -147,13 +148,21 @@ impl ConfigRequest {
 
     fn merge(self, stored: &EnvironmentConfig) -> Parsed<EnvironmentConfig> {
         let (networking, packages) = match (self, stored) {
-            (Self::SelfHosted, EnvironmentConfig::SelfHosted {}) => return Ok(EnvironmentConfig::SelfHosted {}),
-            (Self::Cloud { networking, packages }, EnvironmentConfig::Cloud { networking: kept, packages: installed }) => {
+            (Self::SelfHosted, EnvironmentConfig::SelfHosted {}) => {
+                return Ok(EnvironmentConfig::SelfHosted {});
+            }
+            (
+                Self::Cloud { networking, packages },
+                EnvironmentConfig::Cloud { networking: kept, packages: installed },
+            ) => {
                 let networking = networking.map_or_else(|| kept.clone(), |networking| networking.merge(kept));
                 (networking, packages.unwrap_or_else(|| installed.clone()))
             }
-            (Self::SelfHosted, EnvironmentConfig::Cloud { .. }) | (Self::Cloud { .. }, EnvironmentConfig::SelfHosted {}) => {
-                return Err(Invalid::new("config.type", "cannot be changed").with_code("invalid_config_type_change"));
+            (Self::SelfHosted, EnvironmentConfig::Cloud { .. })
+            | (Self::Cloud { .. }, EnvironmentConfig::SelfHosted {}) => {
+                return Err(
+                    Invalid::new("config.type", "cannot be changed").with_code("invalid_config_type_change")
+                );
             }
         };
         if let Networking::Limited { allow_package_managers: false, .. } = networking
@@ -221,7 +230,8 @@ fn networking(value: Value, path: &str) -> Parsed<NetworkingRequest> {
 fn host(value: Value, path: &str) -> Parsed<String> {
     let host = text(1..=HOST_CHARS_MAX)(value, path)?;
     let refusal = || {
-        let rule = "must be a host name such as `api.example.com`, or `*.example.com`, without scheme, port or path";
+        let rule =
+            "must be a host name such as `api.example.com`, or `*.example.com`, without scheme, port or path";
         Invalid::new(path, rule)
     };
     let (name, labels_min) = match host.strip_prefix("*.") {

@@ -7,7 +7,9 @@ use crate::agent_request::{AgentOverrides, empty_list, tools};
 use crate::event::Body;
 use crate::id::{AgentId, EnvironmentId};
 use crate::metadata::{Metadata, MetadataPatch};
-use crate::parse::{Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, metadata, metadata_patch, text};
+use crate::parse::{
+    Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, metadata, metadata_patch, text,
+};
 use crate::send;
 
 const TITLE_CHARS_MAX: usize = 500;
@@ -68,12 +70,18 @@ impl AgentChoice {
                 let has_overrides = fields.tag(&["agent", "agent_with_overrides"])? == "agent_with_overrides";
                 let id = AgentId::from_text(fields.required("id", id_text)?);
                 let version = fields.optional("version", integer(1..=i64::MAX))?;
-                let overrides =
-                    if has_overrides { AgentOverrides::take(&mut fields)? } else { AgentOverrides::default() };
+                let overrides = if has_overrides {
+                    AgentOverrides::take(&mut fields)?
+                } else {
+                    AgentOverrides::default()
+                };
                 fields.finish()?;
                 Ok(Self { id, version, overrides })
             }
-            other => Err(Invalid::new(path, format!("must be an agent's id or an object, not {}", kind_of(&other)))),
+            other => Err(Invalid::new(
+                path,
+                format!("must be an agent's id or an object, not {}", kind_of(&other)),
+            )),
         }
     }
 

@@ -89,7 +89,10 @@ fn what_is_not_built_is_refused_by_name() {
         (json!({"multiagent": {"type": "coordinator", "agents": []}}), "multiagent"),
         (json!({"execution_identity": {"type": "aws_role", "role_arn": "r"}}), "execution_identity.type"),
         (json!({"tools": [{"type": "mcp_toolset", "mcp_server_name": "n"}]}), "tools[0].type"),
-        (json!({"tools": [{"type": "agent_toolset_20260401", "configs": [{"name": "web_fetch"}]}]}), "tools[0].configs[0]"),
+        (
+            json!({"tools": [{"type": "agent_toolset_20260401", "configs": [{"name": "web_fetch"}]}]}),
+            "tools[0].configs[0]",
+        ),
         (
             json!({"tools": [{"type": "agent_toolset_20260401", "default_config": {"enabled": false},
                               "configs": [{"name": "web_search", "enabled": true}]}]}),
@@ -126,20 +129,29 @@ fn refusals_name_the_field_and_the_rule() {
             "tools[1]: only one `agent_toolset_20260401` is allowed",
         ),
         (
-            with_tools(json!([{"type": "agent_toolset_20260401", "configs": [{"name": "bash"}, {"name": "bash"}]}])),
+            with_tools(
+                json!([{"type": "agent_toolset_20260401", "configs": [{"name": "bash"}, {"name": "bash"}]}]),
+            ),
             "tools[0].configs[1].name: `bash` is configured twice",
         ),
     ] {
         assert_eq!(refusal(body), message);
     }
-    assert!(refusal(json!({"name": "a", "model": {"id": "m", "effort": "huge"}})).starts_with("model.effort: must be one of"));
-    assert!(refusal(json!({"name": "a", "model": {"id": "m", "inference_geo": "mars"}})).starts_with("model.inference_geo: "));
+    assert!(
+        refusal(json!({"name": "a", "model": {"id": "m", "effort": "huge"}}))
+            .starts_with("model.effort: must be one of")
+    );
+    assert!(
+        refusal(json!({"name": "a", "model": {"id": "m", "inference_geo": "mars"}}))
+            .starts_with("model.inference_geo: ")
+    );
 }
 
 #[test]
 fn custom_tools_have_their_rules() {
     let tool = |change: Value| {
-        let mut tool = json!({"type": "custom", "name": "t", "description": "d", "input_schema": {"type": "object"}});
+        let mut tool =
+            json!({"type": "custom", "name": "t", "description": "d", "input_schema": {"type": "object"}});
         tool.as_object_mut().expect("object").extend(change.as_object().expect("object").clone());
         tool
     };
@@ -152,15 +164,22 @@ fn custom_tools_have_their_rules() {
         (json!({"input_schema": {}}), "tools[0].input_schema.type"),
         (json!({"input_schema": {"type": "string"}}), "tools[0].input_schema.type"),
         (json!({"input_schema": {"type": "object", "anyOf": []}}), "tools[0].input_schema.anyOf"),
-        (json!({"input_schema": {"type": "object", "properties": {"a": {"items": [{"$ref": "#"}]}}}}), "tools[0].input_schema"),
-        (json!({"input_schema": {"type": "object", "properties": {"a b": {}}}}), "tools[0].input_schema.properties.a b"),
+        (
+            json!({"input_schema": {"type": "object", "properties": {"a": {"items": [{"$ref": "#"}]}}}}),
+            "tools[0].input_schema",
+        ),
+        (
+            json!({"input_schema": {"type": "object", "properties": {"a b": {}}}}),
+            "tools[0].input_schema.properties.a b",
+        ),
         (json!({"input_schema": {"type": "object", "required": [1]}}), "tools[0].input_schema.required"),
         (json!({"permission_policy": {"type": "always_ask"}}), "tools[0].permission_policy"),
     ] {
         let refusal = AgentCreate::parse(with_tools(json!([tool(change)]))).expect_err("refused");
         assert_eq!(refusal.path, path, "{refusal}");
     }
-    let twice = AgentCreate::parse(with_tools(json!([tool(json!({})), tool(json!({}))]))).expect_err("refused");
+    let twice =
+        AgentCreate::parse(with_tools(json!([tool(json!({})), tool(json!({}))]))).expect_err("refused");
     assert_eq!(twice.to_string(), "tools[1].name: another tool is already called `t`");
 }
 
@@ -171,8 +190,13 @@ fn tools_are_counted_over_all_toolsets() {
         .collect();
     tools.push(json!({"type": "agent_toolset_20260401"}));
     assert!(AgentCreate::parse(with_tools(json!(tools))).is_ok());
-    tools.push(json!({"type": "custom", "name": "one_more", "description": "d", "input_schema": {"type": "object"}}));
-    assert_eq!(refusal(with_tools(json!(tools))), "tools: must have at most 256 tools over all toolsets, not 257");
+    tools.push(
+        json!({"type": "custom", "name": "one_more", "description": "d", "input_schema": {"type": "object"}}),
+    );
+    assert_eq!(
+        refusal(with_tools(json!(tools))),
+        "tools: must have at most 256 tools over all toolsets, not 257"
+    );
 }
 
 #[test]
@@ -191,21 +215,31 @@ fn an_update_that_changes_nothing_makes_no_version() {
 
 #[test]
 fn an_update_keeps_what_it_does_not_name() {
-    let current = agent(json!({"name": "a", "model": "m", "description": "d", "system": "s", "metadata": {"k": "v", "l": "w"}}));
+    let current = agent(
+        json!({"name": "a", "model": "m", "description": "d", "system": "s", "metadata": {"k": "v", "l": "w"}}),
+    );
     let next = updated(&current, json!({"description": null, "metadata": {"k": null, "m": "x"}}));
     let next = next.expect("accepted").expect("changed");
     assert_eq!((next.version, next.created_at, next.updated_at), (2, at(1), at(2)));
     assert_eq!((next.spec.description.as_deref(), next.spec.system.as_deref()), (None, Some("s")));
-    assert_eq!(next.metadata, Metadata::from([("l".to_owned(), "w".to_owned()), ("m".to_owned(), "x".to_owned())]));
+    assert_eq!(
+        next.metadata,
+        Metadata::from([("l".to_owned(), "w".to_owned()), ("m".to_owned(), "x".to_owned())])
+    );
 }
 
 #[test]
 fn a_model_is_replaced_whole_but_the_same_model_keeps_its_effort() {
-    let current =
-        agent(json!({"name": "a", "model": {"id": "m", "effort": "low", "speed": "fast", "inference_geo": "us"}}));
+    let current = agent(
+        json!({"name": "a", "model": {"id": "m", "effort": "low", "speed": "fast", "inference_geo": "us"}}),
+    );
     let same = updated(&current, json!({"model": "m"})).expect("accepted").expect("changed").spec.model;
-    assert_eq!((same.effort.level, same.speed, same.inference_geo), (EffortLevel::Low, Speed::Standard, None));
-    let other = updated(&current, json!({"model": {"id": "n"}})).expect("accepted").expect("changed").spec.model;
+    assert_eq!(
+        (same.effort.level, same.speed, same.inference_geo),
+        (EffortLevel::Low, Speed::Standard, None)
+    );
+    let other =
+        updated(&current, json!({"model": {"id": "n"}})).expect("accepted").expect("changed").spec.model;
     assert_eq!(other.effort.level, EffortLevel::High);
 }
 
@@ -219,11 +253,20 @@ fn an_update_of_another_version_is_refused_even_if_nothing_would_change() {
 #[test]
 fn what_cannot_be_cleared_or_changed_is_refused() {
     let mut current = agent(json!({"name": "a", "model": "m"}));
-    assert_eq!(updated(&current, json!({"name": null})).expect_err("refused").to_string(), "name: cannot be cleared");
-    assert_eq!(updated(&current, json!({"model": null})).expect_err("refused").to_string(), "model: cannot be cleared");
+    assert_eq!(
+        updated(&current, json!({"name": null})).expect_err("refused").to_string(),
+        "name: cannot be cleared"
+    );
+    assert_eq!(
+        updated(&current, json!({"model": null})).expect_err("refused").to_string(),
+        "model: cannot be cleared"
+    );
     assert_eq!(updated(&current, json!({"version": 0})).expect_err("refused").path, "version");
     let many: Map<String, Value> = (0..17).map(|n| (n.to_string(), json!("v"))).collect();
-    assert_eq!(updated(&current, json!({"metadata": many})).expect_err("refused").code, Some("invalid_metadata"));
+    assert_eq!(
+        updated(&current, json!({"metadata": many})).expect_err("refused").code,
+        Some("invalid_metadata")
+    );
     current.archived_at = Some(at(9));
     assert_eq!(updated(&current, json!({})).expect_err("refused").path, "agent_id");
 }

@@ -48,13 +48,33 @@ fn a_self_hosted_environment_has_no_other_settings() {
 
 #[test]
 fn allowed_hosts_are_bare_names_or_wildcards() {
-    for host in ["example.com", "*.example.com", "a_b.example", "xn--bcher-kva.example", "internal", "3com.com"] {
-        assert!(EnvironmentCreate::parse(json!({"name": "e", "config": limited(json!([host]))})).is_ok(), "{host}");
+    for host in
+        ["example.com", "*.example.com", "a_b.example", "xn--bcher-kva.example", "internal", "3com.com"]
+    {
+        assert!(
+            EnvironmentCreate::parse(json!({"name": "e", "config": limited(json!([host]))})).is_ok(),
+            "{host}"
+        );
     }
     let long = "a".repeat(64) + ".com";
     for host in [
-        "", "https://example.com", "example.com:443", "example.com/x", "*", "*.com.", "*.com", "a.*.com", "-a.com", "a-.com",
-        "a..com", "exa mple.com", "127.0.0.1", "[::1]", "bücher.example", "example.com.", long.as_str(),
+        "",
+        "https://example.com",
+        "example.com:443",
+        "example.com/x",
+        "*",
+        "*.com.",
+        "*.com",
+        "a.*.com",
+        "-a.com",
+        "a-.com",
+        "a..com",
+        "exa mple.com",
+        "127.0.0.1",
+        "[::1]",
+        "bücher.example",
+        "example.com.",
+        long.as_str(),
     ] {
         assert_eq!(refusal(limited(json!([host]))).path, "config.networking.allowed_hosts[0]", "{host}");
     }
@@ -76,15 +96,20 @@ fn packages_are_single_words() {
         let config = json!({"type": "cloud", "packages": {"pip": [package]}});
         assert_eq!(refusal(config).path, "config.packages.pip[0]");
     }
-    assert_eq!(refusal(json!({"type": "cloud", "packages": {"brew": []}})).to_string(), "config.packages.brew: unknown field");
+    assert_eq!(
+        refusal(json!({"type": "cloud", "packages": {"brew": []}})).to_string(),
+        "config.packages.brew: unknown field"
+    );
 }
 
 #[test]
 fn an_update_merges_field_by_field() {
-    let current = environment(json!({"name": "e", "description": "d", "metadata": {"a": "1", "b": "2", "c": "3"}, "config": {
-        "type": "cloud", "packages": {"pip": ["x"]},
-        "networking": {"type": "limited", "allowed_hosts": ["a.com"], "allow_package_managers": true},
-    }}));
+    let current = environment(
+        json!({"name": "e", "description": "d", "metadata": {"a": "1", "b": "2", "c": "3"}, "config": {
+            "type": "cloud", "packages": {"pip": ["x"]},
+            "networking": {"type": "limited", "allowed_hosts": ["a.com"], "allow_package_managers": true},
+        }}),
+    );
     let body = json!({"description": "", "metadata": {"a": null, "b": ""},
                       "config": {"type": "cloud", "networking": {"type": "limited", "allow_mcp_servers": true}}});
     let next = updated(&current, body).expect("accepted").expect("changed");
@@ -97,8 +122,10 @@ fn an_update_merges_field_by_field() {
                "networking": {"type": "limited", "allowed_hosts": ["a.com"], "allow_mcp_servers": true, "allow_package_managers": true},
                "packages": {"type": "packages", "apt": [], "cargo": [], "gem": [], "go": [], "npm": [], "pip": ["x"]}})
     );
-    let opened = updated(&current, json!({"config": {"type": "cloud", "networking": {"type": "unrestricted"}}}));
-    let EnvironmentConfig::Cloud { networking, .. } = opened.expect("accepted").expect("changed").config else {
+    let opened =
+        updated(&current, json!({"config": {"type": "cloud", "networking": {"type": "unrestricted"}}}));
+    let EnvironmentConfig::Cloud { networking, .. } = opened.expect("accepted").expect("changed").config
+    else {
         panic!("the kind does not change")
     };
     assert_eq!(networking, Networking::Unrestricted {});
@@ -108,13 +135,22 @@ fn an_update_merges_field_by_field() {
 fn the_rules_hold_for_the_result_of_an_update() {
     let current = environment(json!({"name": "e", "config": {"type": "cloud", "packages": {"pip": ["x"]}}}));
     let body = json!({"config": {"type": "cloud", "networking": {"type": "limited"}}});
-    assert_eq!(updated(&current, body).expect_err("refused").path, "config.networking.allow_package_managers");
+    assert_eq!(
+        updated(&current, body).expect_err("refused").path,
+        "config.networking.allow_package_managers"
+    );
 }
 
 #[test]
 fn an_update_that_changes_nothing_is_told_apart() {
     let current = environment(json!({"name": "e", "metadata": {"a": "1"}}));
-    for body in [json!({}), json!({"name": "e"}), json!({"config": {"type": "cloud"}}), json!({"metadata": {"b": null}}), json!({"name": null, "config": null})] {
+    for body in [
+        json!({}),
+        json!({"name": "e"}),
+        json!({"config": {"type": "cloud"}}),
+        json!({"metadata": {"b": null}}),
+        json!({"name": null, "config": null}),
+    ] {
         assert_eq!(updated(&current, body), Ok(None));
     }
 }
@@ -136,7 +172,10 @@ fn refusals_name_the_field() {
         (json!({"name": "e", "description": "d".repeat(1025)}), "description"),
         (json!({"name": "e", "scope": "account"}), "scope"),
         (json!({"name": "e", "config": {}}), "config.type"),
-        (json!({"name": "e", "config": {"type": "cloud", "networking": {"type": "open"}}}), "config.networking.type"),
+        (
+            json!({"name": "e", "config": {"type": "cloud", "networking": {"type": "open"}}}),
+            "config.networking.type",
+        ),
         (json!({"name": "e", "config": {"type": "cloud", "cpu": 1}}), "config.cpu"),
         (json!({"name": "e", "metadata": {"k": 1}}), "metadata.k"),
         (json!({"name": "e", "colour": 1}), "colour"),

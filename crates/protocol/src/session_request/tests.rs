@@ -8,7 +8,9 @@ use crate::time::Timestamp;
 fn agent() -> Agent {
     let body = json!({"name": "a", "model": {"id": "m", "effort": "low"}, "system": "s",
                       "tools": [{"type": "agent_toolset_20260401"}]});
-    AgentCreate::parse(body).expect("parses").into_agent(AgentId::from_text("agent_1"), Timestamp::from_micros(1))
+    AgentCreate::parse(body)
+        .expect("parses")
+        .into_agent(AgentId::from_text("agent_1"), Timestamp::from_micros(1))
 }
 
 fn snapshot(choice: Value) -> SessionAgent {
@@ -31,7 +33,8 @@ fn an_agent_is_named_in_three_ways() {
         (json!({"type": "agent", "id": "agent_1", "version": 3}), Some(3)),
         (json!({"type": "agent_with_overrides", "id": "agent_1", "version": null}), None),
     ] {
-        let create = SessionCreate::parse(json!({"agent": choice, "environment_id": "env_1"})).expect("parses");
+        let create =
+            SessionCreate::parse(json!({"agent": choice, "environment_id": "env_1"})).expect("parses");
         assert_eq!((create.agent.id.as_str(), create.agent.version), ("agent_1", version));
         assert_eq!(create.agent.snapshot(&agent()).spec, agent().spec);
     }
@@ -39,8 +42,10 @@ fn an_agent_is_named_in_three_ways() {
 
 #[test]
 fn overrides_replace_whole_parts_and_keep_the_rest() {
-    let snapshot = snapshot(json!({"type": "agent_with_overrides", "id": "agent_1", "model": {"id": "m", "effort": "max"},
-                                   "system": null, "tools": [], "skills": null, "mcp_servers": []}));
+    let snapshot = snapshot(
+        json!({"type": "agent_with_overrides", "id": "agent_1", "model": {"id": "m", "effort": "max"},
+                                   "system": null, "tools": [], "skills": null, "mcp_servers": []}),
+    );
     assert_eq!(snapshot.spec.name, "a");
     assert_eq!((snapshot.spec.system, snapshot.spec.tools), (None, Vec::new()));
     assert_eq!(snapshot.spec.model.effort.level, EffortLevel::High, "effort is ignored in an override");
@@ -63,8 +68,9 @@ fn empty_lists_of_what_is_not_built_are_taken() {
 
 #[test]
 fn refusals_of_a_new_session_name_the_field() {
-    let fifty_one: Vec<Value> =
-        (0..51).map(|_| json!({"type": "user.message", "content": [{"type": "text", "text": "x"}]})).collect();
+    let fifty_one: Vec<Value> = (0..51)
+        .map(|_| json!({"type": "user.message", "content": [{"type": "text", "text": "x"}]}))
+        .collect();
     for (change, path) in [
         (json!({"agent": null}), "agent"),
         (json!({"agent": ""}), "agent"),
@@ -79,7 +85,10 @@ fn refusals_of_a_new_session_name_the_field() {
         (json!({"resources": [{"type": "file", "file_id": "f"}]}), "resources"),
         (json!({"vault_ids": ["vlt_1"]}), "vault_ids"),
         (json!({"initial_events": fifty_one}), "initial_events"),
-        (json!({"initial_events": [{"type": "system.message", "content": [{"type": "text", "text": "x"}]}]}), "initial_events[0].type"),
+        (
+            json!({"initial_events": [{"type": "system.message", "content": [{"type": "text", "text": "x"}]}]}),
+            "initial_events[0].type",
+        ),
         (json!({"colour": 1}), "colour"),
     ] {
         let mut body = json!({"agent": "agent_1", "environment_id": "env_1"});
@@ -91,11 +100,17 @@ fn refusals_of_a_new_session_name_the_field() {
 
 #[test]
 fn an_update_names_what_changes() {
-    let update = SessionUpdate::parse(json!({"title": null, "metadata": {"a": null, "b": "1"}, "agent": {"tools": []}})).expect("parses");
+    let update = SessionUpdate::parse(
+        json!({"title": null, "metadata": {"a": null, "b": "1"}, "agent": {"tools": []}}),
+    )
+    .expect("parses");
     assert_eq!(update.title, Patch::Clear);
     assert_eq!(update.tools, Some(Vec::new()));
     assert_eq!(update.metadata.len(), 2);
-    assert_eq!(SessionUpdate::parse(json!({"budget": null, "metadata": null, "agent": {}})), Ok(SessionUpdate::default()));
+    assert_eq!(
+        SessionUpdate::parse(json!({"budget": null, "metadata": null, "agent": {}})),
+        Ok(SessionUpdate::default())
+    );
 }
 
 #[test]

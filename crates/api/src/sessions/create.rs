@@ -1,0 +1,95 @@
+//! `POST /v1/sessions`: takes a snapshot of the agent and of the environment's configuration.
+
+use axum::Json;
+use axum::extract::State;
+use protocol::agent::{Agent, SessionAgent};
+use protocol::environment::{Environment, EnvironmentConfig};
+use protocol::environment_request::ENVIRONMENT_ARCHIVED;
+use protocol::parse::Invalid;
+use protocol::session::Session;
+use protocol::session_request::SessionCreate;
+use session::Record;
+use store::NewSession;
+
+use crate::auth::Caller;
+use crate::error::Error;
+use crate::extract::{Body, NoQuery};
+use crate::{Catalog, Door};
+
+pub(crate) async fn create(
+    State(door): State<Door>,
+    caller: Caller,
+    _: NoQuery,
+    Body(body): Body,
+) -> Result<Json<Session>, Error> {
+    let SessionCreate { agent: choice, environment_id, title, metadata, initial_events } =
+        SessionCreate::parse(body)?;
+    let store = &door.app.store;
+
+    let agent = store.get_agent(&caller.workspace, &choice.id, choice.version).await?;
+    let agent = agent.ok_or_else(|| Error::missing_agent(&choice.id, choice.version))?;
+    refuse_archived(&agent)?;
+    let agent = choice.snapshot(&agent);
+    refuse_unserved_model(&door.app.models, &agent)?;
+
+    let environment = store.get_environment(&caller.workspace, &environment_id).await?;
+    let environment = environment.ok_or_else(|| Error::missing_environment(&environment_id))?;
+    refuse_unbuilt(&environment)?;
+
+    let now = store.now();
+    let record = Record {
+        id: store.ids().make(),
+        agent,
+        environment_id,
+        environment: environment.config,
+        title,
+        metadata,
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+    };
+    let new = NewSession {
+        workspace: caller.workspace,
+        record,
+        thread_id: store.ids().make(),
+        initial: initial_events,
+    };
+    let (record, state) = store.create_session(new).await?;
+    Ok(Json(record.show(&state, store.now())))
+}
+
+fn refuse_archived(agent: &Agent) -> Result<(), Invalid> {
+    match agent.archived_at {
+        None => Ok(()),
+        Some(_) => Err(Invalid::new("agent", format!("{} is archived; no new session can run it", agent.id))),
+    }
+}
+
+fn refuse_unserved_model(models: &Catalog, agent: &SessionAgent) -> Result<(), Invalid> {
+    let model = &agent.spec.model.id;
+    if models.resolves(model) {
+        return Ok(());
+    }
+    let rule = format!(
+        "no provider serves the model `{model}`: name it in the server's configuration, or set the key of a \
+         provider that serves it"
+    );
+    Err(Invalid::new("agent.model", rule))
+}
+
+fn refuse_unbuilt(environment: &Environment) -> Result<(), Invalid> {
+    let path = "environment_id";
+    if environment.archived_at.is_some() {
+        let rule = format!("{} is archived; no new session can be made in it", environment.id);
+        return Err(Invalid::new(path, rule).with_code(ENVIRONMENT_ARCHIVED));
+    }
+    match &environment.config {
+        EnvironmentConfig::SelfHosted {} => {
+            Err(Invalid::unbuilt(path, "a session in a `self_hosted` environment"))
+        }
+        EnvironmentConfig::Cloud { networking: _, packages } if !packages.is_empty() => {
+            Err(Invalid::unbuilt(path, "a session in an environment with `packages`"))
+        }
+        EnvironmentConfig::Cloud { .. } => Ok(()),
+    }
+}

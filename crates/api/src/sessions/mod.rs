@@ -1,0 +1,31 @@
+//! `/v1/sessions`.
+
+mod archive;
+mod create;
+mod delete;
+mod list;
+mod retrieve;
+mod update;
+
+use protocol::id::SessionId;
+use session::{Record, State};
+
+pub(crate) use archive::archive;
+pub(crate) use create::create;
+pub(crate) use delete::delete;
+pub(crate) use list::{list, statuses};
+pub(crate) use retrieve::retrieve;
+pub(crate) use update::update;
+
+use crate::Door;
+use crate::auth::Caller;
+use crate::error::Error;
+
+/// What errors call it.
+pub(crate) const SESSION: &str = "Session";
+
+/// The caller's session of that id.
+pub(crate) async fn find(door: &Door, caller: &Caller, id: &SessionId) -> Result<(Record, State), Error> {
+    let found = door.app.store.get_session(&caller.workspace, id).await?;
+    found.ok_or_else(|| Error::missing(SESSION, id))
+}
