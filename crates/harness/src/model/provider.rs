@@ -170,6 +170,13 @@ impl Providers {
         self
     }
 
+    /// These providers, then the others': the first that matches a name answers for it.
+    #[must_use]
+    pub fn then(mut self, others: Self) -> Self {
+        self.providers.extend(others.providers);
+        self
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.providers.is_empty()
@@ -221,6 +228,11 @@ impl Provider {
         &self.inner.name
     }
 
+    /// The names that it answers for: patterns, and the aliases of its model map.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.inner.patterns.iter().chain(self.inner.model_map.keys()).map(String::as_str)
+    }
+
     /// How often to try.
     pub fn retry(&self) -> Retry {
         self.inner.retry
@@ -229,6 +241,12 @@ impl Provider {
     /// The size of its models' context, where the configuration says.
     pub fn context_tokens(&self) -> Option<u64> {
         self.inner.settings.context_tokens
+    }
+
+    /// Whether its models take system messages in mid-conversation, natively or as marked text. They do, unless the
+    /// configuration says otherwise.
+    pub fn takes_system_messages(&self) -> bool {
+        self.inner.settings.mid_conversation_system != Some(false)
     }
 
     /// Asks for an answer. Nothing is sent before the first poll.
@@ -366,8 +384,11 @@ fn endpoint(
         .redirect(Policy::none())
         // Proxies are configured, not picked up behind the operator's back.
         .no_proxy();
-    if let Some(proxy) = proxy(config, &url, lookup)? {
-        client = client.proxy(proxy);
+    match proxy(config, &url, lookup)? {
+        Some(proxy) => client = client.proxy(proxy),
+        // Without TLS the machine's certificates are not needed, and there may be none.
+        None if url.scheme() == "http" => client = client.tls_certs_only([]),
+        None => {}
     }
     Ok(Endpoint {
         client: client.build().map_err(|error| innermost(&error))?,

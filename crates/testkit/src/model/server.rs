@@ -43,8 +43,10 @@ impl Server {
         let state = Arc::new(State::new());
         let router = router(Arc::clone(&state));
         // Deltas are small; waiting to fill a packet would falsify every latency that is measured against this server.
-        let listener = listener.tap_io(|connection| {
+        let counting = Arc::clone(&state);
+        let listener = listener.tap_io(move |connection| {
             let _ = connection.set_nodelay(true);
+            counting.count_connection();
         });
         let serving =
             tokio::spawn(async move { axum::serve(listener, router).await.expect("accepting never ends") });
@@ -104,6 +106,11 @@ impl Server {
     /// How many replies the model has left.
     pub fn replies_left(&self, model: &str) -> usize {
         self.state.replies_left(model)
+    }
+
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.state.connections()
     }
 
     /// What was wrong with the requests so far, for all models.

@@ -56,6 +56,7 @@ pub(super) struct State {
 struct Inner {
     models: BTreeMap<String, Model>,
     holds: HashMap<String, Hold>,
+    connections: usize,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +92,14 @@ impl State {
 
     pub(super) fn next_reply(&self, model: &str) -> Option<Reply> {
         self.lock().models.get_mut(model)?.replies.pop_front()
+    }
+
+    pub(super) fn count_connection(&self) {
+        self.lock().connections += 1;
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.lock().connections
     }
 
     pub(super) fn models(&self) -> Vec<String> {
