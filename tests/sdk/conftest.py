@@ -91,6 +91,7 @@ def model(scripted: ScriptedServer) -> Iterator[Model]:
     made = Model(scripted)
     yield made
     made.release_all()
+    made.check_requests()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ def model(scripted: ScriptedServer) -> Iterator[Model]:
     made = Model(scripted, family="gpt")
     yield made
     made.release_all()
+    made.check_requests()
 
 
 def test_plain_turns_with_previews(start: Any, model: Model) -> None:

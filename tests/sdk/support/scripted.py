@@ -72,6 +72,11 @@ class Model:
     def bodies(self) -> list[dict[str, Any]]:
         return [request["body"] for request in self.requests()]
 
+    def check_requests(self) -> None:
+        """No request was one that the real service would have refused."""
+        violations = [request["violation"] for request in self.requests() if request.get("violation")]
+        assert not violations, violations
+
     def hold(self) -> str:
         """A new hold; whatever still waits on it is let go when the test ends."""
         name = f"hold-{self._unique}-{next(self._numbers)}"
