@@ -8,6 +8,7 @@
 //! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
 //! with fewer guards than [`doctor::Report`] names.
 
+pub mod conformance;
 pub mod doctor;
 mod namespaces;
 pub mod provider;
@@ -16,5 +17,10 @@ pub mod supervisor;
 pub use provider::{
     Access, Call, Collected, Error, Limits, Mount, Provider, Resources, SandboxId, SandboxInfo,
 };
+/// Yardsticks for benchmarks.
+pub mod bench {
+    pub use crate::namespaces::bare::Bare;
+}
+
 pub use supervisor::{Program, Settings, Supervised};
 pub use tools::wire::Output;

@@ -2,7 +2,7 @@
 //!
 //! A [`Provider`] makes hands and lends them out. It knows nothing of sessions, models or events: it sees the id that
 //! the caller chose, a fencing token, and calls with a name and an input. Every implementation passes the same suite
-//! (`tests/it/conformance.rs`), the remote ones included.
+//! ([`crate::conformance`]), the remote ones included.
 //!
 //! The life of one sandbox, as a caller sees it:
 //!
@@ -122,7 +122,8 @@ pub struct Limits {
     pub file_size_bytes: u64,
     /// Open files of one process. 4,096.
     pub open_files: u64,
-    /// All files that it writes, together. 2 GiB; they live in memory, so `memory_bytes` bounds them too.
+    /// All files that it writes, together. 2 GiB, and never more than three quarters of `memory_bytes`, because they
+    /// live in memory.
     pub disk_bytes: u64,
     /// Processor time per time, in hundredths of one processor. 200: two processors.
     pub cpu_percent: u32,

@@ -5,6 +5,7 @@
 //! where the kernel does not (`watchdog`), and the system calls below all this (`sys`).
 
 pub(crate) mod agent;
+pub(crate) mod bare;
 pub(crate) mod cgroups;
 pub(crate) mod child;
 pub(crate) mod etc;

@@ -467,12 +467,13 @@ pub(crate) fn check(mount: &Mount) -> io::Result<()> {
 
 /// Tries an overlay over a folder of the host, in a throw-away child of the probe.
 pub(crate) fn try_layer(lower: &Path) -> Result<(), Failure> {
-    mkdirat(CWD, "stage/t", Mode::from_raw_mode(0o755)).step("make folders")?;
-    for folder in ["stage/t/u", "stage/t/w", "stage/t/m"] {
-        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    let name = lower.file_name().unwrap_or_default().to_string_lossy();
+    let trial = format!("stage/{name}");
+    for folder in ["", "/u", "/w", "/m"] {
+        mkdirat(CWD, format!("{trial}{folder}"), Mode::from_raw_mode(0o755)).step("make folders")?;
     }
-    let options = format!("lowerdir={},upperdir=stage/t/u,workdir=stage/t/w,userxattr", lower.display());
-    mount("sandbox", "stage/t/m", "overlay", MountFlags::NODEV, text(&options).as_c_str())
+    let options = format!("lowerdir={},upperdir={trial}/u,workdir={trial}/w,userxattr", lower.display());
+    mount("sandbox", format!("{trial}/m"), "overlay", MountFlags::NODEV, text(&options).as_c_str())
         .step("mount a writable layer")
 }
 

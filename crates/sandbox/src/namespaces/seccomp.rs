@@ -14,7 +14,7 @@ use libc::{c_long, sock_filter};
 pub(crate) enum Memory {
     /// A control group counts every page.
     Counted,
-    /// Only the watchdog counts, and it cannot see memory that no process maps: that kind is denied.
+    /// Only the watchdog counts, and it cannot see segments that no process maps: that kind is denied.
     Watched,
 }
 
@@ -31,10 +31,7 @@ pub(crate) fn program(memory: Memory) -> Vec<sock_filter> {
         (syscall(libc::SYS_personality), Answer::Personality),
     ]);
     if memory == Memory::Watched {
-        rules.extend([
-            (syscall(libc::SYS_memfd_create), Answer::Deny),
-            (syscall(libc::SYS_shmget), Answer::Deny),
-        ]);
+        rules.push((syscall(libc::SYS_shmget), Answer::Deny));
     }
     rules.sort_unstable_by_key(|(number, _)| *number);
     rules.dedup_by_key(|(number, _)| *number);

@@ -218,6 +218,12 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     unsafe { done(libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)) }
 }
 
+/// Closes whatever this program was started with besides standard input and output. Called before anything is opened.
+pub(crate) fn close_inherited() -> io::Result<()> {
+    // SAFETY: at the start of the program nothing of it owns a descriptor from 3 on.
+    unsafe { done(libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0)) }
+}
+
 /// Gives `descriptor` the number `number`, open across programs.
 pub(crate) fn place_descriptor(descriptor: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
     // SAFETY: the caller is about to run another program and owns nothing at `number` that it still uses.

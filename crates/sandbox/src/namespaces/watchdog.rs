@@ -1,23 +1,48 @@
 //! Memory of a sandbox, added up from `/proc`, for machines where no control group counts it.
 //!
-//! A stand-in and no more: it looks a few times a second, so a sandbox can overshoot for a moment, and it sees only memory
-//! that some process maps (the system call filter denies the other kinds where this is in use). `posthouse doctor` calls such a machine
-//! "reduced".
+//! A stand-in and no more: it looks a few times a second, so a sandbox can overshoot for a moment, and what can only be
+//! found by looking everywhere at once (memory files in flight between processes) escapes it; the system call filter denies System V
+//! shared memory where this is in use, for the same reason. `posthouse doctor` calls such a machine "reduced".
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// As many processes as are looked at; more than a sandbox may have.
 const PROCESSES_MAX: usize = 10_000;
 
-/// The memory of the process `first`, its children, and theirs. Shared pages count for each process at first; if that
-/// is over `limit`, they are counted once, as far as the kernel tells.
+/// The memory of the process `first`, its children and theirs, their memory files, and the files that the sandbox has written. Shared
+/// pages count for each process at first; if the sum is over `limit`, they are counted once, as far as the kernel tells.
 pub(crate) fn memory_bytes(first: i32, limit: u64) -> u64 {
     let family = family(first);
+    let files = written(first) + memory_files(&family);
     let quick: u64 = family.iter().map(|pid| resident(*pid)).sum();
-    if quick <= limit {
-        return quick;
+    if files + quick <= limit {
+        return files + quick;
     }
-    family.iter().map(|pid| proportional(*pid).unwrap_or_else(|| resident(*pid))).sum()
+    files + family.iter().map(|pid| proportional(*pid).unwrap_or_else(|| resident(*pid))).sum::<u64>()
+}
+
+/// What the sandbox's tmpfs holds.
+fn written(first: i32) -> u64 {
+    rustix::fs::statvfs(format!("/proc/{first}/root")).map_or(0, |found| (found.f_blocks - found.f_bfree) * found.f_frsize)
+}
+
+/// Memory files that are open somewhere, each once.
+fn memory_files(family: &[i32]) -> u64 {
+    let mut seen = HashSet::new();
+    let mut sum = 0;
+    for pid in family {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let is_one = fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
+            if let Some(found) = is_one.then(|| fs::metadata(entry.path()).ok()).flatten()
+                && seen.insert(found.ino())
+            {
+                sum += found.blocks() * 512;
+            }
+        }
+    }
+    sum
 }
 
 /// A process and all below it. Process 1 of the namespace adopts orphans, so nobody gets away.

@@ -319,7 +319,13 @@ impl Keeper {
                 self.poller.remove(self.sandboxes[&key].control.descriptor());
                 self.kill(key, ENDED);
             }
-            Err(error) => self.kill(key, &format!("its control socket failed: {error}")),
+            Err(error) => {
+                self.poller.remove(self.sandboxes[&key].control.descriptor());
+                let broken =
+                    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+                let nonsense = format!("its first process talks nonsense: {error}");
+                self.kill(key, if broken { ENDED } else { &nonsense });
+            }
         }
     }
 
@@ -425,9 +431,12 @@ impl Keeper {
             return;
         }
         sandbox.process.kill();
-        // The kernel's own reason is better than what we see of it.
+        // The kernel does not say whom it killed, so neither do we.
         let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
-            true => memory_reason(sandbox.limits.memory_bytes),
+            true => format!(
+                "{ENDED}, after processes in it were killed for want of memory (its limit is {} MiB)",
+                sandbox.limits.memory_bytes >> 20
+            ),
             false => reason.to_owned(),
         };
         let error = Error::gone(reason.clone());
@@ -593,8 +602,8 @@ fn checked(mut resources: Resources) -> Result<Resources, Error> {
     for mount in &resources.mounts {
         root::check(mount).map_err(|error| Error::refused(error.to_string()))?;
     }
-    // Files live in memory, so more disk than memory could never be used.
-    resources.limits.disk_bytes = disk_bytes.min(memory_bytes);
+    // Files live in memory. A full disk must be an error of a write, not the death of whoever asks for memory next.
+    resources.limits.disk_bytes = disk_bytes.min(memory_bytes / 4 * 3);
     Ok(resources)
 }
 
@@ -681,6 +690,6 @@ mod tests {
         assert_eq!(refused.to_string(), "refused: the memory limit is below 16 MiB");
         let small = Limits { memory_bytes: 64 << 20, ..Limits::default() };
         let resources = checked(Resources { limits: small, ..Resources::default() }).unwrap();
-        assert_eq!(resources.limits.disk_bytes, 64 << 20);
+        assert_eq!(resources.limits.disk_bytes, 48 << 20);
     }
 }

@@ -43,11 +43,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     sys::default_signals();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let done = match arguments.as_slice() {
+    // A server's other children may have left descriptors open to be inherited; sandboxes must not find them.
+    let done = sys::close_inherited().and_then(|()| match arguments.as_slice() {
         [flag] if flag == "--probe" => probe(),
         [flag, data] if flag == "--data-dir" => supervise(Path::new(data)),
         _ => Err(io::Error::other("usage: --data-dir <folder> | --probe")),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

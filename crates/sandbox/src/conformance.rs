@@ -1,0 +1,197 @@
+//! The suite that every [`Provider`] passes, the fakes included.
+//!
+//! It needs little of the hands behind the provider: a tool `bash` that understands `echo`, `cat`, redirection into a file of the working
+//! folder and `sleep`, in sandboxes that share nothing. Each part panics with a sentence when the contract is broken.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use tools::wire::{Content, Output};
+
+use crate::provider::{Call, Collected, Error, Provider, Resources, SandboxId};
+
+/// Runs every part. `names` makes the ids of this run different from those of any other.
+pub async fn suite(provider: &dyn Provider, names: &str) {
+    let id =
+        |part: &str| SandboxId::parse(&format!("{names}-{part}")).expect("the caller's names make good ids");
+    provisioning_twice_is_provisioning_once(provider, &id("once")).await;
+    what_was_never_made_is_gone(provider, &id("never")).await;
+    a_call_runs_once_however_often_it_is_asked_for(provider, &id("call")).await;
+    calls_of_one_id_at_the_same_time_share_one_run(provider, &id("share")).await;
+    a_stale_lease_is_fenced_off(provider, &id("fence")).await;
+    a_running_call_can_be_cancelled(provider, &id("cancel")).await;
+    what_is_destroyed_stays_destroyed(provider, &id("destroy")).await;
+    sandboxes_share_nothing(provider, &id("one"), &id("other")).await;
+    the_list_shows_what_lives(provider, &id("list")).await;
+    outputs_are_collected_into_a_folder(provider, &id("outputs")).await;
+}
+
+async fn provisioning_twice_is_provisioning_once(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    bash(provider, id, "a", "echo kept > file").await;
+    make(provider, id).await;
+    assert_eq!(
+        bash(provider, id, "b", "cat file").await,
+        "kept",
+        "a second provision must keep the workspace"
+    );
+    let resources = Resources::default();
+    let (one, two) =
+        tokio::join!(provider.provision(id, 1, &resources), provider.provision(id, 1, &resources));
+    assert!(one.is_ok() && two.is_ok(), "two at once must both succeed");
+    destroy(provider, id).await;
+}
+
+async fn what_was_never_made_is_gone(provider: &dyn Provider, id: &SandboxId) {
+    let executed = provider.execute(call(id, "a", 1, "echo hi")).await;
+    assert!(matches!(executed, Err(Error::Gone { .. })), "{executed:?}");
+    let cancelled = provider.cancel(id, 1, "a").await;
+    assert!(matches!(cancelled, Err(Error::Gone { .. })), "{cancelled:?}");
+    destroy(provider, id).await;
+}
+
+async fn a_call_runs_once_however_often_it_is_asked_for(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    let first = provider.execute(call(id, "a", 1, "echo ran >> runs; echo hello")).await.expect("it runs");
+    assert_eq!(text(&first), "hello");
+    let again =
+        provider.execute(call(id, "a", 1, "echo ran >> runs; echo hello")).await.expect("it is remembered");
+    assert_eq!(first, again, "asking again returns the kept output");
+    assert_eq!(bash(provider, id, "b", "cat runs").await, "ran", "it ran once");
+    destroy(provider, id).await;
+}
+
+async fn calls_of_one_id_at_the_same_time_share_one_run(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    let ask = || provider.execute(call(id, "a", 1, "sleep 0.3; echo ran >> runs; cat runs"));
+    let (one, two, three) = tokio::join!(ask(), ask(), ask());
+    for output in [one, two, three] {
+        assert_eq!(text(&output.expect("each gets the output")), "ran");
+    }
+    // Whoever stops waiting does not stop the call.
+    let short = Duration::from_millis(100);
+    let dropped =
+        tokio::time::timeout(short, provider.execute(call(id, "b", 1, "sleep 0.5; echo survived"))).await;
+    assert!(dropped.is_err(), "it was still running");
+    assert_eq!(bash(provider, id, "b", "sleep 0.5; echo survived").await, "survived");
+    destroy(provider, id).await;
+}
+
+async fn a_stale_lease_is_fenced_off(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    provider.execute(call(id, "a", 7, "echo hi")).await.expect("a newer lease is let through");
+    let executed = provider.execute(call(id, "b", 6, "echo stale >> runs")).await;
+    assert!(matches!(executed, Err(Error::Fenced { seen: 7 })), "{executed:?}");
+    let provisioned = provider.provision(id, 6, &Resources::default()).await;
+    assert!(matches!(provisioned, Err(Error::Fenced { seen: 7 })), "{provisioned:?}");
+    let cancelled = provider.cancel(id, 6, "a").await;
+    assert!(matches!(cancelled, Err(Error::Fenced { seen: 7 })), "{cancelled:?}");
+    provider.provision(id, 8, &Resources::default()).await.expect("provisioning raises the fence");
+    let executed = provider.execute(call(id, "c", 7, "echo stale >> runs")).await;
+    assert!(matches!(executed, Err(Error::Fenced { seen: 8 })), "{executed:?}");
+    let runs = provider.execute(call(id, "d", 8, "cat runs; echo looked")).await.expect("it looks");
+    assert!(!text(&runs).contains("stale"), "a fenced call must not run");
+    destroy(provider, id).await;
+}
+
+async fn a_running_call_can_be_cancelled(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    let cancel = async {
+        // The call may not have arrived yet; then nothing of that id is known and it is asked again.
+        while !provider.cancel(id, 1, "a").await.expect("cancelling works") {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (output, ()) = tokio::join!(provider.execute(call(id, "a", 1, "sleep 600")), cancel);
+    assert!(
+        output.expect("a cancelled call has an output").is_error,
+        "which says that it did not end by itself"
+    );
+    assert!(!provider.cancel(id, 1, "unheard of").await.expect("cancelling works"));
+    assert_eq!(bash(provider, id, "b", "echo still here").await, "still here");
+    destroy(provider, id).await;
+}
+
+async fn what_is_destroyed_stays_destroyed(provider: &dyn Provider, id: &SandboxId) {
+    make(provider, id).await;
+    bash(provider, id, "a", "echo warm").await;
+    let (running, destroyed) =
+        tokio::join!(provider.execute(call(id, "b", 1, "sleep 600")), provider.destroy(id));
+    assert!(matches!(running, Err(Error::Gone { .. })), "{running:?}");
+    destroyed.expect("destroying works");
+    let executed = provider.execute(call(id, "c", 1, "echo hi")).await;
+    assert!(matches!(executed, Err(Error::Gone { .. })), "{executed:?}");
+    let provisioned = provider.provision(id, 9, &Resources::default()).await;
+    assert!(matches!(provisioned, Err(Error::Gone { .. })), "an id never comes back: {provisioned:?}");
+    let (one, two) = tokio::join!(provider.destroy(id), provider.destroy(id));
+    assert!(one.is_ok() && two.is_ok(), "destroying is idempotent");
+}
+
+async fn sandboxes_share_nothing(provider: &dyn Provider, one: &SandboxId, other: &SandboxId) {
+    make(provider, one).await;
+    make(provider, other).await;
+    bash(provider, one, "a", "echo mine > file").await;
+    assert_ne!(bash(provider, other, "a", "cat file").await, "mine");
+    destroy(provider, one).await;
+    assert_eq!(bash(provider, other, "b", "echo unharmed").await, "unharmed");
+    destroy(provider, other).await;
+}
+
+async fn the_list_shows_what_lives(provider: &dyn Provider, id: &SandboxId) {
+    let listed = async || {
+        let list = provider.list().await.expect("listing works");
+        list.into_iter().find(|info| info.id == *id)
+    };
+    assert_eq!(listed().await, None);
+    provider.provision(id, 3, &Resources::default()).await.expect("it is made");
+    assert_eq!(listed().await.map(|info| info.fence), Some(3));
+    destroy(provider, id).await;
+    assert_eq!(listed().await, None);
+}
+
+async fn outputs_are_collected_into_a_folder(provider: &dyn Provider, id: &SandboxId) {
+    let unique = format!("posthouse-conformance-{}-{id}", std::process::id());
+    let into = std::env::temp_dir().join(unique);
+    std::fs::create_dir(&into).expect("the folder is new");
+    make(provider, id).await;
+    assert_eq!(provider.collect_outputs(id, &into).await.expect("collecting works"), []);
+    bash(provider, id, "a", "echo done > /mnt/session/outputs/report.txt").await;
+    let collected = provider.collect_outputs(id, &into).await.expect("collecting works");
+    let expected = Collected { path: Path::new("report.txt").to_owned(), size_bytes: 5 };
+    assert_eq!(collected, [expected]);
+    assert_eq!(std::fs::read_to_string(into.join("report.txt")).expect("the file is there"), "done\n");
+    std::fs::remove_dir_all(&into).expect("the folder is ours");
+    destroy(provider, id).await;
+}
+
+async fn make(provider: &dyn Provider, id: &SandboxId) {
+    provider.provision(id, 1, &Resources::default()).await.expect("a sandbox can be made");
+}
+
+async fn destroy(provider: &dyn Provider, id: &SandboxId) {
+    provider.destroy(id).await.expect("a sandbox can be destroyed");
+}
+
+async fn bash(provider: &dyn Provider, id: &SandboxId, call_id: &str, command: &str) -> String {
+    text(&provider.execute(call(id, call_id, 1, command)).await.expect("the command runs"))
+}
+
+fn call(id: &SandboxId, call_id: &str, fence: u64, command: &str) -> Call {
+    Call {
+        sandbox: id.clone(),
+        call_id: call_id.to_owned(),
+        fence,
+        name: "bash".to_owned(),
+        input: json!({"command": command}),
+        timeout: Duration::from_secs(60),
+    }
+}
+
+fn text(output: &Output) -> String {
+    let texts = output.content.iter().map(|block| match block {
+        Content::Text { text } => text.as_str(),
+        Content::Image { .. } | Content::Document { .. } => "",
+    });
+    texts.collect::<String>().trim_end().to_owned()
+}

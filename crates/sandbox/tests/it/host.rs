@@ -1,0 +1,272 @@
+//! A data directory with a supervisor of its own, short ways to use it, and eyes on the processes below it.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::process::Pid;
+use sandbox::doctor::Report;
+use sandbox::{Call, Error, Output, Program, Provider, Resources, SandboxId, Settings, Supervised};
+use serde_json::{Value, json};
+use tools::wire::{Content, encode, read_frame};
+
+/// Names the supervisor program where the one that cargo built cannot be reached.
+pub(crate) const SUPERVISOR: &str = "POSTHOUSE_TEST_SUPERVISOR";
+
+pub(crate) struct Host {
+    pub(crate) provider: Supervised,
+    settings: Settings,
+    /// Keeps the data directory; `None` where somebody else does.
+    _data: Option<tempfile::TempDir>,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        Self::at(data.path().to_owned(), Some(data))
+    }
+
+    pub(crate) fn at(data_dir: PathBuf, kept: Option<tempfile::TempDir>) -> Self {
+        let path = std::env::var_os(SUPERVISOR)
+            .map_or(env!("CARGO_BIN_EXE_posthouse-supervisor").into(), PathBuf::from);
+        let settings =
+            Settings { program: Program { path, arguments: Vec::new() }, ..Settings::new(data_dir) };
+        Self { provider: Supervised::new(settings.clone()), settings, _data: kept }
+    }
+
+    pub(crate) fn with_idle_exit(idle_exit: Duration) -> Self {
+        let mut host = Self::new();
+        host.settings.idle_exit = idle_exit;
+        host.provider = host.another();
+        host
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.settings.data_dir
+    }
+
+    /// A folder that the sandboxes' users can reach.
+    pub(crate) fn open_folder(&self) -> tempfile::TempDir {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+
+    /// Another server on the same data directory.
+    pub(crate) fn another(&self) -> Supervised {
+        Supervised::new(self.settings.clone())
+    }
+
+    /// This server dies and comes back.
+    pub(crate) fn reconnect(&mut self) {
+        self.provider = self.another();
+    }
+
+    /// This server dies; the next one to be used is a new one.
+    pub(crate) fn disconnect(&mut self) {
+        self.provider = self.another();
+    }
+
+    pub(crate) async fn report(&self) -> Report {
+        self.provider.report().await.unwrap()
+    }
+
+    /// The supervisor that listens.
+    pub(crate) fn supervisor(&self) -> Pid {
+        // The long way round, because a socket's path may not be long.
+        let folder = fs::File::open(self.data().join("supervisor")).unwrap();
+        let path = format!("/proc/self/fd/{}/supervisor.sock", folder.as_raw_fd());
+        let stream = UnixStream::connect(path).unwrap();
+        rustix::net::sockopt::socket_peercred(stream).unwrap().pid
+    }
+
+    /// Every process below the supervisor.
+    pub(crate) fn family(&self) -> Vec<Pid> {
+        let parents: Vec<(i32, i32)> = processes().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+        let mut family = vec![self.supervisor().as_raw_nonzero().get()];
+        let mut next = 0;
+        while next < family.len() {
+            let children = parents.iter().filter(|(_, parent)| *parent == family[next]).map(|(pid, _)| *pid);
+            family.extend(children.collect::<Vec<_>>());
+            next += 1;
+        }
+        family.into_iter().skip(1).filter_map(Pid::from_raw).collect()
+    }
+
+    pub(crate) fn is_alive(pid: Pid) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        // A zombie that somebody else has yet to collect is dead.
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z') && !rest.starts_with('X'))
+    }
+
+    /// A new sandbox with these resources.
+    pub(crate) async fn sandbox(&self, resources: Resources) -> Sandbox<'_> {
+        let id = fresh_id();
+        self.provider.provision(&id, 1, &resources).await.unwrap();
+        Sandbox { provider: &self.provider, id }
+    }
+
+    /// Ends the supervisor and looks for what it may have left behind: processes, control groups, its socket.
+    pub(crate) async fn end(self) {
+        self.provider.report().await.unwrap();
+        let (supervisor, family) = (self.supervisor(), self.family());
+        let groups = fs::read_to_string(self.data().join("supervisor/control-groups")).unwrap();
+        self.provider.end().await.unwrap();
+        eventually("the supervisor ends", || !Self::is_alive(supervisor)).await;
+        let left: Vec<_> = family.into_iter().filter(|pid| Self::is_alive(*pid)).collect();
+        assert!(left.is_empty(), "processes left: {left:?}");
+        let left: Vec<_> = groups.lines().filter(|folder| Path::new(folder).exists()).collect();
+        assert!(left.is_empty(), "control groups left: {left:?}");
+        assert!(!self.data().join("supervisor/supervisor.sock").exists());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.data().to_str().unwrap()), "mounts left: {mounts}");
+    }
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+}
+
+/// Waits until something is so.
+pub(crate) async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let looks = async {
+        let mut between = tokio::time::interval(Duration::from_millis(5));
+        while !so() {
+            between.tick().await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), looks).await.is_ok(), "never: {what}");
+}
+
+/// An id that no other test uses.
+pub(crate) fn fresh_id() -> SandboxId {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    SandboxId::parse(&format!("test-{number}")).unwrap()
+}
+
+/// A call that no other test makes.
+pub(crate) fn call(id: &SandboxId, name: &str, input: Value) -> Call {
+    Call {
+        sandbox: id.clone(),
+        call_id: fresh_id().to_string(),
+        fence: 1,
+        name: name.to_owned(),
+        input,
+        timeout: Duration::from_secs(60),
+    }
+}
+
+/// A sandbox that lives.
+pub(crate) struct Sandbox<'a> {
+    pub(crate) provider: &'a dyn Provider,
+    pub(crate) id: SandboxId,
+}
+
+impl Sandbox<'_> {
+    pub(crate) fn call(&self, name: &str, input: Value) -> Call {
+        call(&self.id, name, input)
+    }
+
+    pub(crate) async fn execute(&self, name: &str, input: Value) -> Output {
+        self.provider.execute(self.call(name, input)).await.unwrap()
+    }
+
+    pub(crate) async fn try_bash(&self, command: &str) -> Result<Output, Error> {
+        self.provider.execute(self.call("bash", json!({"command": command}))).await
+    }
+
+    /// What the command printed.
+    pub(crate) async fn bash(&self, command: &str) -> String {
+        text(&self.try_bash(command).await.unwrap())
+    }
+
+    pub(crate) async fn try_python(&self, program: &str) -> Result<String, Error> {
+        let command = format!(
+            "cat > /tmp/program.py <<'END_OF_PROGRAM'\n{PRELUDE}\n{program}\nEND_OF_PROGRAM\npython3 /tmp/program.py 2>&1"
+        );
+        self.try_bash(&command).await.map(|output| text(&output))
+    }
+
+    /// What the Python program printed.
+    pub(crate) async fn python(&self, program: &str) -> String {
+        self.try_python(program).await.unwrap()
+    }
+}
+
+/// What attacks in Python start with: raw system calls, and the name of the error they end in.
+const PRELUDE: &str = r#"
+import ctypes, errno, os, platform, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+X86 = platform.machine() == "x86_64"
+def name(number):
+    return errno.errorcode.get(number, str(number))
+def syscall(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(ctypes.c_long(number), *[ctypes.c_long(a) if isinstance(a, int) else a for a in arguments])
+    return "ok" if result >= 0 else name(ctypes.get_errno())
+def attempt(action):
+    try:
+        action()
+        return "ok"
+    except OSError as error:
+        return name(error.errno)
+"#;
+
+/// The text of an output.
+pub(crate) fn text(output: &Output) -> String {
+    let texts = output.content.iter().map(|block| match block {
+        Content::Text { text } => text.as_str(),
+        Content::Image { .. } | Content::Document { .. } => "",
+    });
+    texts.collect::<String>().trim_end().to_owned()
+}
+
+/// A supervisor of an older version, as far as a newer server may rely on it.
+pub(crate) struct OldSupervisor {
+    told_to_end: Arc<AtomicBool>,
+}
+
+impl OldSupervisor {
+    pub(crate) fn start(socket: &Path) -> Self {
+        let listener = UnixListener::bind(socket).unwrap();
+        let told_to_end = Arc::new(AtomicBool::new(false));
+        let (told, socket) = (Arc::clone(&told_to_end), socket.to_owned());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            while let Ok(Some(request)) = read_frame::<Value>(&mut stream.by_ref(), 1 << 20) {
+                let ends = request["ask"]["end"].is_object();
+                let answer =
+                    if ends { json!({"done": {}}) } else { json!({"hello": {"protocol": 0, "pid": 1}}) };
+                let frame = encode(&json!({"id": request["id"], "answer": answer}), 1 << 20).unwrap();
+                if ends {
+                    told.store(true, Ordering::SeqCst);
+                    fs::remove_file(&socket).unwrap();
+                }
+                std::io::Write::write_all(&mut stream, &frame).unwrap();
+                if ends {
+                    break;
+                }
+            }
+        });
+        Self { told_to_end }
+    }
+
+    pub(crate) fn was_told_to_end(&self) -> bool {
+        self.told_to_end.load(Ordering::SeqCst)
+    }
+}

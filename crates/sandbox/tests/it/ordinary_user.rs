@@ -1,0 +1,40 @@
+//! All of it once more as an ordinary user, when the tests run as root.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::host::SUPERVISOR;
+
+/// Nobody's id on a machine that was set up in an ordinary way.
+const ORDINARY: u32 = 54_321;
+
+#[test]
+fn everything_holds_for_an_ordinary_user_too() {
+    if !rustix::process::geteuid().is_root() {
+        // This very run is the ordinary user's.
+        return;
+    }
+    // Copies where that user can reach them.
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let scratch = folder.path().join("scratch");
+    fs::create_dir(&scratch).unwrap();
+    std::os::unix::fs::chown(&scratch, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let (tests, supervisor) = (folder.path().join("tests"), folder.path().join("supervisor"));
+    fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_posthouse-supervisor"), &supervisor).unwrap();
+
+    let output = Command::new(tests)
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .env(SUPERVISOR, supervisor)
+        .env("TMPDIR", &scratch)
+        .current_dir(&scratch)
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    println!("{printed}");
+}

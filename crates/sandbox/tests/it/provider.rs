@@ -1,0 +1,81 @@
+//! The contract, kept by the sandboxes of namespaces.
+
+use sandbox::{Error, Limits, Provider, Resources, conformance};
+
+use crate::host::{Host, fresh_id};
+
+#[tokio::test]
+async fn sandboxes_of_namespaces_keep_the_contract() {
+    let host = Host::new();
+    conformance::suite(&host.provider, "suite").await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn the_working_folder_and_the_tools_are_where_an_agent_expects_them() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources::default()).await;
+    assert_eq!(sandbox.bash("pwd; id -u; hostname; echo $HOME").await, "/workspace\n0\nsandbox\n/root");
+    assert_eq!(sandbox.bash("ls -d /mnt/session/outputs /mnt/session/uploads /tmp").await.lines().count(), 3);
+    let written = sandbox.bash("echo x > /usr/local/bin/x && echo y > /etc/y && echo z > /tmp/z && rm /usr/bin/env && cat /usr/local/bin/x");
+    assert_eq!(written.await, "x");
+    assert!(std::path::Path::new("/usr/bin/env").exists(), "the host keeps its own");
+    assert_eq!(sandbox.bash("getent hosts example.com || echo unknown at once").await, "unknown at once");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn limits_that_make_no_sense_are_refused() {
+    let host = Host::new();
+    let limits = Limits { processes: 1, ..Limits::default() };
+    let refused =
+        host.provider.provision(&fresh_id(), 1, &Resources { limits, ..Resources::default() }).await;
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_mounted_folder_can_be_read_and_not_written() {
+    use sandbox::{Access, Mount};
+    let host = Host::new();
+    let folder = host.open_folder();
+    std::fs::write(folder.path().join("file"), "hello").unwrap();
+    let mount =
+        |inside: &str, access| Mount { host: folder.path().to_owned(), inside: inside.into(), access };
+    let mounts = vec![mount("/data/deep", Access::ReadOnly)];
+    let sandbox = host.sandbox(Resources { mounts, ..Resources::default() }).await;
+    assert_eq!(sandbox.bash("cat /data/deep/file").await, "hello");
+    let refused = sandbox.bash("echo x > /data/deep/file || echo refused").await;
+    assert!(refused.ends_with("refused"), "{refused}");
+    let over_proc = Resources { mounts: vec![mount("/proc", Access::ReadOnly)], ..Resources::default() };
+    assert!(host.provider.provision(&fresh_id(), 1, &over_proc).await.is_err());
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_host_name_of_its_own_is_known_inside() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources { hostname: "build-7".to_owned(), ..Resources::default() }).await;
+    assert_eq!(
+        sandbox.bash("hostname; cat /etc/hostname; getent hosts build-7 | wc -l").await,
+        "build-7\nbuild-7\n1"
+    );
+    host.end().await;
+}
+
+#[tokio::test]
+async fn many_files_and_large_ones_are_collected_whole() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources::default()).await;
+    let make = "cd /mnt/session/outputs && mkdir -p a/b && head -c 9000000 /dev/urandom > a/b/large && : > empty \
+        && ln -s /etc/passwd link && mkfifo pipe && sha256sum a/b/large | cut -c-64";
+    let sum = sandbox.bash(make).await;
+    let into = tempfile::tempdir().unwrap();
+    let mut collected = host.provider.collect_outputs(&sandbox.id, into.path()).await.unwrap();
+    collected.sort_by(|one, other| one.path.cmp(&other.path));
+    let paths: Vec<_> = collected.iter().map(|file| (file.path.to_str().unwrap(), file.size_bytes)).collect();
+    assert_eq!(paths, [("a/b/large", 9_000_000), ("empty", 0)]);
+    let copied = std::process::Command::new("sha256sum").arg(into.path().join("a/b/large")).output().unwrap();
+    assert!(String::from_utf8(copied.stdout).unwrap().starts_with(&sum));
+    host.end().await;
+}
