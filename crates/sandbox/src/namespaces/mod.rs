@@ -17,3 +17,6 @@ pub(crate) mod seccomp;
 pub(crate) mod start;
 pub(crate) mod sys;
 pub(crate) mod watchdog;
+
+#[cfg(test)]
+mod guards_matter;

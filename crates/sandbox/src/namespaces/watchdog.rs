@@ -25,7 +25,8 @@ pub(crate) fn memory_bytes(first: i32, limit: u64) -> u64 {
 
 /// What the sandbox's tmpfs holds.
 fn written(first: i32) -> u64 {
-    rustix::fs::statvfs(format!("/proc/{first}/root")).map_or(0, |found| (found.f_blocks - found.f_bfree) * found.f_frsize)
+    rustix::fs::statvfs(format!("/proc/{first}/root"))
+        .map_or(0, |found| (found.f_blocks - found.f_bfree) * found.f_frsize)
 }
 
 /// Memory files that are open somewhere, each once.
@@ -34,7 +35,8 @@ fn memory_files(family: &[i32]) -> u64 {
     let mut sum = 0;
     for pid in family {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-            let is_one = fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
+            let is_one = fs::read_link(entry.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
             if let Some(found) = is_one.then(|| fs::metadata(entry.path()).ok()).flatten()
                 && seen.insert(found.ino())
             {
