@@ -27,6 +27,8 @@ mod config;
 
 mod key;
 
+mod connect;
+
 mod turns;
 
 mod anthropic;

@@ -291,7 +291,15 @@ fn remember_thinking(state: &State, model: &str, request: usize, reply: &Reply) 
 async fn models(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> axum::Json<Value> {
     let names = state.models();
     if headers.contains_key("anthropic-version") {
-        let model = |name: &String| json!({"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"});
+        let model = |name: &String| {
+            json!({
+                "type": "model",
+                "id": name,
+                "display_name": name,
+                "created_at": "1970-01-01T00:00:00Z",
+                "lifecycle": "active",
+            })
+        };
         let data: Vec<Value> = names.iter().map(model).collect();
         return axum::Json(
             json!({"data": data, "has_more": false, "first_id": names.first(), "last_id": names.last()}),

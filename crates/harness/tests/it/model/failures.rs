@@ -135,6 +135,15 @@ async fn a_refused_connection_is_told_without_the_address() {
 }
 
 #[tokio::test]
+async fn a_server_without_tls_where_tls_is_configured_cannot_be_reached() {
+    let server = Server::start().await;
+    let mut config = config(&server, Kind::Anthropic);
+    config.base_url = Some(format!("https://{}", server.address()));
+    let failure = ask(&build(config), &prompt("m", "hi")).await.expect_err("a failure");
+    assert_eq!((failure.kind, failure.retryable), (FailureKind::Connection, true), "{}", failure.message);
+}
+
+#[tokio::test]
 async fn what_is_no_stream_of_the_wire_is_malformed() {
     let raw = |status, content_type: &str, body: &str| {
         let content_type = content_type.to_owned();
