@@ -1,0 +1,14 @@
+//! The door over real HTTP: a real store in a directory of its own, a real listener, no brain but what a test plays.
+
+mod agents;
+mod bad_input;
+mod brain;
+mod environments;
+mod events;
+mod headers;
+mod models;
+mod server;
+mod sessions;
+mod shutdown;
+mod streams;
+mod threads;
