@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
@@ -82,7 +83,7 @@ pub struct Bash {
     path: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    workdir: CString,
+    workdir: PathBuf,
     shell: Option<Shell>,
     waiting: VecDeque<Call>,
     running: Option<Running>,
@@ -117,7 +118,7 @@ impl Bash {
             path: c"/bin/bash".into(),
             arguments: vec![c"bash".into(), c"--noprofile".into(), c"--norc".into()],
             environment: environment.collect(),
-            workdir: c_string(config.workdir.as_os_str().as_bytes()),
+            workdir: config.workdir.clone(),
             shell: None,
             waiting: VecDeque::new(),
             running: None,
@@ -281,9 +282,8 @@ impl Bash {
     }
 
     fn start_shell(&self) -> Result<Shell, String> {
-        let failed = |cause: std::io::Error| {
-            format!("cannot start /bin/bash in {}: {cause}", self.workdir.to_string_lossy())
-        };
+        let failed =
+            |cause: std::io::Error| format!("cannot start /bin/bash in {}: {cause}", self.workdir.display());
         self.open_shell().map_err(failed)
     }
 
@@ -298,11 +298,12 @@ impl Bash {
         let away = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, SOURCES);
         let (control_read, output_write) = (away(&control_read)?, away(&output_write)?);
         let (script_there, end_write) = (away(&script)?, away(&end_write)?);
+        // The shell inherits it. Nothing else here depends on the working directory: every path is absolute.
+        std::env::set_current_dir(&self.workdir)?;
         let pid = sys::spawn(&Program {
             path: &self.path,
             arguments: &self.arguments,
             environment: &self.environment,
-            directory: &self.workdir,
             descriptors: &[
                 (0, control_read.as_fd()),
                 (1, output_write.as_fd()),
@@ -341,10 +342,11 @@ impl Shell {
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let marker = format!("{:016x}", u64::from_ne_bytes(random));
         // `builtin`, because a command may define functions of these names; the last redirection, because
-        // `set -x` would print the marker.
+        // `set -x` would print the marker; the newline before the marker, because a job that has kept the pipe
+        // may have left half a line there.
         let line = format!(
             "builtin read -rd '' -u {SCRIPT};builtin eval -- \"$REPLY\" </dev/null {SCRIPT}<&- {END}>&-;\
-             {{ builtin printf '%s %d\\n' {marker} $? >&{END};}} 2>/dev/null\n"
+             {{ builtin printf '\\n%s %d\\n' {marker} $? >&{END};}} 2>/dev/null\n"
         );
         // Shorter than a pipe's atomic write: it goes whole or not at all.
         rustix::io::write(&self.control, line.as_bytes())?;

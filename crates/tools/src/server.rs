@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::bash::{Bash, Call, Finished};
 use crate::config::Config;
@@ -128,7 +129,8 @@ impl Server {
         #[derive(Deserialize)]
         struct Envelope {
             id: u64,
-            op: Value,
+            // Raw, because an input may nest deeper than a parser follows, and then only its call shall fail.
+            op: Box<RawValue>,
         }
         let Envelope { id, op } = match wire::read_frame(&mut self.control, REQUEST_BYTES_MAX) {
             Ok(Some(envelope)) => envelope,
@@ -138,7 +140,7 @@ impl Server {
             Err(wire::Error::Io(cause)) => return Err(cause),
             Err(cause) => return Err(io::Error::other(cause)),
         };
-        match serde_json::from_value(op) {
+        match serde_json::from_str(op.get()) {
             Ok(op) => self.perform(id, op),
             Err(cause) => {
                 let message = format!("unknown operation: {cause}");

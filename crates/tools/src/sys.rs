@@ -99,14 +99,15 @@ pub struct Program<'a> {
     pub arguments: &'a [CString],
     /// Its whole environment, as `NAME=value`.
     pub environment: &'a [CString],
-    /// Its working directory.
-    pub directory: &'a CString,
     /// Its descriptors: the number there, the descriptor here. Every source must have a higher number
     /// than every target, so that no target overwrites a source that is still needed.
     pub descriptors: &'a [(RawFd, BorrowedFd<'a>)],
 }
 
-/// Starts a program in a session of its own, with default signals.
+/// Starts a program in a session of its own, with default signals, in this process's working directory.
+///
+/// The directory is not set by the call that glibc has for it: the standard library refers to that one weakly,
+/// and link-time optimisation of a static program then takes the weak reference for ours too and leaves it null.
 pub fn spawn(program: &Program<'_>) -> io::Result<Pid> {
     let arguments = pointers(program.arguments);
     let environment = pointers(program.environment);
@@ -129,10 +130,6 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Pid> {
         let spawned = check(libc::posix_spawnattr_setflags(attributes.as_mut_ptr(), flags))
             .and_then(|()| check(libc::posix_spawnattr_setsigmask(attributes.as_mut_ptr(), none.as_ptr())))
             .and_then(|()| check(libc::posix_spawnattr_setsigdefault(attributes.as_mut_ptr(), all.as_ptr())))
-            .and_then(|()| {
-                let directory = program.directory.as_ptr();
-                check(libc::posix_spawn_file_actions_addchdir_np(actions.as_mut_ptr(), directory))
-            })
             .and_then(|()| {
                 program.descriptors.iter().try_for_each(|(target, source)| {
                     let source = source.as_raw_fd();

@@ -19,6 +19,11 @@ use crate::confine::Place;
 /// As much as is read of a file of rules. Real ones have a few KiB, and each line costs its automaton.
 const RULES_BYTES_MAX: u64 = 64 << 10;
 
+/// A pattern longer than this, or with more braces, is no pattern. The compiler of patterns recurses into braces;
+/// one from a repository's ignore file must not end the process.
+const PATTERN_BYTES_MAX: usize = 4096;
+const PATTERN_BRACES_MAX: usize = 32;
+
 /// What a walk leaves out.
 #[derive(Clone, Copy)]
 pub enum LeaveOut<'a> {
@@ -208,10 +213,18 @@ fn parse<'n>(directory: &Place, names: impl Iterator<Item = &'n str>) -> Option<
         };
         let text = String::from_utf8_lossy(&bytes);
         for line in text.trim_start_matches('\u{feff}').lines() {
-            // A line that is no rule says nothing, as in git.
-            let _ = rules.add_line(None, line);
-            is_empty = false;
+            if is_compilable(line) {
+                // A line that is no rule says nothing, as in git.
+                let _ = rules.add_line(None, line);
+                is_empty = false;
+            }
         }
     }
     if is_empty { None } else { rules.build().ok() }
+}
+
+/// Whether a pattern is small enough to be compiled.
+pub fn is_compilable(pattern: &str) -> bool {
+    let braces = pattern.bytes().filter(|byte| *byte == b'{').count();
+    pattern.len() <= PATTERN_BYTES_MAX && braces <= PATTERN_BRACES_MAX
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::confine::{Place, Roots, reason};
 use crate::tool::Stop;
-use crate::walk::{LeaveOut, Walk};
+use crate::walk::{LeaveOut, Walk, is_compilable};
 use crate::wire::Output;
 
 /// As many names as one result lists.
@@ -39,6 +39,9 @@ pub fn run(roots: &Roots, input: Input, stop: &Stop) -> Result<Output, String> {
     }
     if Path::new(&pattern).components().any(|component| component == Component::ParentDir) {
         return Err("'..' is not permitted in the pattern".into());
+    }
+    if !is_compilable(&pattern) {
+        return Err("the pattern is too long or has too many braces".into());
     }
     let search = match path.as_deref() {
         None | Some("") => roots.workdir(),

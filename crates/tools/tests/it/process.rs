@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 use tools::wire::{Op, Refusal, Reply};
 
-use crate::hands::{Hands, eventually};
+use crate::hands::{Hands, eventually, execute};
 
 #[test]
 fn it_answers_and_stays_through_polite_signals() {
@@ -90,6 +90,9 @@ fn an_operation_it_does_not_know_is_refused() {
     let mut hands = Hands::new();
     let id = hands.send_raw(json!({"id": 77, "op": {"dance": {}}}), 77);
     assert!(matches!(hands.reply(id), Reply::Refused { reason: Refusal::Invalid, .. }));
+    let deep = (0..130).fold(json!(1), |inner, _| json!([inner]));
+    let refused = hands.ask(execute("toolu_1", "bash", deep, 0));
+    assert!(matches!(refused, Reply::Refused { reason: Refusal::Invalid, .. }), "{refused:?}");
     assert_eq!(hands.ask(Op::Ping), Reply::Pong);
 }
 
