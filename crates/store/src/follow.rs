@@ -1,14 +1,26 @@
 //! The one reader: catch up from the store, then follow.
+//!
+//! ```text
+//!   subscribe ──▶ look ──▶ show what was found ──▶ all shown? ── yes ──▶ sleep until something changed ─┐
+//!                   ▲                                  │ no                                             │
+//!                   └──────────────────────────────────┴────────────────────────────────────────────────┘
+//! ```
+//!
+//! A slow follower costs a position and no memory: what it has not read stays in the store. Only previews are held
+//! for it, a bounded number of them; what it misses of those it never sees.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use protocol::event::PreviewKind;
-use protocol::id::SessionId;
+use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
 
-use crate::Store;
 use crate::error::Error;
+use crate::hub::{Frame, Marks, Subscription};
+use crate::sqlite::catch_up::{self, Chunk, Progress};
+use crate::{Inner, Store};
 
 /// Where a follower starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +64,43 @@ pub enum Item {
     },
 }
 
+/// What closes all previews of its model request.
+const REQUEST_END: &str = "span.model_request_end";
+
 /// Reads one session's events in order, for as long as the session exists.
-#[derive(Debug)]
-pub struct Follower {}
+pub struct Follower {
+    store: Arc<Inner>,
+    subscription: Subscription,
+    progress: Progress,
+    /// Read and not yet shown. What is read at once is bounded, and nothing is read while any of it is left.
+    items: std::vec::IntoIter<Item>,
+    /// The mark of the log as it was before the last read that found all.
+    log_seen: Option<u64>,
+    previews: PreviewsSeen,
+    is_over: bool,
+}
+
+/// How far a follower has come with previews.
+struct PreviewsSeen {
+    /// The number of the next one.
+    next: u64,
+    mark: u64,
+    /// The next one follows this event, which was not there yet.
+    held: Option<Position>,
+    /// Events whose beginning was shown and whose pieces may follow.
+    open: Vec<EventId>,
+    /// Where the last model request ended: what follows an earlier event belongs to it and is stale.
+    closed: Position,
+}
+
+/// What a follower does next.
+enum Next {
+    Show(Item),
+    End,
+    Read,
+    Previews,
+    Sleep,
+}
 
 impl Follower {
     /// The next item; `None` when nothing will ever follow: the session is deleted, the store closed, or the store
@@ -62,19 +108,144 @@ impl Follower {
     ///
     /// May be dropped while it waits and called again: nothing is lost or repeated.
     pub async fn next(&mut self) -> Option<Item> {
-        None
+        loop {
+            let marks = self.subscription.marks();
+            match self.decide(&marks) {
+                Next::Show(item) => return Some(item),
+                Next::End => return None,
+                Next::Read => self.read(&marks).await,
+                Next::Previews => self.read_previews(&marks),
+                Next::Sleep => {
+                    self.subscription.next_marks().await;
+                }
+            }
+        }
+    }
+
+    fn decide(&mut self, marks: &Marks) -> Next {
+        if let Some(item) = self.items.next() {
+            return Next::Show(item);
+        }
+        if self.is_over {
+            return Next::End;
+        }
+        if let Some(json) = &marks.deleted {
+            self.is_over = true;
+            return Next::Show(Item::Deleted { json: json.clone() });
+        }
+        if self.log_seen != Some(marks.log) {
+            return Next::Read;
+        }
+        let may_go_on = self.previews.held.is_some_and(|after| after <= self.progress.cursor);
+        if self.previews.mark != marks.previews || may_go_on {
+            return Next::Previews;
+        }
+        if marks.is_closed { Next::End } else { Next::Sleep }
+    }
+
+    /// Durable first: what the log holds is shown before any preview that was published meanwhile.
+    async fn read(&mut self, marks: &Marks) {
+        let (progress, kinds) = (self.progress, self.store.kinds.clone());
+        match self.store.readers.read(move |conn| catch_up::read(conn, &kinds, progress)).await {
+            Ok(Some(chunk)) => self.take_in(chunk, marks),
+            // Deleted: the next look at the marks says so, unless this follower came too late to be told.
+            Ok(None) => self.is_over = self.subscription.marks().deleted.is_none(),
+            Err(error) => {
+                self.is_over = true;
+                if !matches!(error, Error::Closed) {
+                    tracing::error!(error = ?error, "a follower could not read its session");
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, chunk: Chunk, marks: &Marks) {
+        let Chunk { items, progress, is_all } = chunk;
+        let ends = items.iter().filter_map(|item| match item {
+            Item::Event { position, kind, json: _ } if **kind == *REQUEST_END => Some(*position),
+            Item::Event { .. } | Item::Queued { .. } | Item::Preview { .. } | Item::Deleted { .. } => None,
+        });
+        if let Some(closed) = ends.last() {
+            self.previews.open.clear();
+            self.previews.closed = closed;
+            self.subscription.forget_previews_before(closed);
+        }
+        self.progress = progress;
+        self.items = items.into_iter();
+        if is_all {
+            self.log_seen = Some(marks.log);
+        }
+    }
+
+    fn read_previews(&mut self, marks: &Marks) {
+        let (first, frames) = self.subscription.previews_from(self.previews.next);
+        if first != self.previews.next {
+            // Some are lost. A message with a hole would not be a prefix of the real one: the rest of it is shed.
+            self.previews.open.clear();
+            self.previews.next = first;
+        }
+        let mut items = Vec::new();
+        self.previews.held = None;
+        for frame in frames {
+            if frame.after > self.progress.cursor {
+                self.previews.held = Some(frame.after);
+                break;
+            }
+            self.previews.next += 1;
+            items.extend(self.previews.show(frame));
+        }
+        self.previews.mark = marks.previews;
+        self.items = items.into_iter();
+    }
+}
+
+impl PreviewsSeen {
+    fn show(&mut self, frame: Frame) -> Option<Item> {
+        let Frame { after, kind, event, is_start, json } = frame;
+        if after < self.closed {
+            return None;
+        }
+        if is_start {
+            self.open.push(event);
+        } else if !self.open.contains(&event) {
+            return None;
+        }
+        Some(Item::Preview { kind, json })
+    }
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Follower").field("progress", &self.progress).finish_non_exhaustive()
     }
 }
 
 /// Wakes when a session's log or inbox changes.
-#[derive(Debug)]
-pub struct Changed {}
+pub struct Changed {
+    subscription: Subscription,
+    seen: u64,
+}
 
 impl Changed {
-    /// Returns once the log or the inbox has changed since the last return, or since [`Store::changed`]. May return
-    /// without a change. Carries no data: look again.
+    /// Returns once the log or the inbox has changed since the last return, or since [`Store::changed`]; also when
+    /// the store closes. May return without a change. Carries no data: look again.
+    ///
+    /// May be dropped while it waits and called again: no change is lost.
     pub async fn wait(&mut self) {
-        std::future::pending::<()>().await;
+        loop {
+            let marks = self.subscription.marks();
+            if marks.log != self.seen || marks.is_closed {
+                self.seen = marks.log;
+                return;
+            }
+            self.subscription.next_marks().await;
+        }
+    }
+}
+
+impl fmt::Debug for Changed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Changed")
     }
 }
 
@@ -82,13 +253,46 @@ impl Store {
     /// Follows a session's public events. What is committed after this returns will be shown. `None` if there is no
     /// such session.
     pub async fn follow(&self, id: &SessionId, from: From) -> Result<Option<Follower>, Error> {
-        let _ = (id, from);
-        Err(Error::Closed)
+        // Subscribe, then look: what is committed in between is found by the first read.
+        let subscription = self.0.hub.subscribe(id);
+        let previews_next = subscription.previews_end();
+        let session = id.clone();
+        let start = self.0.readers.read(move |conn| catch_up::start(conn, session.as_str())).await?;
+        let Some(start) = start else { return Ok(None) };
+        let (cursor, waited) = match from {
+            From::Now => (start.head, start.inbox_last),
+            // What has been taken up is shown as done; what still waits is shown again.
+            From::After(cursor) => {
+                (cursor.min(start.head), start.inbox_first.map_or(start.inbox_last, |first| first - 1))
+            }
+        };
+        Ok(Some(Follower {
+            store: self.0.clone(),
+            subscription,
+            progress: Progress {
+                session: start.session,
+                cursor,
+                floor: start.head,
+                waited,
+                append_end: start.head,
+            },
+            items: Vec::new().into_iter(),
+            log_seen: None,
+            previews: PreviewsSeen {
+                next: previews_next,
+                mark: 0,
+                held: None,
+                open: Vec::new(),
+                closed: Position::START,
+            },
+            is_over: false,
+        }))
     }
 
     /// Watches a session's log and inbox from now on.
     pub fn changed(&self, id: &SessionId) -> Changed {
-        let _ = id;
-        Changed {}
+        let subscription = self.0.hub.subscribe(id);
+        let seen = subscription.marks().log;
+        Changed { subscription, seen }
     }
 }

@@ -7,9 +7,13 @@ use std::path::Path;
 use protocol::id::{ApiKeyId, WorkspaceId};
 use protocol::time::Timestamp;
 
-use crate::Store;
 use crate::clock::Ids;
 use crate::error::{ChangeError, Error, OpenError};
+use crate::lock::make_directory;
+use crate::sqlite::connect::Database;
+use crate::sqlite::keys;
+use crate::sqlite::writer::Flush;
+use crate::{Options, Store};
 
 /// The SHA-256 of a key.
 pub type KeyHash = [u8; 32];
@@ -38,64 +42,107 @@ pub fn hash_key(key: &str) -> KeyHash {
 impl Store {
     /// The first workspace; made if there is none yet.
     pub async fn ensure_workspace(&self) -> Result<WorkspaceId, Error> {
-        Err(Error::Closed)
+        let (ids, now) = (self.ids().clone(), self.now());
+        self.0.writer.run(0, move |flush| keys::ensure_workspace(flush.conn, &ids, now)).await
     }
 
     /// Keeps a new key. [`ChangeError::Exists`] if the same key is kept already.
-    pub async fn create_key(&self, workspace: &WorkspaceId, name: &str, hash: KeyHash) -> Result<ApiKey, ChangeError> {
-        let _ = (workspace, name, hash);
-        Err(ChangeError::NotFound)
+    pub async fn create_key(
+        &self,
+        workspace: &WorkspaceId,
+        name: &str,
+        hash: KeyHash,
+    ) -> Result<ApiKey, ChangeError> {
+        let key = ApiKey::new(self.ids(), workspace, name, self.now());
+        let job = move |flush: &mut Flush<'_>| Ok((keys::create(flush.conn, &key, &hash)?, key));
+        let (is_new, key) = self.0.writer.run(0, job).await?;
+        if is_new { Ok(key) } else { Err(ChangeError::Exists) }
     }
 
     /// A workspace's keys, oldest first, revoked ones included.
     pub async fn list_keys(&self, workspace: &WorkspaceId) -> Result<Vec<ApiKey>, Error> {
-        let _ = workspace;
-        Err(Error::Closed)
+        let workspace = workspace.clone();
+        self.0.readers.read(move |conn| keys::list(conn, &workspace)).await
     }
 
     /// Revokes a key for good. Doing it again changes nothing.
     pub async fn revoke_key(&self, workspace: &WorkspaceId, id: &ApiKeyId) -> Result<ApiKey, ChangeError> {
-        let _ = (workspace, id);
-        Err(ChangeError::NotFound)
+        let (workspace, id, now) = (workspace.clone(), id.clone(), self.now());
+        let revoked =
+            self.0.writer.run(0, move |flush| keys::revoke(flush.conn, &workspace, &id, now)).await?;
+        revoked.ok_or(ChangeError::NotFound)
     }
 
     /// The key with that hash, unless it is revoked or was never made.
     pub async fn find_key(&self, hash: KeyHash) -> Result<Option<ApiKey>, Error> {
-        let _ = hash;
-        Err(Error::Closed)
+        self.0.readers.read(move |conn| keys::find(conn, &hash)).await
     }
 }
 
-/// The keys of a data directory, without its lock: works while a server runs on it.
-pub struct Keys {}
+impl ApiKey {
+    fn new(ids: &Ids, workspace: &WorkspaceId, name: &str, now: Timestamp) -> Self {
+        Self {
+            id: ids.make(),
+            workspace: workspace.clone(),
+            name: name.to_owned(),
+            created_at: now,
+            revoked_at: None,
+        }
+    }
+}
+
+/// The keys of a data directory, without its lock: works while a server runs on it, which sees the changes at once.
+/// Blocks; for the command line.
+pub struct Keys {
+    database: Database,
+    options: Options,
+}
 
 impl Keys {
     /// Opens the directory's database, or makes it.
-    pub fn open(data_dir: &Path, ids: Ids) -> Result<Self, OpenError> {
-        let _ = (data_dir, ids);
-        Err(OpenError::Store(Error::Closed))
+    pub fn open(data_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        make_directory(data_dir)?;
+        let database = Database::open(data_dir)?;
+        Ok(Self { database, options })
     }
 
     /// See [`Store::ensure_workspace`].
     pub fn ensure_workspace(&mut self) -> Result<WorkspaceId, Error> {
-        Err(Error::Closed)
+        let now = self.options.clock.now();
+        self.database.write(|conn| keys::ensure_workspace(conn, &self.options.ids, now))
+    }
+
+    /// Makes another workspace.
+    pub fn create_workspace(&mut self) -> Result<WorkspaceId, Error> {
+        let now = self.options.clock.now();
+        self.database.write(|conn| keys::create_workspace(conn, &self.options.ids, now))
+    }
+
+    /// All workspaces, oldest first.
+    pub fn workspaces(&mut self) -> Result<Vec<WorkspaceId>, Error> {
+        self.database.write(keys::workspaces)
     }
 
     /// See [`Store::create_key`].
-    pub fn create_key(&mut self, workspace: &WorkspaceId, name: &str, hash: KeyHash) -> Result<ApiKey, ChangeError> {
-        let _ = (workspace, name, hash);
-        Err(ChangeError::NotFound)
+    pub fn create_key(
+        &mut self,
+        workspace: &WorkspaceId,
+        name: &str,
+        hash: KeyHash,
+    ) -> Result<ApiKey, ChangeError> {
+        let key = ApiKey::new(&self.options.ids, workspace, name, self.options.clock.now());
+        let is_new = self.database.write(|conn| keys::create(conn, &key, &hash))?;
+        if is_new { Ok(key) } else { Err(ChangeError::Exists) }
     }
 
     /// See [`Store::list_keys`].
     pub fn list_keys(&mut self, workspace: &WorkspaceId) -> Result<Vec<ApiKey>, Error> {
-        let _ = workspace;
-        Err(Error::Closed)
+        self.database.write(|conn| keys::list(conn, workspace))
     }
 
     /// See [`Store::revoke_key`].
     pub fn revoke_key(&mut self, workspace: &WorkspaceId, id: &ApiKeyId) -> Result<ApiKey, ChangeError> {
-        let _ = (workspace, id);
-        Err(ChangeError::NotFound)
+        let now = self.options.clock.now();
+        self.database.write(|conn| keys::revoke(conn, workspace, id, now))?.ok_or(ChangeError::NotFound)
     }
 }

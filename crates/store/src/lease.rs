@@ -9,6 +9,8 @@
 //! A lease carries an epoch, which grows with each claim of the session and is durable. Every append names it, and
 //! the writer refuses what does not carry the newest: two brains never drive one session, whatever they believe.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +19,18 @@ use protocol::id::{SessionId, WorkspaceId};
 use protocol::position::Position;
 use session::{Draft, Record, State};
 
-use crate::error::{AppendError, Error};
 use crate::Store;
+use crate::error::{AppendError, Error};
+use crate::sqlite::appends::{self, Prepared, Refused};
+use crate::sqlite::writer::Flush;
+use crate::sqlite::{claims, listing};
 
 /// How long a lease lasts without a renewal, by the store's clock. Long against a pause of the process, short
 /// against the patience of whoever waits for a dead brain's session.
 pub const LEASE: Duration = Duration::from_secs(30);
+
+/// Lapsed leases that are looked for at once; the next look finds the rest.
+const LAPSED_MAX: usize = 1_024;
 
 /// The right to drive one session. Give it back with [`Store::release`]; one that is dropped lapses by itself.
 #[must_use = "a lease that is not released keeps its session from other brains until it lapses"]
@@ -59,41 +67,90 @@ impl Store {
     ///
     /// May be dropped while it waits: nothing is lost.
     pub async fn claim(&self, holder: &str) -> Result<Lease, Error> {
-        let _ = holder;
-        Err(Error::Closed)
+        let ready = &self.0.ready;
+        loop {
+            // Look, then sleep: a wake-up between the two is kept by the queue.
+            if ready.is_closed() {
+                ready.pass_on();
+                return Err(Error::Closed);
+            }
+            if ready.is_worth_a_claim() {
+                let holder = holder.to_owned();
+                let token = self.0.writer.run(0, move |flush| claims::claim_ready(flush, &holder)).await?;
+                if let Some(token) = token {
+                    ready.pass_on();
+                    return Ok(Lease { token });
+                }
+                continue;
+            }
+            let poll = jittered(self.0.options.lapsed_poll);
+            if tokio::time::timeout(poll, ready.woken()).await.is_err() {
+                self.look_for_lapsed().await?;
+            }
+        }
     }
 
-    /// Claims this session; `None` if somebody else holds it or it does not exist.
+    /// Nothing tells that a lease has lapsed; so now and then somebody looks.
+    async fn look_for_lapsed(&self) -> Result<(), Error> {
+        let now = self.now();
+        let ids = self.0.readers.read(move |conn| claims::wanting(conn, now, LAPSED_MAX)).await?;
+        self.0.ready.push(&ids);
+        Ok(())
+    }
+
+    /// Claims this session, whether it wants a brain or not; `None` if somebody else holds it or it does not exist.
     pub async fn try_claim(&self, id: &SessionId, holder: &str) -> Result<Option<Lease>, Error> {
-        let _ = (id, holder);
-        Err(Error::Closed)
+        let (id, holder) = (id.clone(), holder.to_owned());
+        let token = self.0.writer.run(0, move |flush| claims::claim(flush, &id, &holder)).await?;
+        Ok(token.map(|token| Lease { token }))
     }
 
     /// The session as it is now; `None` if it does not exist.
     pub async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
-        let _ = id;
-        Err(Error::Closed)
+        let id = id.clone();
+        self.0.readers.read(move |conn| listing::look(conn, &id)).await
     }
 
     /// Appends to the session's log, all of the drafts or none, if its last event is at `expected`; gives the
     /// session as it is afterwards. Answered when durable. Renews the lease.
     ///
     /// Without drafts nothing is written, and the view is as good as a look.
-    pub async fn append(&self, token: &Token, expected: Position, drafts: Vec<Draft>) -> Result<View, AppendError> {
-        let _ = (token, expected, drafts);
-        Err(AppendError::Store(Error::Closed))
+    pub async fn append(
+        &self,
+        token: &Token,
+        expected: Position,
+        drafts: Vec<Draft>,
+    ) -> Result<View, AppendError> {
+        let token = token.clone();
+        let drafts: Vec<Prepared> = drafts.into_iter().map(Prepared::new).collect();
+        let size_bytes = drafts.iter().map(Prepared::size_bytes).sum();
+        let job = move |flush: &mut Flush<'_>| appends::append(flush, &token, expected, drafts);
+        match self.0.writer.run(size_bytes, job).await? {
+            Ok(view) => Ok(view),
+            Err(Refused::Moved(view)) => Err(AppendError::Moved(view)),
+            Err(Refused::Fenced) => Err(AppendError::Fenced),
+        }
     }
 
     /// Makes the lease last its full length again.
     pub async fn renew(&self, token: &Token) -> Result<(), AppendError> {
-        let _ = token;
-        Err(AppendError::Store(Error::Closed))
+        let token = token.clone();
+        let is_ours = self.0.writer.run(0, move |flush| claims::renew(flush, &token)).await?;
+        if is_ours { Ok(()) } else { Err(AppendError::Fenced) }
     }
 
     /// Gives the lease back. If the session still wants a brain it can be claimed at once. A lease that has lapsed
     /// meanwhile is given back without effect.
     pub async fn release(&self, lease: Lease) -> Result<(), Error> {
-        let _ = lease;
-        Err(Error::Closed)
+        let Lease { token } = lease;
+        self.0.writer.run(0, move |flush| claims::release(flush, &token)).await?;
+        Ok(())
     }
+}
+
+/// Between three and five quarters of `period`, so that many processes do not look at the same moment.
+fn jittered(period: Duration) -> Duration {
+    // Every such state is seeded anew: enough randomness to spread a poll.
+    let spread = RandomState::new().hash_one(()) % 512;
+    period.mul_f64(0.75 + spread as f64 / 1024.0)
 }

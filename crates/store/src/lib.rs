@@ -26,13 +26,18 @@
 pub mod clock;
 pub mod error;
 pub mod follow;
+mod hub;
 pub mod keys;
 pub mod lease;
+mod lock;
 pub mod log;
 pub mod previews;
+mod ready;
 pub mod resources;
 pub mod sessions;
+mod sqlite;
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,13 +54,27 @@ pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
 pub use sessions::{Cursor, NewSession, SessionQuery};
 
+use hub::Hub;
+use ready::Ready;
+use sqlite::fault::Fault;
+use sqlite::kinds::Kinds;
+use sqlite::readers::Readers;
+use sqlite::writer::{Shared, Writer};
+use sqlite::{claims, connect};
+
 /// The store of one data directory. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
 struct Inner {
     options: Options,
+    hub: Arc<Hub>,
+    ready: Arc<Ready>,
+    kinds: Kinds,
     previews: Previews,
+    readers: Readers,
+    /// Last, so that when the store is dropped the writer ends after all that it may wake.
+    writer: Writer,
 }
 
 /// How to open a store.
@@ -79,12 +98,38 @@ impl Store {
     /// Opens the data directory, making it if need be: takes its lock, brings the database to the current format,
     /// voids the leases of whoever had it before.
     pub fn open(data_dir: &Path, options: Options) -> Result<Self, OpenError> {
-        let _ = data_dir;
-        Ok(Self(Arc::new(Inner { options, previews: Previews {} })))
+        lock::make_directory(data_dir)?;
+        let lock = lock::take(data_dir)?;
+        let path = connect::database(data_dir);
+        let mut conn = connect::writer(&path).map_err(Error::from)?;
+        connect::migrate(&mut conn)?;
+        let (hub, ready, kinds) = (Arc::new(Hub::default()), Arc::new(Ready::default()), Kinds::default());
+        let prepare = || -> Result<(Readers, Writer), Fault> {
+            kinds.load(&conn)?;
+            claims::void_leases(&conn)?;
+            claims::refill(&conn, &ready, options.clock.now())?;
+            let readers = Readers::open(path.clone())?;
+            let shared = Shared {
+                clock: options.clock.clone(),
+                hub: hub.clone(),
+                ready: ready.clone(),
+                kinds: kinds.clone(),
+            };
+            Ok((readers, Writer::start(&path, conn, shared, lock)?))
+        };
+        let (readers, writer) = prepare().map_err(Error::from)?;
+        let previews = Previews::new(hub.clone());
+        Ok(Self(Arc::new(Inner { options, hub, ready, kinds, previews, readers, writer })))
     }
 
-    /// Finishes what has been accepted, then closes. Calls on other clones fail with [`Error::Closed`] from then on.
-    pub async fn close(self) {}
+    /// Finishes what has been accepted, then closes: waiting claims and followers end, and calls on other clones
+    /// fail with [`Error::Closed`].
+    pub async fn close(self) {
+        self.0.writer.close().await;
+        self.0.readers.close();
+        self.0.ready.close();
+        self.0.hub.close();
+    }
 
     /// The maker of ids.
     pub fn ids(&self) -> &Ids {
@@ -99,5 +144,11 @@ impl Store {
     /// Where pieces of answers are published while they are made.
     pub fn previews(&self) -> &Previews {
         &self.0.previews
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Store")
     }
 }

@@ -10,6 +10,7 @@ use session::State;
 
 use crate::Store;
 use crate::error::Error;
+use crate::sqlite::slices;
 
 /// An event as it lies in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +58,16 @@ impl TimeBounds {
     /// The bounds as microseconds, both inclusive.
     pub(crate) fn micros(&self) -> (i64, i64) {
         let Self { gt, gte, lt, lte } = self;
-        let first = gt.map(|at| at.as_micros().saturating_add(1)).into_iter().chain(gte.map(Timestamp::as_micros)).max();
-        let last = lt.map(|at| at.as_micros().saturating_sub(1)).into_iter().chain(lte.map(Timestamp::as_micros)).min();
+        let first = gt
+            .map(|at| at.as_micros().saturating_add(1))
+            .into_iter()
+            .chain(gte.map(Timestamp::as_micros))
+            .max();
+        let last = lt
+            .map(|at| at.as_micros().saturating_sub(1))
+            .into_iter()
+            .chain(lte.map(Timestamp::as_micros))
+            .min();
         (first.unwrap_or(i64::MIN), last.unwrap_or(i64::MAX))
     }
 }
@@ -107,27 +116,31 @@ impl Default for Slice {
 impl Store {
     /// A slice of a session's log. Empty if there is no such session.
     pub async fn get_events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {
-        let _ = (id, slice);
-        Err(Error::Closed)
+        let (id, kinds) = (id.clone(), self.0.kinds.clone());
+        self.0.readers.read(move |conn| slices::events(conn, &kinds, &id, &slice)).await
     }
 
     /// What clients sent to the session and no brain has taken up, oldest first.
     pub async fn get_inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error> {
-        let _ = id;
-        Err(Error::Closed)
+        let (id, kinds) = (id.clone(), self.0.kinds.clone());
+        self.0.readers.read(move |conn| slices::inbox(conn, &kinds, &id)).await
     }
 
     /// A slice of the log and the inbox, both at the same moment: an event on its way from one to the other is in
     /// exactly one of them.
-    pub async fn get_history(&self, id: &SessionId, slice: Slice) -> Result<(Vec<Stored>, Vec<Stored>), Error> {
-        let _ = (id, slice);
-        Err(Error::Closed)
+    pub async fn get_history(
+        &self,
+        id: &SessionId,
+        slice: Slice,
+    ) -> Result<(Vec<Stored>, Vec<Stored>), Error> {
+        let (id, kinds) = (id.clone(), self.0.kinds.clone());
+        self.0.readers.read(move |conn| slices::history(conn, &kinds, &id, &slice)).await
     }
 
     /// The session's state, folded anew from its log and its inbox. Always equal to the state that is kept beside
     /// the log; a test compares them. `None` if there is no such session.
     pub async fn rebuild(&self, id: &SessionId) -> Result<Option<State>, Error> {
-        let _ = id;
-        Err(Error::Closed)
+        let id = id.clone();
+        self.0.readers.read(move |conn| slices::rebuild(conn, &id)).await
     }
 }

@@ -1,17 +1,37 @@
 //! Previews: pieces of an answer while it is made. In memory only; the one thing the store may lose.
+//!
+//! They overtake nothing: a follower shows one only after the event that it follows, and never after what closes it.
 
-use protocol::event::Preview;
+use std::sync::Arc;
+
+use protocol::event::{Preview, PreviewKind};
 use protocol::id::SessionId;
 use protocol::position::Position;
 
+use crate::hub::{Frame, Hub};
+
 /// Passes previews on to whoever follows their session.
-#[derive(Debug)]
-pub struct Previews {}
+pub struct Previews {
+    hub: Arc<Hub>,
+}
 
 impl Previews {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+
     /// Shows a preview to those who follow the session. `after` is the log's head as the publisher knows it: nobody
     /// is shown the preview before that event. Costs next to nothing when nobody follows.
     pub fn publish(&self, session: &SessionId, after: Position, preview: Preview) {
-        let _ = (session, after, preview);
+        if !self.hub.is_watched(session) {
+            return;
+        }
+        let json = serde_json::to_vec(&preview).expect("previews are made of strings and numbers").into();
+        let (event, kind, is_start) = match preview {
+            Preview::EventStart { event } => (event.id, event.kind, true),
+            // Only messages have deltas.
+            Preview::EventDelta { event_id, delta: _ } => (event_id, PreviewKind::Message, false),
+        };
+        self.hub.publish(session, Frame { after, kind, event, is_start, json });
     }
 }

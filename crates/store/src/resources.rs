@@ -1,5 +1,7 @@
 //! Agents and environments.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use protocol::agent::Agent;
 use protocol::environment::Environment;
 use protocol::id::{AgentId, EnvironmentId, WorkspaceId};
@@ -8,6 +10,9 @@ use crate::Store;
 use crate::error::{ChangeError, Error};
 use crate::log::TimeBounds;
 use crate::sessions::Cursor;
+use crate::sqlite::fault::Fault;
+use crate::sqlite::writer::Flush;
+use crate::sqlite::{agents, environments};
 
 /// Which agents to list, newest first.
 #[derive(Clone, Debug)]
@@ -50,10 +55,12 @@ impl Default for EnvironmentQuery {
 pub type Change<T> = Box<dyn FnOnce(&T) -> Result<Option<T>, ChangeError> + Send>;
 
 impl Store {
-    /// Keeps a new agent, at the version it carries (1).
+    /// Keeps a new agent, at the version it carries (1). [`Error::Exists`] if its id is taken.
     pub async fn create_agent(&self, workspace: &WorkspaceId, agent: Agent) -> Result<Agent, Error> {
-        let _ = (workspace, agent);
-        Err(Error::Closed)
+        let workspace = workspace.clone();
+        let job = move |flush: &mut Flush<'_>| Ok((agents::create(flush.conn, &workspace, &agent)?, agent));
+        let (is_new, agent) = self.0.writer.run(0, job).await?;
+        if is_new { Ok(agent) } else { Err(Error::Exists(agent.id.to_string())) }
     }
 
     /// An agent at one version, or at its latest.
@@ -63,14 +70,14 @@ impl Store {
         id: &AgentId,
         version: Option<i64>,
     ) -> Result<Option<Agent>, Error> {
-        let _ = (workspace, id, version);
-        Err(Error::Closed)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.0.readers.read(move |conn| agents::get(conn, &workspace, &id, version)).await
     }
 
     /// Agents at their latest versions, newest first.
     pub async fn list_agents(&self, workspace: &WorkspaceId, query: AgentQuery) -> Result<Vec<Agent>, Error> {
-        let _ = (workspace, query);
-        Err(Error::Closed)
+        let workspace = workspace.clone();
+        self.0.readers.read(move |conn| agents::list(conn, &workspace, &query)).await
     }
 
     /// An agent's versions, newest first; those before `before` if it is given. `None` if there is no such agent.
@@ -81,8 +88,8 @@ impl Store {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Option<Vec<Agent>>, Error> {
-        let _ = (workspace, id, before, limit);
-        Err(Error::Closed)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.0.readers.read(move |conn| agents::versions(conn, &workspace, &id, before, limit)).await
     }
 
     /// Changes an agent. If the changed agent has the next version number it becomes a new version; if it has the
@@ -93,8 +100,14 @@ impl Store {
         id: &AgentId,
         change: Change<Agent>,
     ) -> Result<Agent, ChangeError> {
-        let _ = (workspace, id, change);
-        Err(ChangeError::NotFound)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        let job = move |flush: &mut Flush<'_>| {
+            let Some(before) = agents::get(flush.conn, &workspace, &id, None)? else {
+                return Ok(Ok(Err(ChangeError::NotFound)));
+            };
+            change_in_place(before, change, |before, after| agents::replace(flush.conn, before, after))
+        };
+        unwound(self.0.writer.run(0, job).await?)
     }
 
     /// Keeps a new environment. [`ChangeError::Exists`] if one that is not archived has its name.
@@ -103,8 +116,11 @@ impl Store {
         workspace: &WorkspaceId,
         environment: Environment,
     ) -> Result<Environment, ChangeError> {
-        let _ = (workspace, environment);
-        Err(ChangeError::NotFound)
+        let workspace = workspace.clone();
+        let job = move |flush: &mut Flush<'_>| {
+            Ok(environments::put(flush.conn, &workspace, &environment)?.map(|()| environment))
+        };
+        self.0.writer.run(0, job).await?
     }
 
     /// An environment.
@@ -113,8 +129,8 @@ impl Store {
         workspace: &WorkspaceId,
         id: &EnvironmentId,
     ) -> Result<Option<Environment>, Error> {
-        let _ = (workspace, id);
-        Err(Error::Closed)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.0.readers.read(move |conn| environments::get(conn, &workspace, &id)).await
     }
 
     /// Environments, newest first.
@@ -123,8 +139,8 @@ impl Store {
         workspace: &WorkspaceId,
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error> {
-        let _ = (workspace, query);
-        Err(Error::Closed)
+        let workspace = workspace.clone();
+        self.0.readers.read(move |conn| environments::list(conn, &workspace, &query)).await
     }
 
     /// Changes an environment. [`ChangeError::Exists`] if its new name is taken.
@@ -134,13 +150,47 @@ impl Store {
         id: &EnvironmentId,
         change: Change<Environment>,
     ) -> Result<Environment, ChangeError> {
-        let _ = (workspace, id, change);
-        Err(ChangeError::NotFound)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        let job = move |flush: &mut Flush<'_>| {
+            let Some(before) = environments::get(flush.conn, &workspace, &id)? else {
+                return Ok(Ok(Err(ChangeError::NotFound)));
+            };
+            change_in_place(before, change, |_, after| environments::put(flush.conn, &workspace, after))
+        };
+        unwound(self.0.writer.run(0, job).await?)
     }
 
     /// Deletes an environment. [`ChangeError::InUse`] while any session, archived ones included, was made in it.
-    pub async fn delete_environment(&self, workspace: &WorkspaceId, id: &EnvironmentId) -> Result<(), ChangeError> {
-        let _ = (workspace, id);
-        Err(ChangeError::NotFound)
+    pub async fn delete_environment(
+        &self,
+        workspace: &WorkspaceId,
+        id: &EnvironmentId,
+    ) -> Result<(), ChangeError> {
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.0.writer.run(0, move |flush| environments::delete(flush.conn, &workspace, &id)).await?
     }
+}
+
+/// What a caller's function came to: a panic is brought back to the caller, because it must not end the writer.
+type Ran<T> = std::thread::Result<Result<T, ChangeError>>;
+
+fn change_in_place<T>(
+    before: T,
+    change: Change<T>,
+    put: impl FnOnce(&T, &T) -> Result<Result<(), ChangeError>, Fault>,
+) -> Result<Ran<T>, Fault> {
+    // It gets a reference to a value of ours and hands back a new one: there is nothing it could leave half changed.
+    let changed = match catch_unwind(AssertUnwindSafe(|| change(&before))) {
+        Ok(changed) => changed,
+        Err(panic) => return Ok(Err(panic)),
+    };
+    match changed {
+        Ok(Some(after)) => Ok(Ok(put(&before, &after)?.map(|()| after))),
+        Ok(None) => Ok(Ok(Ok(before))),
+        Err(refused) => Ok(Ok(Err(refused))),
+    }
+}
+
+fn unwound<T>(ran: Ran<T>) -> Result<T, ChangeError> {
+    ran.unwrap_or_else(|panic| resume_unwind(panic))
 }

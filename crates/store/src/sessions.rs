@@ -1,9 +1,10 @@
 //! Sessions as clients see them: made, listed, changed, sent to, deleted.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use protocol::event::Body;
-use protocol::id::{AgentId, SessionId, ThreadId, WorkspaceId};
+use protocol::id::{AgentId, SandboxId, SessionId, ThreadId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::record::Update;
@@ -12,6 +13,9 @@ use session::{Record, State};
 use crate::Store;
 use crate::error::{ChangeError, Error};
 use crate::log::{Order, Stored, TimeBounds};
+use crate::sqlite::appends::Written;
+use crate::sqlite::writer::Flush;
+use crate::sqlite::{changes, listing};
 
 /// A session to be made.
 #[derive(Clone, Debug)]
@@ -88,10 +92,14 @@ impl Cursor {
 }
 
 impl Store {
-    /// Makes a session, and with its initial events sets it running, in one transaction.
-    pub async fn create_session(&self, new: NewSession) -> Result<(Record, State), Error> {
-        let _ = new;
-        Err(Error::Closed)
+    /// Makes a session, and with its initial events sets it running, in one transaction. [`Error::Exists`] if its id
+    /// is taken.
+    pub async fn create_session(&self, mut new: NewSession) -> Result<(Record, State), Error> {
+        let initial = self.written(std::mem::take(&mut new.initial));
+        let (size_bytes, ids) = (size_bytes(&initial), self.ids().clone());
+        let id = new.record.id.clone();
+        let job = move |flush: &mut Flush<'_>| changes::create(flush, new, initial, &ids);
+        self.0.writer.run(size_bytes, job).await?.ok_or_else(|| Error::Exists(id.to_string()))
     }
 
     /// A session; `None` if this workspace has none with that id.
@@ -100,8 +108,8 @@ impl Store {
         workspace: &WorkspaceId,
         id: &SessionId,
     ) -> Result<Option<(Record, State)>, Error> {
-        let _ = (workspace, id);
-        Err(Error::Closed)
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.0.readers.read(move |conn| listing::get(conn, &workspace, &id)).await
     }
 
     /// A page of the workspace's sessions.
@@ -110,8 +118,14 @@ impl Store {
         workspace: &WorkspaceId,
         query: SessionQuery,
     ) -> Result<Vec<(Record, State)>, Error> {
-        let _ = (workspace, query);
-        Err(Error::Closed)
+        let workspace = workspace.clone();
+        self.0.readers.read(move |conn| listing::list(conn, &workspace, &query)).await
+    }
+
+    /// The sandboxes that sessions which are not over have on record, in whatever workspace. Reads every head: for
+    /// a sweep now and then.
+    pub async fn sandboxes_in_use(&self) -> Result<HashSet<SandboxId>, Error> {
+        self.0.readers.read(listing::sandboxes).await
     }
 
     /// Changes a session's own facts, and says so in its log if anything really changed.
@@ -121,8 +135,8 @@ impl Store {
         id: &SessionId,
         update: Update,
     ) -> Result<(Record, State), ChangeError> {
-        let _ = (workspace, id, update);
-        Err(ChangeError::NotFound)
+        let (workspace, id, ids) = (workspace.clone(), id.clone(), self.ids().clone());
+        self.0.writer.run(0, move |flush| changes::update(flush, &workspace, &id, update, &ids)).await?
     }
 
     /// Ends a session for good; its history stays. Archiving it again changes nothing.
@@ -131,14 +145,14 @@ impl Store {
         workspace: &WorkspaceId,
         id: &SessionId,
     ) -> Result<(Record, State), ChangeError> {
-        let _ = (workspace, id);
-        Err(ChangeError::NotFound)
+        let (workspace, id, ids) = (workspace.clone(), id.clone(), self.ids().clone());
+        self.0.writer.run(0, move |flush| changes::archive(flush, &workspace, &id, &ids)).await?
     }
 
     /// Removes a session and all it holds. Its followers are told.
     pub async fn delete_session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<(), ChangeError> {
-        let _ = (workspace, id);
-        Err(ChangeError::NotFound)
+        let (workspace, id, event) = (workspace.clone(), id.clone(), self.ids().make());
+        self.0.writer.run(0, move |flush| changes::delete(flush, &workspace, &id, event)).await?
     }
 
     /// Takes in what a client sends, all of it or nothing: into the inbox, or into the log at once for what is
@@ -149,7 +163,18 @@ impl Store {
         id: &SessionId,
         sent: Vec<Body>,
     ) -> Result<Vec<Arc<Stored>>, ChangeError> {
-        let _ = (workspace, id, sent);
-        Err(ChangeError::NotFound)
+        let (workspace, id, sent) = (workspace.clone(), id.clone(), self.written(sent));
+        let size_bytes = size_bytes(&sent);
+        let job = move |flush: &mut Flush<'_>| changes::send(flush, &workspace, &id, sent);
+        self.0.writer.run(size_bytes, job).await?
     }
+
+    /// Gives each an id, and makes its text ready before the writer sees it.
+    fn written(&self, bodies: Vec<Body>) -> Vec<Written> {
+        bodies.into_iter().map(|body| Written::new(self.ids().make(), body)).collect()
+    }
+}
+
+fn size_bytes(written: &[Written]) -> usize {
+    written.iter().map(|written| written.json.len()).sum()
 }

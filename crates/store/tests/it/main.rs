@@ -1,1 +1,33 @@
 //! The store, through its doors.
+//!
+//! - [`conformance`]: what every store must do, as functions over a [`world::World`]. Run here on SQLite; another
+//!   store runs the same list.
+//! - [`model`]: random histories against a model in memory.
+//! - [`opening`]: the data directory: its lock, its format, restarts.
+//! - [`crash`]: `kill -9` under load.
+
+mod conformance;
+mod crash;
+mod model;
+mod opening;
+mod world;
+
+use world::World;
+
+/// Runs each function of the list on a store of its own, on SQLite.
+macro_rules! on_sqlite {
+    ($($topic:ident { $($name:ident,)* })*) => {$(
+        mod $topic {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    let world = super::World::on_sqlite();
+                    crate::conformance::$topic::$name(&world).await;
+                    world.check_rebuild().await;
+                }
+            )*
+        }
+    )*};
+}
+
+conformance::suite!(on_sqlite);

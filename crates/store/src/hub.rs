@@ -1,0 +1,210 @@
+//! Wake-ups for whoever watches a session. They carry no data: whoever wakes looks in the store.
+//!
+//! A session that nobody watches costs nothing here. One that is watched has one channel, whatever the number of
+//! watchers; it also holds the previews that its followers have not read yet.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use protocol::event::PreviewKind;
+use protocol::id::{EventId, SessionId};
+use protocol::position::Position;
+use tokio::sync::watch;
+
+/// Previews kept for one session. A follower that is further behind loses some; it never loses an event.
+const PREVIEWS_MAX: usize = 512;
+/// And how large they may be together.
+const PREVIEW_BYTES_MAX: usize = 128 << 10;
+
+/// The channels of the sessions that are watched now.
+#[derive(Default)]
+pub(crate) struct Hub {
+    channels: Mutex<Channels>,
+}
+
+#[derive(Default)]
+struct Channels {
+    by_id: HashMap<SessionId, Arc<Channel>>,
+    is_closed: bool,
+}
+
+struct Channel {
+    marks: watch::Sender<Marks>,
+    previews: Mutex<Ring>,
+}
+
+/// What has changed: counters that only grow, and how it ended.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Marks {
+    /// Grows when the log or the inbox changes.
+    pub(crate) log: u64,
+    /// Grows when a preview is published.
+    pub(crate) previews: u64,
+    /// The `session.deleted` event, once it is.
+    pub(crate) deleted: Option<Bytes>,
+    pub(crate) is_closed: bool,
+}
+
+/// A preview on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    pub(crate) after: Position,
+    pub(crate) kind: PreviewKind,
+    pub(crate) event: EventId,
+    pub(crate) is_start: bool,
+    pub(crate) json: Bytes,
+}
+
+#[derive(Default)]
+struct Ring {
+    frames: VecDeque<Frame>,
+    /// The number of the first of them.
+    first: u64,
+    size_bytes: usize,
+}
+
+impl Ring {
+    fn end(&self) -> u64 {
+        self.first + self.frames.len() as u64
+    }
+
+    fn drop_first(&mut self) {
+        if let Some(frame) = self.frames.pop_front() {
+            self.first += 1;
+            self.size_bytes -= frame.json.len();
+        }
+    }
+}
+
+impl Hub {
+    /// Watches a session from now on.
+    pub(crate) fn subscribe(self: &Arc<Self>, id: &SessionId) -> Subscription {
+        let mut channels = lock(&self.channels);
+        let is_closed = channels.is_closed;
+        let channel = channels.by_id.entry(id.clone()).or_insert_with(|| {
+            let marks = watch::Sender::new(Marks { is_closed, ..Marks::default() });
+            Arc::new(Channel { marks, previews: Mutex::default() })
+        });
+        let channel = channel.clone();
+        drop(channels);
+        let marks = channel.marks.subscribe();
+        Subscription { hub: self.clone(), id: id.clone(), channel: Some(channel), marks }
+    }
+
+    /// After a commit: these sessions' logs or inboxes have changed.
+    pub(crate) fn changed(&self, ids: &[SessionId]) {
+        let channels = lock(&self.channels);
+        if channels.by_id.is_empty() {
+            return;
+        }
+        for id in ids {
+            if let Some(channel) = channels.by_id.get(id) {
+                channel.marks.send_modify(|marks| marks.log += 1);
+            }
+        }
+    }
+
+    /// After a commit: this session is gone.
+    pub(crate) fn deleted(&self, id: &SessionId, json: Bytes) {
+        if let Some(channel) = lock(&self.channels).by_id.get(id) {
+            channel.marks.send_modify(|marks| {
+                marks.log += 1;
+                marks.deleted = Some(json);
+            });
+        }
+    }
+
+    /// Whether anybody watches the session.
+    pub(crate) fn is_watched(&self, id: &SessionId) -> bool {
+        lock(&self.channels).by_id.contains_key(id)
+    }
+
+    pub(crate) fn publish(&self, id: &SessionId, frame: Frame) {
+        // The lock is held throughout: a copy of the channel outside it would look like a watcher.
+        let channels = lock(&self.channels);
+        let Some(channel) = channels.by_id.get(id) else { return };
+        let mut ring = lock(&channel.previews);
+        ring.size_bytes += frame.json.len();
+        ring.frames.push_back(frame);
+        while ring.frames.len() > PREVIEWS_MAX || ring.size_bytes > PREVIEW_BYTES_MAX {
+            ring.drop_first();
+        }
+        let end = ring.end();
+        drop(ring);
+        channel.marks.send_modify(|marks| marks.previews = marks.previews.max(end));
+    }
+
+    /// Ends all watching.
+    pub(crate) fn close(&self) {
+        let mut channels = lock(&self.channels);
+        channels.is_closed = true;
+        for channel in channels.by_id.values() {
+            channel.marks.send_modify(|marks| marks.is_closed = true);
+        }
+    }
+}
+
+/// Somebody watches a session.
+pub(crate) struct Subscription {
+    hub: Arc<Hub>,
+    id: SessionId,
+    /// Taken only when it is dropped.
+    channel: Option<Arc<Channel>>,
+    marks: watch::Receiver<Marks>,
+}
+
+impl Subscription {
+    pub(crate) fn marks(&self) -> Marks {
+        self.marks.borrow().clone()
+    }
+
+    /// Returns when the marks are no longer those that [`Self::next_marks`] gave last.
+    pub(crate) async fn next_marks(&mut self) -> Marks {
+        // The channel lives as long as this does, so its sender does, too.
+        let _ = self.marks.changed().await;
+        self.marks.borrow().clone()
+    }
+
+    /// The previews from number `next` on, and the number after them. The first may have a later number than `next`:
+    /// those between are lost.
+    pub(crate) fn previews_from(&self, next: u64) -> (u64, Vec<Frame>) {
+        let ring = lock(&self.channel().previews);
+        let first = next.max(ring.first);
+        let skipped = usize::try_from(first - ring.first).unwrap_or(usize::MAX);
+        (first, ring.frames.iter().skip(skipped).cloned().collect())
+    }
+
+    /// The number that the next preview will have.
+    pub(crate) fn previews_end(&self) -> u64 {
+        lock(&self.channel().previews).end()
+    }
+
+    /// Forgets previews that an event at `closed` has overtaken.
+    pub(crate) fn forget_previews_before(&self, closed: Position) {
+        let mut ring = lock(&self.channel().previews);
+        while ring.frames.front().is_some_and(|frame| frame.after < closed) {
+            ring.drop_first();
+        }
+    }
+
+    fn channel(&self) -> &Channel {
+        self.channel.as_ref().expect("taken only when it is dropped")
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut channels = lock(&self.hub.channels);
+        drop(self.channel.take());
+        // Counted under the lock under which it is handed out: if only the map holds it, nobody watches.
+        if channels.by_id.get(&self.id).is_some_and(|channel| Arc::strong_count(channel) == 1) {
+            channels.by_id.remove(&self.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is consistent after every statement that could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,118 @@
+//! Connections, their settings, and the format of the database.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::error::{Error, OpenError};
+use crate::sqlite::fault::{Fault, Stage};
+
+/// Numbered from 1; stored as `user_version`. Only ever add to the end.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
+
+/// The newest format that this version knows.
+pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;
+
+/// How long to wait for another process that is writing (`posthouse keys`, a backup).
+const BUSY: Duration = Duration::from_secs(5);
+/// Pages that the writer keeps: enough that the ends of all busy sessions' indexes stay in memory.
+const WRITER_CACHE_KIB: i64 = 128 << 10;
+/// Readers lean on the operating system's page cache through the map instead.
+const READER_CACHE_KIB: i64 = 4 << 10;
+/// Mapped pages count as this process's memory, so the map is bounded.
+const MAP_BYTES: i64 = 256 << 20;
+/// Statements that each connection keeps prepared.
+const STATEMENTS: usize = 128;
+
+/// The database of a data directory.
+pub(crate) fn database(data_dir: &Path) -> PathBuf {
+    data_dir.join("posthouse.db")
+}
+
+/// A connection that writes.
+pub(crate) fn writer(path: &Path) -> Result<Connection, Fault> {
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    conn.busy_timeout(BUSY)?;
+    // Has effect only on an empty file. Events of a kilobyte or so fill such a page well.
+    conn.pragma_update(None, "page_size", 8192)?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    // What is acknowledged survives the power.
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    // Checkpoints are made on another thread; and never truncate the log, so that it is overwritten in place: a file
+    // that grows makes each sync wait for the file system's journal.
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "journal_size_limit", -1)?;
+    conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(conn)
+}
+
+/// A connection that only reads.
+pub(crate) fn reader(path: &Path) -> Result<Connection, Fault> {
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    conn.busy_timeout(BUSY)?;
+    conn.pragma_update(None, "query_only", true)?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
+    conn.pragma_update(None, "mmap_size", MAP_BYTES)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(conn)
+}
+
+/// A database that somebody else may be serving, for a few short transactions.
+pub(crate) struct Database(Connection);
+
+impl Database {
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, OpenError> {
+        let mut conn = writer(&database(data_dir)).map_err(|fault| OpenError::Store(fault.into()))?;
+        migrate(&mut conn)?;
+        Ok(Self(conn))
+    }
+
+    /// Runs `write` in a transaction of its own.
+    pub(crate) fn write<T>(
+        &mut self,
+        write: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, Error> {
+        let transaction =
+            self.0.transaction_with_behavior(TransactionBehavior::Immediate).map_err(Fault::from)?;
+        let value = write(&transaction)?;
+        transaction.commit().map_err(|error| Fault::from(error).at(Stage::Commit))?;
+        Ok(value)
+    }
+}
+
+/// Brings the database to the format of this version. Several processes may do so at once: one does the work.
+pub(crate) fn migrate(conn: &mut Connection) -> Result<(), OpenError> {
+    let found = format(conn)?;
+    if found > FORMAT {
+        return Err(OpenError::Newer { found, known: FORMAT });
+    }
+    if found == FORMAT {
+        return Ok(());
+    }
+    let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    // Somebody else may have been quicker.
+    let found = format(&transaction)?;
+    for migration in MIGRATIONS.iter().skip(found as usize) {
+        transaction.execute_batch(migration).map_err(failed)?;
+    }
+    transaction.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
+    transaction.commit().map_err(failed)
+}
+
+fn format(conn: &Connection) -> Result<u32, OpenError> {
+    conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)
+}
+
+fn failed(error: rusqlite::Error) -> OpenError {
+    OpenError::Store(Fault::from(error).into())
+}

@@ -1,0 +1,112 @@
+//! What every store must do. Each function gets a store of its own.
+
+pub(crate) mod following;
+pub(crate) mod leases;
+pub(crate) mod logs;
+pub(crate) mod resources;
+pub(crate) mod sessions;
+
+/// Calls `$run` with the whole list, topic by topic.
+macro_rules! suite {
+    ($run:ident) => {
+        $run! {
+            logs {
+                positions_count_from_one_without_a_gap,
+                an_append_is_all_or_nothing,
+                of_two_appends_at_one_position_one_wins,
+                an_append_without_drafts_only_looks,
+                times_grow_even_if_the_clock_jumps_back,
+                the_text_is_the_event_as_shown,
+                usage_is_stamped_with_the_figures_of_the_moment,
+                taking_moves_an_event_from_the_inbox_into_the_log,
+                events_are_taken_in_the_order_of_the_drafts,
+                taking_what_is_not_there_moves_nothing,
+                taking_twice_moves_nothing,
+                a_slice_runs_both_ways,
+                a_slice_ends_at_its_bytes_but_is_never_empty,
+                a_slice_shows_only_its_kinds,
+                a_slice_shows_only_its_times,
+                private_events_are_left_out,
+                history_and_inbox_are_of_one_moment,
+                an_unknown_session_has_no_events,
+                many_sessions_are_appended_to_at_once,
+            }
+            leases {
+                a_claimed_session_is_nobody_elses,
+                an_old_epoch_appends_nothing,
+                an_old_epoch_appends_nothing_among_others,
+                a_lease_lapses_by_the_stores_clock,
+                an_append_renews_the_lease,
+                a_renewal_renews_the_lease,
+                a_lapsed_lease_still_serves_until_it_is_claimed,
+                a_released_token_is_fenced,
+                releasing_a_lapsed_lease_leaves_the_new_one,
+                sessions_are_claimed_in_the_order_in_which_they_wanted,
+                a_claim_waits_until_somebody_wants_a_brain,
+                a_satisfied_session_is_not_claimed,
+                a_released_session_that_still_wants_is_claimed_again,
+                a_lapsed_lease_is_found_by_waiting_claims,
+                many_claims_get_one_session_each,
+                a_claim_dropped_while_it_waits_loses_nothing,
+                a_change_wakes_who_watches,
+                a_deleted_session_is_fenced,
+            }
+            following {
+                a_fresh_stream_shows_what_comes,
+                a_fresh_stream_has_no_backlog,
+                a_message_is_shown_waiting_before_the_session_runs,
+                a_message_taken_up_at_once_is_shown_waiting_all_the_same,
+                a_message_that_waited_before_the_stream_is_shown_once,
+                a_resumed_stream_misses_and_repeats_nothing,
+                a_resumed_stream_shows_what_is_pending_again,
+                a_resumed_stream_shows_no_waiting_copy_of_what_was_taken_up_before,
+                waiting_copies_keep_the_order_of_arrival,
+                a_long_append_is_followed_across_chunks,
+                processed_on_receipt_is_shown_once,
+                private_events_are_passed_over,
+                many_followers_see_the_same,
+                a_slow_follower_misses_nothing,
+                a_dropped_wait_loses_nothing,
+                previews_come_between_their_events,
+                previews_wait_for_their_event,
+                late_previews_are_dropped,
+                a_preview_whose_beginning_was_missed_is_not_shown,
+                shed_previews_leave_a_prefix,
+                deletion_ends_the_stream,
+                an_unknown_session_cannot_be_followed,
+                closing_ends_the_stream,
+            }
+            sessions {
+                a_new_session_is_idle_and_empty,
+                a_session_with_initial_events_is_running,
+                an_id_cannot_be_used_twice,
+                a_session_is_seen_by_its_workspace_only,
+                sent_events_are_echoed_in_order,
+                a_refused_event_refuses_the_request,
+                results_are_logged_on_receipt,
+                an_update_says_what_changed,
+                an_update_that_changes_nothing_says_nothing,
+                archiving_ends_a_session,
+                a_working_session_is_neither_archived_nor_deleted,
+                a_deleted_session_leaves_nothing,
+                sessions_are_listed_newest_first,
+                sessions_are_paged_both_ways,
+                sessions_of_the_same_moment_are_paged_by_id,
+                sessions_are_filtered,
+            }
+            resources {
+                an_agent_keeps_its_versions,
+                agents_are_listed_at_their_latest,
+                a_version_cannot_be_skipped,
+                a_change_that_panics_harms_nobody,
+                an_environments_name_is_unique_until_it_is_archived,
+                an_environment_in_use_is_not_deleted,
+                environments_are_paged,
+                resources_are_seen_by_their_workspace_only,
+                keys_are_found_by_their_hash_until_revoked,
+                there_is_one_first_workspace,
+            }
+        }
+    };
+}
+pub(crate) use suite;
