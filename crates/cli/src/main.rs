@@ -1,1 +1,49 @@
-fn main() {}
+//! The one binary: it reads arguments, environment and files, wires the crates together, and shows what happens.
+//!
+//! Nothing else in the project reads the environment or prints. What a subcommand does is in the module of its name.
+
+mod args;
+mod bench;
+mod client_options;
+mod demo;
+mod doctor;
+mod keys;
+mod render;
+mod run;
+mod serve;
+mod server;
+mod sessions;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = match args.command {
+        // The supervisor stays small: it gets neither the runtime nor anything else.
+        Command::Supervisor(options) => return sandbox::supervisor::main(options.arguments),
+        Command::Serve(options) => on_runtime(serve::serve(options)),
+        Command::Run(options) => on_runtime(run::run(options)),
+        Command::Sessions(options) => on_runtime(sessions::sessions(options)),
+        Command::Keys(options) => keys::keys(options),
+        Command::Doctor(options) => on_runtime(doctor::doctor(options)),
+        Command::Bench(options) => bench::bench(options),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain reads from what was attempted to why it failed.
+            eprintln!("posthouse: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn on_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    harness::model::install_crypto();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}

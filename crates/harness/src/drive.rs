@@ -344,12 +344,18 @@ impl Drive<'_> {
     async fn collect_outputs(&mut self) {
         let (true, Some(sandbox)) = (self.has_outputs, self.view.state.sandbox.clone()) else { return };
         let into = self.brain.options.outputs_dir.join(self.token.session.as_str());
+        if let Err(error) = tokio::fs::create_dir_all(&into).await {
+            tracing::error!(session.id = %self.token.session, %error, "there is no place for the outputs");
+            return;
+        }
         match self.brain.hands.collect_outputs(&hands::handle(&sandbox), &into).await {
             Ok(_) => self.has_outputs = false,
             Err(error) => {
                 tracing::warn!(session.id = %self.token.session, %error, "the outputs could not be collected");
             }
         }
+        // A folder that stayed empty says nothing; one with files in it is not removed by this.
+        let _ = tokio::fs::remove_dir(&into).await;
     }
 }
 

@@ -2,4 +2,5 @@
 //!
 //! Development only. Nothing here is reachable from the shipped binary.
 
+pub mod hands;
 pub mod model;

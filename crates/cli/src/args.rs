@@ -1,0 +1,47 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::bench::BenchOptions;
+use crate::doctor::DoctorOptions;
+use crate::keys::KeysOptions;
+use crate::run::RunOptions;
+use crate::serve::ServeOptions;
+use crate::sessions::SessionsOptions;
+
+/// A self-hosted managed-agents server: durable sessions, stateless brains, replaceable sandboxes.
+///
+/// Try it:  posthouse run "count the lines of every file in /etc and write a report"
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server until it is told to stop.
+    Serve(ServeOptions),
+    /// Give an agent a task and watch it work. Starts a server of its own if none is named.
+    Run(RunOptions),
+    /// Look at sessions of a running server, and speak to them.
+    Sessions(SessionsOptions),
+    /// Make, list and revoke API keys.
+    Keys(KeysOptions),
+    /// Say what this machine's sandboxes can hold off, and what to do about what they cannot.
+    Doctor(DoctorOptions),
+    /// Measure this machine: time to first token, the log, sandboxes.
+    Bench(BenchOptions),
+    /// Keeps the sandboxes of one data directory. Started by the server.
+    #[command(hide = true)]
+    Supervisor(SupervisorOptions),
+}
+
+/// What the server tells the supervisor that it starts.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SupervisorOptions {
+    /// The arguments as the sandbox crate gave them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<std::ffi::OsString>,
+}

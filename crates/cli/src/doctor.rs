@@ -1,0 +1,30 @@
+//! `posthouse doctor`: which guards the machine's sandboxes hold.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use sandbox::{Settings, Supervised};
+
+/// Say what this machine's sandboxes can hold off.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorOptions {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn doctor(options: DoctorOptions) -> anyhow::Result<()> {
+    // A supervisor of its own, so that what is reported is what a server started now would get; it ends at once.
+    let dir = std::env::temp_dir().join(format!("posthouse-doctor-{}", std::process::id()));
+    let settings = Settings { idle_exit: Duration::ZERO, ..Settings::new(&dir) };
+    let report = Supervised::new(settings).report().await;
+    let _ = std::fs::remove_dir_all(&dir);
+    let report = report.context("the machine could not be examined")?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! A server as a child process, and the ways in which it ends.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use client::Client;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+pub(crate) const KEY: &str = "ph_test_key_of_sixteen_characters";
+
+/// The binary under test, without the variables of whoever runs the tests.
+pub(crate) fn posthouse() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_posthouse"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["POSTHOUSE_", "ANTHROPIC_", "OPENAI_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1").kill_on_drop(true);
+    command
+}
+
+/// A server that listens.
+pub(crate) struct Server {
+    pub(crate) url: String,
+    child: Child,
+}
+
+impl Server {
+    /// Starts a server and waits until it says where it listens.
+    pub(crate) async fn start(data_dir: &Path, variables: &[(&str, String)]) -> Self {
+        let mut child = posthouse()
+            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
+            .arg(data_dir)
+            .env("POSTHOUSE_API_KEY", KEY)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        while let Some(line) = lines.next_line().await.expect("readable") {
+            if let Some((_, url)) = line.split_once("listens on ") {
+                return Self { url: url.to_owned(), child };
+            }
+        }
+        panic!("the server ended before it listened: {:?}", child.wait().await);
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(&self.url, KEY).expect("a valid address")
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.expect("it is a child of ours");
+    }
+
+    /// SIGTERM, and waits for it to end.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.child.id().expect("it runs");
+        let status = Command::new("kill").arg(pid.to_string()).status().await.expect("kill can be started");
+        assert!(status.success());
+        let status = self.child.wait().await.expect("it is a child of ours");
+        assert!(status.success(), "a server that is told to stop ends in peace: {status}");
+    }
+}
+
+/// Writes a configuration file that serves `model` by this script.
+pub(crate) fn scripted(dir: &Path, model: &str, script: &serde_json::Value) -> PathBuf {
+    std::fs::create_dir_all(dir).expect("can be made");
+    let script_file = dir.join("script.json");
+    std::fs::write(&script_file, script.to_string()).expect("writes");
+    let config = dir.join("posthouse.toml");
+    let text = format!(
+        "[[provider]]\nname = \"script\"\nkind = \"scripted\"\nmodels = [\"{model}\"]\nscript_file = {script_file:?}\n"
+    );
+    std::fs::write(&config, text).expect("writes");
+    config
+}

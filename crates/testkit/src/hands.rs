@@ -1,0 +1,187 @@
+//! Hands that only pretend: a [`Provider`] in memory that counts what it is asked to do.
+//!
+//! It keeps the contract of the seam (idempotent provisioning, fences, a ledger of calls) and runs nothing. A bash
+//! command `hold NAME` stays running until [`FakeHands::release`]; `fail` gives an error; everything else echoes.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sandbox::{Call, Collected, Error, Output, Provider, Resources, SandboxId, SandboxInfo};
+use tokio::sync::Notify;
+
+/// Pretended hands.
+#[derive(Default)]
+pub struct FakeHands {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    living: HashMap<SandboxId, Sandbox>,
+    dead: HashSet<SandboxId>,
+    released: HashSet<String>,
+    /// Every run, in order: call id and command.
+    runs: Vec<(String, String)>,
+}
+
+#[derive(Default)]
+struct Sandbox {
+    fence: u64,
+    calls: HashMap<String, Running>,
+}
+
+enum Running {
+    /// Until this hold is released.
+    Held(String),
+    Done(Output),
+}
+
+impl FakeHands {
+    /// What ran, in order: call id and command.
+    pub fn runs(&self) -> Vec<(String, String)> {
+        self.lock().runs.clone()
+    }
+
+    /// How many sandboxes live.
+    pub fn living(&self) -> usize {
+        self.lock().living.len()
+    }
+
+    /// Lets the calls that wait on this hold come to their end, now and later.
+    pub fn release(&self, hold: &str) {
+        self.lock().released.insert(hold.to_owned());
+        self.changed.notify_waiters();
+    }
+
+    /// Kills every sandbox.
+    pub fn kill_all(&self) {
+        let mut state = self.lock();
+        let dead: Vec<SandboxId> = state.living.drain().map(|(id, _)| id).collect();
+        state.dead.extend(dead);
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until that many calls have begun.
+    pub async fn until_runs(&self, count: usize) {
+        loop {
+            let changed = self.changed.notified();
+            if self.lock().runs.len() >= count {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics under the lock")
+    }
+
+    fn begin(&self, call: &Call) -> Result<(), Error> {
+        let mut state = self.lock();
+        let sandbox = live(&mut state, &call.sandbox, call.fence)?;
+        if sandbox.calls.contains_key(&call.call_id) {
+            return Ok(());
+        }
+        let command =
+            call.input.get("command").and_then(|value| value.as_str()).unwrap_or(&call.name).to_owned();
+        let running = match command.strip_prefix("hold ") {
+            Some(hold) => Running::Held(hold.to_owned()),
+            None if command == "fail" => Running::Done(Output::error("failed")),
+            None => Running::Done(Output::text(format!("ran {command}"))),
+        };
+        sandbox.calls.insert(call.call_id.clone(), running);
+        state.runs.push((call.call_id.clone(), command));
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    fn output(&self, call: &Call) -> Result<Option<Output>, Error> {
+        let mut state = self.lock();
+        let released = state.released.clone();
+        let sandbox = live(&mut state, &call.sandbox, call.fence)?;
+        Ok(match sandbox.calls.get(&call.call_id) {
+            Some(Running::Done(output)) => Some(output.clone()),
+            Some(Running::Held(hold)) if released.contains(hold) => {
+                Some(Output::text(format!("ran hold {hold}")))
+            }
+            Some(Running::Held(_)) | None => None,
+        })
+    }
+}
+
+fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut Sandbox, Error> {
+    let Some(sandbox) = state.living.get_mut(id) else {
+        return Err(Error::Gone { reason: "it was killed".to_owned() });
+    };
+    if fence < sandbox.fence {
+        return Err(Error::Fenced { seen: sandbox.fence });
+    }
+    sandbox.fence = fence;
+    Ok(sandbox)
+}
+
+#[async_trait]
+impl Provider for FakeHands {
+    async fn provision(&self, id: &SandboxId, fence: u64, _: &Resources) -> Result<(), Error> {
+        let mut state = self.lock();
+        if state.dead.contains(id) {
+            return Err(Error::Gone { reason: "it was killed".to_owned() });
+        }
+        state.living.entry(id.clone()).or_default();
+        live(&mut state, id, fence).map(|_| ())
+    }
+
+    async fn execute(&self, call: Call) -> Result<Output, Error> {
+        self.begin(&call)?;
+        loop {
+            let changed = self.changed.notified();
+            if let Some(output) = self.output(&call)? {
+                return Ok(output);
+            }
+            changed.await;
+        }
+    }
+
+    async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error> {
+        let mut state = self.lock();
+        let sandbox = live(&mut state, id, fence)?;
+        let known =
+            sandbox.calls.insert(call_id.to_owned(), Running::Done(Output::error("cancelled"))).is_some();
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(known)
+    }
+
+    async fn collect_outputs(&self, id: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
+        let living = self.lock().living.contains_key(id);
+        if living { Ok(Vec::new()) } else { Err(Error::Gone { reason: "it was killed".to_owned() }) }
+    }
+
+    async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
+        let mut state = self.lock();
+        state.living.remove(id);
+        state.dead.insert(id.clone());
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
+        let state = self.lock();
+        let info = |(id, sandbox): (&SandboxId, &Sandbox)| SandboxInfo {
+            id: id.clone(),
+            age: Duration::from_secs(3600),
+            idle: Duration::ZERO,
+            fence: sandbox.fence,
+            memory_bytes: None,
+            calls: 0,
+        };
+        Ok(state.living.iter().map(info).collect())
+    }
+}
