@@ -38,11 +38,9 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken)
     let router = router_until(app, shutdown.clone());
     let mut connections = JoinSet::new();
     loop {
-        // Without this, what each finished connection leaves behind would pile up.
-        while connections.try_join_next().is_some() {}
         let next = tokio::select! {
             () = shutdown.cancelled() => Next::Stop,
-            Some(_) = connections.join_next(), if connections.len() >= CONNECTIONS_MAX => Next::Finished,
+            Some(_) = connections.join_next() => Next::Finished,
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => Next::Accepted(accepted),
         };
         match next {

@@ -162,3 +162,55 @@ impl Previews {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use protocol::id::SessionId;
+    use store::{From, NewSession, Options, Store};
+
+    use super::*;
+
+    async fn next(body: &mut Body) -> Option<Bytes> {
+        Some(body.frame().await?.expect("never fails").into_data().expect("data"))
+    }
+
+    async fn follower(store: &Store) -> (SessionId, Follower) {
+        let workspace = store.ensure_workspace().await.expect("a workspace");
+        let record: session::Record = serde_json::from_value(serde_json::json!({
+            "id": "sesn_1", "environment_id": "env_1", "environment": {"type": "self_hosted"}, "title": null,
+            "agent": {
+                "type": "agent", "id": "agent_1", "version": 1, "name": "a", "description": null, "system": null,
+                "model": {"id": "m", "effort": {"type": "high"}, "speed": "standard", "inference_geo": null},
+                "tools": [], "mcp_servers": [], "skills": [], "multiagent": null,
+                "execution_identity": {"type": "service_account"},
+            },
+            "metadata": {}, "created_at": store.now(), "updated_at": store.now(), "archived_at": null,
+        }))
+        .expect("a record");
+        let id = record.id.clone();
+        let new = NewSession { workspace, record, thread_id: store.ids().make(), initial: Vec::new() };
+        store.create_session(new).await.expect("made");
+        let follower = store.follow(&id, From::Now).await.expect("the store answers").expect("it exists");
+        (id, follower)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_says_every_fifteen_seconds_that_it_is_there() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), Options::default()).expect("opens");
+        let (_, follower) = follower(&store).await;
+        let stop = CancellationToken::new();
+        let mut body = respond(follower, Vec::new(), stop.clone()).into_body();
+        let opened = tokio::time::Instant::now();
+        for count in 1..=3 {
+            assert_eq!(
+                next(&mut body).await.as_deref(),
+                Some(&b"event: ping\ndata: {\"type\":\"ping\"}\n\n"[..])
+            );
+            assert_eq!(opened.elapsed().as_secs(), 15 * count);
+        }
+        stop.cancel();
+        assert_eq!(next(&mut body).await, None);
+    }
+}

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 
+use crate::agent_request::not_cleared;
 use crate::environment::{Environment, EnvironmentConfig, EnvironmentTag, Networking, Packages, PackagesTag};
 use crate::id::EnvironmentId;
 use crate::metadata::{Metadata, MetadataPatch, patched};
@@ -80,11 +81,11 @@ pub struct EnvironmentUpdate {
 }
 
 impl EnvironmentUpdate {
-    /// Reads the body. `name`, `config` and `scope` may be null, which keeps them, as the official types have it.
+    /// Reads the body. `config` and `scope` may be null, which keeps them.
     pub fn parse(body: Value) -> Parsed<Self> {
         let mut fields = Fields::new(body, "")?;
         let update = Self {
-            name: fields.optional("name", text(1..=NAME_CHARS_MAX))?,
+            name: not_cleared(&fields.path_of("name"), fields.patch("name", text(1..=NAME_CHARS_MAX))?)?,
             description: fields.patch("description", text(0..=DESCRIPTION_CHARS_MAX))?,
             config: fields.optional("config", config)?,
             metadata: fields.optional("metadata", metadata_patch)?.unwrap_or_default(),
@@ -129,7 +130,7 @@ impl EnvironmentUpdate {
 /// A configuration as a client writes it: what is left out is kept, or is the default of a new environment.
 #[derive(Clone, Debug, PartialEq)]
 enum ConfigRequest {
-    Cloud { networking: Option<NetworkingRequest>, packages: Option<Packages> },
+    Cloud { networking: Option<NetworkingRequest>, packages: Option<PackagesRequest> },
     SelfHosted,
 }
 
@@ -156,7 +157,7 @@ impl ConfigRequest {
                 EnvironmentConfig::Cloud { networking: kept, packages: installed },
             ) => {
                 let networking = networking.map_or_else(|| kept.clone(), |networking| networking.merge(kept));
-                (networking, packages.unwrap_or_else(|| installed.clone()))
+                (networking, packages.map_or_else(|| installed.clone(), |packages| packages.merge(installed)))
             }
             (Self::SelfHosted, EnvironmentConfig::Cloud { .. })
             | (Self::Cloud { .. }, EnvironmentConfig::SelfHosted {}) => {
@@ -190,6 +191,33 @@ impl NetworkingRequest {
             allowed_hosts: allowed_hosts.unwrap_or(hosts),
             allow_mcp_servers: allow_mcp_servers.unwrap_or(mcp_servers),
             allow_package_managers: allow_package_managers.unwrap_or(package_managers),
+        }
+    }
+}
+
+/// Packages by manager; those of a manager that is left out are kept.
+#[derive(Clone, Debug, PartialEq)]
+struct PackagesRequest {
+    apt: Option<Vec<String>>,
+    cargo: Option<Vec<String>>,
+    gem: Option<Vec<String>>,
+    go: Option<Vec<String>>,
+    npm: Option<Vec<String>>,
+    pip: Option<Vec<String>>,
+}
+
+impl PackagesRequest {
+    fn merge(self, stored: &Packages) -> Packages {
+        let Self { apt, cargo, gem, go, npm, pip } = self;
+        let or = |given: Option<Vec<String>>, kept: &Vec<String>| given.unwrap_or_else(|| kept.clone());
+        Packages {
+            tag: PackagesTag::Packages,
+            apt: or(apt, &stored.apt),
+            cargo: or(cargo, &stored.cargo),
+            gem: or(gem, &stored.gem),
+            go: or(go, &stored.go),
+            npm: or(npm, &stored.npm),
+            pip: or(pip, &stored.pip),
         }
     }
 }
@@ -253,14 +281,11 @@ fn host(value: Value, path: &str) -> Parsed<String> {
     Ok(host)
 }
 
-fn packages(value: Value, path: &str) -> Parsed<Packages> {
+fn packages(value: Value, path: &str) -> Parsed<PackagesRequest> {
     let mut fields = Fields::new(value, path)?;
     fields.optional("type", one_of(&["packages"]))?;
-    let mut take = |name: &str| -> Parsed<Vec<String>> {
-        Ok(fields.optional(name, list(0..=PACKAGES_MAX, package))?.unwrap_or_default())
-    };
-    let packages = Packages {
-        tag: PackagesTag::Packages,
+    let mut take = |name: &str| fields.optional(name, list(0..=PACKAGES_MAX, package));
+    let packages = PackagesRequest {
         apt: take("apt")?,
         cargo: take("cargo")?,
         gem: take("gem")?,

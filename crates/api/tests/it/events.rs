@@ -179,6 +179,7 @@ async fn a_walk_in_either_order_gives_every_event_once() {
 
 #[tokio::test]
 async fn a_walk_shows_nothing_twice_while_queued_events_are_taken_up() {
+    let server = Server::start().await;
     for limit in [1, 2, 3, 4] {
         for (order, turn) in [
             ("asc", 0),
@@ -190,7 +191,6 @@ async fn a_walk_shows_nothing_twice_while_queued_events_are_taken_up() {
             ("desc", 2),
             ("desc", 5),
         ] {
-            let server = Server::start().await;
             let session = server.session().await;
             server.say(&session, &["one"]).await;
             run(&server.store, &session, "hi").await;

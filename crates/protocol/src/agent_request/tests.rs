@@ -1,6 +1,7 @@
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::*;
+use crate::agent::{BuiltinTool, PermissionPolicy};
 
 fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
@@ -197,6 +198,14 @@ fn tools_are_counted_over_all_toolsets() {
         refusal(with_tools(json!(tools))),
         "tools: must have at most 256 tools over all toolsets, not 257"
     );
+}
+
+#[test]
+fn tools_are_bounded_in_size_together() {
+    let tool = |name: &str, chars: usize| json!({"type": "custom", "name": name, "description": "d".repeat(chars), "input_schema": {"type": "object"}});
+    assert!(AgentCreate::parse(with_tools(json!([tool("a", 500_000), tool("b", 500_000)]))).is_ok());
+    let refused = refusal(with_tools(json!([tool("a", 600_000), tool("b", 600_000)])));
+    assert!(refused.starts_with("tools: must be at most 1048576 bytes of JSON together"), "{refused}");
 }
 
 #[test]

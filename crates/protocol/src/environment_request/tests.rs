@@ -132,6 +132,23 @@ fn an_update_merges_field_by_field() {
 }
 
 #[test]
+fn packages_are_replaced_manager_by_manager() {
+    let current = environment(
+        json!({"name": "e", "config": {"type": "cloud", "packages": {"pip": ["x"], "apt": ["y"]}}}),
+    );
+    let body = json!({"config": {"type": "cloud", "packages": {"npm": ["z"], "apt": []}}});
+    let EnvironmentConfig::Cloud { packages, .. } =
+        updated(&current, body).expect("accepted").expect("changed").config
+    else {
+        panic!("the kind does not change")
+    };
+    assert_eq!(
+        (packages.pip, packages.npm, packages.apt),
+        (vec!["x".to_owned()], vec!["z".to_owned()], Vec::new())
+    );
+}
+
+#[test]
 fn the_rules_hold_for_the_result_of_an_update() {
     let current = environment(json!({"name": "e", "config": {"type": "cloud", "packages": {"pip": ["x"]}}}));
     let body = json!({"config": {"type": "cloud", "networking": {"type": "limited"}}});
@@ -149,7 +166,7 @@ fn an_update_that_changes_nothing_is_told_apart() {
         json!({"name": "e"}),
         json!({"config": {"type": "cloud"}}),
         json!({"metadata": {"b": null}}),
-        json!({"name": null, "config": null}),
+        json!({"config": null, "scope": null}),
     ] {
         assert_eq!(updated(&current, body), Ok(None));
     }
@@ -158,6 +175,10 @@ fn an_update_that_changes_nothing_is_told_apart() {
 #[test]
 fn refusals_of_an_update_carry_their_codes() {
     let mut current = environment(json!({"name": "e"}));
+    assert_eq!(
+        updated(&current, json!({"name": null})).expect_err("refused").to_string(),
+        "name: cannot be cleared"
+    );
     let refused = updated(&current, json!({"config": {"type": "self_hosted"}})).expect_err("refused");
     assert_eq!(refused.code, Some("invalid_config_type_change"));
     current.archived_at = Some(at(3));
