@@ -55,6 +55,9 @@ const END: i32 = 9;
 /// Descriptors here are moved to this number and up before the shell starts, out of the way of the above.
 const SOURCES: i32 = 20;
 
+/// How much sooner than others the processes of the shell are chosen when memory runs out, of 1000.
+const KILL_COMMANDS_FIRST: &str = "500";
+
 /// Longer than any marker; what is longer is none.
 const MARKER_BYTES_MAX: usize = 64;
 
@@ -312,6 +315,9 @@ impl Bash {
                 (END, end_write.as_fd()),
             ],
         })?;
+        // Where memory runs out, a command is to be killed and not this process, with which the sandbox would go.
+        // Where it cannot be said, the kernel's own choice, the largest, is nearly always a command too.
+        let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()), KILL_COMMANDS_FIRST);
         let (output, end) = (Some(output), Some(end));
         Ok(Shell { pid, control, script, output, end, tail: Tail::default(), markers: Vec::new() })
     }

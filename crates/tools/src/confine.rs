@@ -372,3 +372,68 @@ fn create_temporary(directory: &OwnedFd) -> io::Result<(String, File)> {
     let file = rustix::fs::openat(directory, &name, flags, Mode::from_raw_mode(0o666))?;
     Ok((name, File::from(file)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn step_by_step_is_as_strict_as_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/b/file"), "").unwrap();
+        symlink("a", root.join("link")).unwrap();
+        symlink("/etc/passwd", root.join("a/out")).unwrap();
+        symlink("none", root.join("a/dangling")).unwrap();
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let at = open_root(&root).unwrap();
+        for name in [
+            "a/b/file",
+            "a/b",
+            ".",
+            "a/none",
+            "link",
+            "link/b/file",
+            "a/out",
+            "a/dangling",
+            "a/b/file/x",
+            "../x",
+        ] {
+            let kernel = open_under(&at, Path::new(name), flags, resolve).map(drop);
+            let steps = open_by_steps(&at, Path::new(name), flags).map(drop);
+            // A step through a link fails because a link is no directory, which the kernel words otherwise.
+            assert_eq!(kernel.is_ok(), steps.is_ok(), "{name}");
+        }
+        // Stricter where no caller goes: what it is given holds no `..`.
+        assert!(open_by_steps(&at, Path::new("a/../a"), flags).is_err());
+        assert!(open_by_steps(CWD, &root.join("a/b/file"), flags).is_ok());
+        assert!(open_by_steps(CWD, &root.join("link/b/file"), flags).is_err());
+    }
+
+    #[test]
+    fn every_link_is_followed_and_what_is_missing_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        symlink("../a/b", root.join("a/up")).unwrap();
+        symlink(root.join("a/up"), root.join("absolute")).unwrap();
+        symlink("nowhere/at/all", root.join("dangling")).unwrap();
+        symlink("self", root.join("self")).unwrap();
+        for (asked, expected) in [
+            ("a/up/new", "a/b/new"),
+            ("absolute/x/y", "a/b/x/y"),
+            ("dangling/z", "nowhere/at/all/z"),
+            ("./a//./b/../c", "a/c"),
+            ("self/../a", "a"),
+        ] {
+            assert_eq!(follow(&root.join(asked)), Ok(root.join(expected)), "{asked}");
+        }
+        assert_eq!(follow(&root.join("self/x")), Err(Errno::LOOP));
+        assert_eq!(follow(Path::new("/../../..")), Ok("/".into()));
+    }
+}

@@ -46,8 +46,9 @@ pub fn collect(config: &Config, bytes_max: u64, files_max: u64) -> Reply {
             truncated = true;
             break;
         }
-        #[allow(clippy::unnecessary_cast, reason = "the field's type differs by architecture")]
-        let modified_ms = stat.st_mtime as i64 * 1000 + stat.st_mtime_nsec as i64 / 1_000_000;
+        // A command may set any time, the end of all times included.
+        let modified_ms =
+            stat.st_mtime.saturating_mul(1000).saturating_add((stat.st_mtime_nsec / 1_000_000) as i64);
         files.push(OutputFile { path: path.to_owned(), size_bytes, modified_ms });
     }
     truncated |= walk.is_cut();

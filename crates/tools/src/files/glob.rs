@@ -98,9 +98,7 @@ fn matches(roots: &Roots, search: &Place, pattern: &str, stop: &Stop) -> Result<
         }
         // Asked through the root, so that a directory swapped for a link under the walk's feet shows nothing.
         if let Ok(stat) = search.below(relative).stat() {
-            #[allow(clippy::unnecessary_cast, reason = "the field's type differs by architecture")]
-            let modified = (stat.st_mtime as i64, stat.st_mtime_nsec as u64);
-            found.push(Match { path, modified });
+            found.push(Match { path, modified: (stat.st_mtime, stat.st_mtime_nsec) });
         }
     }
     Ok(found)

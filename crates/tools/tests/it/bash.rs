@@ -60,6 +60,14 @@ fn signals_are_as_a_program_expects_them() {
 }
 
 #[test]
+fn when_memory_runs_out_commands_go_first() {
+    let mut hands = Hands::new();
+    let own = fs::read_to_string(format!("/proc/{}/oom_score_adj", std::process::id())).unwrap();
+    let commands: i32 = hands.sh("cat /proc/self/oom_score_adj").parse().unwrap();
+    assert!(commands > own.trim().parse().unwrap());
+}
+
+#[test]
 fn the_environment_is_what_was_given_without_credentials() {
     let given = [
         ("ANTHROPIC_API_KEY", "secret"),

@@ -45,6 +45,13 @@ fn regular_files_are_listed_and_nothing_else() {
 }
 
 #[test]
+fn a_file_from_the_end_of_time_is_listed() {
+    let mut hands = Hands::new();
+    hands.sh("touch -d @9223372036854775807 ../outputs/late; touch -d @-62135596800 ../outputs/early");
+    assert_eq!(list(&mut hands, u64::MAX, u64::MAX).0.len(), 2);
+}
+
+#[test]
 fn an_outputs_directory_that_is_gone_is_empty() {
     let mut hands = Hands::new();
     fs::remove_dir(hands.path("outputs")).unwrap();
