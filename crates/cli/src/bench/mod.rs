@@ -1,0 +1,93 @@
+//! `posthouse bench`: measuring this machine, and Posthouse on it.
+//!
+//! Every figure stands beside a limit or a rival that was measured in the same run: machines differ and are noisy,
+//! ratios travel. What is missed is printed like what is met. What each figure stands for is in docs/benchmarks.md.
+//!
+//! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
+//! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
+//! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
+//!
+//! In common: [`samples`] (percentiles), [`machine`] (what it was measured on), [`report`] (table and JSON),
+//! [`progress`], [`place`] (where a bench works).
+
+mod log;
+mod machine;
+mod place;
+mod progress;
+mod report;
+mod samples;
+mod sandbox;
+mod ttft;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use report::Report;
+
+/// Measure this machine, and Posthouse on it.
+#[derive(Args, Debug)]
+pub(crate) struct BenchOptions {
+    #[command(subcommand)]
+    which: Which,
+}
+
+#[derive(Debug, Subcommand)]
+enum Which {
+    /// The time from a message to the first token, with and without a sandbox before it.
+    Ttft(ttft::TtftOptions),
+    /// Durable appends, slices, subscribers and reopening, beside the raw disk.
+    Log(log::LogOptions),
+    /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
+    Sandbox(sandbox::SandboxOptions),
+    /// Fills a store until it is killed. Started by `bench log`.
+    #[command(hide = true)]
+    Fill(log::fill::FillOptions),
+}
+
+/// What all benches have in common.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// A small run of a few seconds: shows that everything works, not how fast it is.
+    #[arg(long)]
+    quick: bool,
+    /// Varies the load; the same seed makes the same load.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Where to work, in a folder that is removed afterwards: on the disk that is to be measured.
+    /// [default: /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Runs a bench and prints what came out.
+pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("posthouse: this is a debug build; its figures say nothing. Build with --release.");
+    }
+    let (report, json) = match options.which {
+        Which::Ttft(options) => (ttft::measure(&options)?, options.common.json),
+        Which::Log(options) => (log::measure(&options)?, options.common.json),
+        Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
+        Which::Fill(options) => return log::fill::fill(&options),
+    };
+    print(&report, json)
+}
+
+fn print(report: &Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report.to_json())?);
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}
+
+/// The runtime that a server has, too.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    harness::model::install_crypto();
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
