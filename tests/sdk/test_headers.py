@@ -101,7 +101,7 @@ def test_k17_without_the_beta_header_nothing_is_created(
     "beta",
     [
         f"files-api-2025-04-14,{BETA}",
-        f" {BETA} , another-2030-01-01 ",
+        f"{BETA} , another-2030-01-01",
         f"{BETA},{BETA}",
         f"an-unknown-beta-2031-01-01,{BETA}",
     ],

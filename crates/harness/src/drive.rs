@@ -370,7 +370,9 @@ fn ends_turn(draft: &Draft) -> bool {
 }
 
 fn failure_of(failure: model::Failure, attempts_max: u32) -> Failure {
-    let model::Failure { kind, retryable, retry_after: _, message, status: _, usage } = failure;
+    // What a failed request had used is not counted: the reference has zeros here, and providers do not bill it.
+    let model::Failure { kind, retryable, retry_after: _, message, status: _, usage: _ } = failure;
+    let usage = ModelUsage::default();
     let kind = match kind {
         model::FailureKind::Overloaded => FailureKind::Overloaded,
         model::FailureKind::RateLimited => FailureKind::RateLimited,

@@ -16,7 +16,7 @@ use crate::state::{Call, CallKind, Confirmed, Ended, State};
 
 /// Rounds of tools in one turn before the server gives up. The wire has the error but no figure; a turn this long
 /// is a loop.
-pub const ROUNDS_MAX: u32 = 500;
+pub const ROUNDS_MAX: u32 = 200;
 
 /// What the model is told about a call that an interrupt cut off (api reference, flow D5).
 pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
