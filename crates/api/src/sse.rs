@@ -129,7 +129,7 @@ impl Frames {
 /// Which previews a connection sees: of the kinds it asked for, and only from their beginning.
 struct Previews {
     wanted: Vec<PreviewKind>,
-    /// The event whose beginning was shown. Deltas of any other have begun before this connection, or were shed.
+    /// The message whose beginning was shown. Any other has begun before this connection, or its beginning was shed.
     open: Option<String>,
 }
 
@@ -153,7 +153,10 @@ impl Previews {
         }
         match serde_json::from_slice(json).ok()? {
             Shape::EventStart { event } => {
-                self.open = Some(event.id);
+                // Only messages have deltas, and their blocks may go on after a thought.
+                if kind == PreviewKind::Message {
+                    self.open = Some(event.id);
+                }
                 Some("event_start")
             }
             Shape::EventDelta { event_id } => {
@@ -166,7 +169,6 @@ impl Previews {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use protocol::id::SessionId;
     use store::{From, NewSession, Options, Store};
 
     use super::*;
@@ -175,7 +177,7 @@ mod tests {
         Some(body.frame().await?.expect("never fails").into_data().expect("data"))
     }
 
-    async fn follower(store: &Store) -> (SessionId, Follower) {
+    async fn follower(store: &Store) -> Follower {
         let workspace = store.ensure_workspace().await.expect("a workspace");
         let record: session::Record = serde_json::from_value(serde_json::json!({
             "id": "sesn_1", "environment_id": "env_1", "environment": {"type": "self_hosted"}, "title": null,
@@ -191,15 +193,14 @@ mod tests {
         let id = record.id.clone();
         let new = NewSession { workspace, record, thread_id: store.ids().make(), initial: Vec::new() };
         store.create_session(new).await.expect("made");
-        let follower = store.follow(&id, From::Now).await.expect("the store answers").expect("it exists");
-        (id, follower)
+        store.follow(&id, From::Now).await.expect("the store answers").expect("it exists")
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_quiet_stream_says_every_fifteen_seconds_that_it_is_there() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path(), Options::default()).expect("opens");
-        let (_, follower) = follower(&store).await;
+        let follower = follower(&store).await;
         let stop = CancellationToken::new();
         let mut body = respond(follower, Vec::new(), stop.clone()).into_body();
         let opened = tokio::time::Instant::now();

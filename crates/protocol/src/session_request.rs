@@ -123,12 +123,12 @@ impl SessionUpdate {
 
 fn agent_update(value: Value, path: &str) -> Parsed<Option<Vec<Tool>>> {
     let mut fields = Fields::new(value, path)?;
+    empty_list(&mut fields, "mcp_servers", "a non-empty `mcp_servers` (MCP)")?;
     let tools = match fields.patch("tools", tools)? {
         Patch::Keep => None,
         Patch::Clear => Some(Vec::new()),
         Patch::Set(tools) => Some(tools),
     };
-    empty_list(&mut fields, "mcp_servers", "a non-empty `mcp_servers` (MCP)")?;
     fields.finish()?;
     Ok(tools)
 }

@@ -103,11 +103,12 @@ impl Record {
             Patch::Clear => None,
             Patch::Set(title) => Some(title),
         };
-        let tools = tools.unwrap_or_else(|| self.agent.spec.tools.clone());
-        let has_new_tools = tools != self.agent.spec.tools;
-        if has_new_tools && state.shown_status() != Status::Idle {
+        // Refused even if nothing would change: what an answer means must not hang on what is there.
+        if tools.is_some() && state.shown_status() != Status::Idle {
             return Err(busy("agent", "can only be changed while the session is idle").into());
         }
+        let tools = tools.unwrap_or_else(|| self.agent.spec.tools.clone());
+        let has_new_tools = tools != self.agent.spec.tools;
         let has_new_title = title != self.title;
         let has_new_metadata = metadata != self.metadata;
         if !has_new_tools && !has_new_title && !has_new_metadata {

@@ -21,6 +21,7 @@ use crate::{Door, sse};
 /// How many values `event_deltas[]` may have.
 const DELTAS_MAX: usize = 100;
 const LAST_EVENT_ID: &str = "last-event-id";
+const AFTER: &str = "after";
 
 pub(crate) async fn stream(
     State(door): State<Door>,
@@ -35,6 +36,8 @@ pub(crate) async fn stream(
 /// What a stream shows.
 pub(crate) struct Wanted {
     from: From,
+    /// What the place to resume from was given in, for refusals.
+    place: &'static str,
     pub(crate) previews: Vec<PreviewKind>,
 }
 
@@ -44,14 +47,14 @@ impl<S: Sync> FromRequestParts<S> for Wanted {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
         let mut query = Query::parse(parts.uri.query())?;
         let previews = previews(&mut query)?;
-        let after = query.text("after")?;
+        let after = query.text(AFTER)?;
         query.finish()?;
         // The header wins: whoever reconnects by itself repeats the address, with what it has seen in the header.
-        let from = match last_event_id(&parts.headers)? {
-            Some(position) => Some(position),
-            None => after.map(|text| position("after", &text)).transpose()?,
+        let (place, from) = match last_event_id(&parts.headers)? {
+            Some(position) => (LAST_EVENT_ID, Some(position)),
+            None => (AFTER, after.map(|text| position(AFTER, &text)).transpose()?),
         };
-        Ok(Self { from: from.map_or(From::Now, From::After), previews })
+        Ok(Self { from: from.map_or(From::Now, From::After), place, previews })
     }
 }
 
@@ -109,7 +112,7 @@ pub(crate) async fn open(
         && position > state.head
     {
         let rule = format!("is beyond the last event of the session, which is {}", state.head);
-        return Err(Invalid::new(LAST_EVENT_ID, rule).into());
+        return Err(Invalid::new(wanted.place, rule).into());
     }
     Ok(Opened { follower, state })
 }
