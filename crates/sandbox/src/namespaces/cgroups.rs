@@ -9,7 +9,8 @@
 //! ```
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use crate::provider::Limits;
@@ -141,12 +142,23 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Moves a process into the group; what it starts from now on is in it too.
-    pub(crate) fn attach(&self, pid: i32) -> io::Result<()> {
-        for (_, folder) in &self.folders {
-            write(&folder.join("cgroup.procs"), &pid.to_string())?;
+    /// The ways in, opened by us for a process that is still to be born.
+    ///
+    /// A process that is *put* into a group waits until every processor has passed a quiet point, 10 ms and more on a busy
+    /// machine. A process that goes in by itself, or is born there, does not.
+    pub(crate) fn doors(&self) -> io::Result<Doors> {
+        let mut doors = Doors { early: Vec::new(), late: Vec::new(), birthplace: None };
+        for (version, folder) in &self.folders {
+            match version {
+                Version::One => {
+                    let tasks = fs::OpenOptions::new().write(true).open(folder.join("tasks"))?;
+                    let shares_time = folder.join("cpu.shares").exists();
+                    if shares_time { doors.late.push(tasks) } else { doors.early.push(tasks) }
+                }
+                Version::Two => doors.birthplace = Some(fs::File::open(folder)?),
+            }
         }
-        Ok(())
+        Ok(doors)
     }
 
     /// Memory in use, where a group counts it.
@@ -181,6 +193,36 @@ impl Group {
         };
         self.folders.iter().fold(true, |all, (_, folder)| removed(folder) && all)
     }
+}
+
+/// How a new process gets into its group.
+pub(crate) struct Doors {
+    early: Vec<fs::File>,
+    /// Where a process is made slower: entered when the work is done that somebody waits for.
+    late: Vec<fs::File>,
+    birthplace: Option<fs::File>,
+}
+
+impl Doors {
+    /// The version 2 group to be born in.
+    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.birthplace.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves the calling process, which has one thread, into the version 1 groups that count what it uses.
+    pub(crate) fn enter_early(&self) -> io::Result<()> {
+        enter(&self.early)
+    }
+
+    /// And into those that share out the processors. From then on it is in all of its groups.
+    pub(crate) fn enter_late(&self) -> io::Result<()> {
+        enter(&self.late)
+    }
+}
+
+/// 0 stands for whoever writes; and it is the one form that takes no machine-wide lock.
+fn enter(groups: &[fs::File]) -> io::Result<()> {
+    groups.iter().try_for_each(|mut tasks| tasks.write_all(b"0"))
 }
 
 /// Kills and removes what an earlier supervisor left in `folder`. `false` if some of it is still there.
@@ -328,7 +370,6 @@ fn set_limits(version: Version, controller: Controller, folder: &Path, limits: &
 
 /// Control files take one whole value in one write and are never created.
 fn write(file: &Path, value: &str) -> io::Result<()> {
-    use std::io::Write;
     let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
     fs::OpenOptions::new()
         .write(true)
@@ -381,15 +422,16 @@ mod tests {
             "cpu.cfs_period_us",
             "cpu.cfs_quota_us",
             "cpu.shares",
-            "cgroup.procs",
+            "tasks",
         ];
         files(&folder, &names);
 
         let limits = Limits { memory_bytes: 1000, processes: 7, cpu_percent: 150, ..Limits::default() };
-        groups.create("a", &limits).unwrap().attach(42).unwrap();
+        let doors = groups.create("a", &limits).unwrap().doors().unwrap();
+        doors.enter_early().and_then(|()| doors.enter_late()).unwrap();
 
         let written = names.map(|name| fs::read_to_string(folder.join(name)).unwrap());
-        assert_eq!(written, ["1000", "7", "100000", "150000", "256", "42"]);
+        assert_eq!(written, ["1000", "7", "100000", "150000", "256", "0"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
 
+use super::cgroups::Doors;
 use super::profile::Profile;
 use super::{landlock, root, sys};
 use crate::provider::{Access, Limits, Mount, Resources};
@@ -57,12 +58,13 @@ const ENVIRONMENT: &[&str] = &[
 pub(crate) fn become_sandbox(
     profile: &Profile,
     resources: &Resources,
+    doors: &Doors,
     control: &UnixStream,
     mut sync: UnixStream,
 ) -> ! {
     // A panic must not unwind into the copy of the supervisor's loop that lies below on this stack.
     let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        lock_in(profile, resources, control, &sync)
+        lock_in(profile, resources, doors, control, &sync)
     }));
     let message = match attempt {
         Ok(Err(failure)) => failure.to_string(),
@@ -76,11 +78,14 @@ pub(crate) fn become_sandbox(
 fn lock_in(
     profile: &Profile,
     resources: &Resources,
+    doors: &Doors,
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
     let Resources { limits, mounts, hostname } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
+
+    doors.enter_early().step("enter the control group")?;
 
     // With the supervisor's ids still, so that the way to mounted folders is open.
     root::detach_propagation()?;
@@ -92,11 +97,12 @@ fn lock_in(
 
     wait_for_go(sync)?;
 
-    sys::unshare_cgroup_namespace().step("make a control group namespace")?;
     sys::become_namespace_root(profile.ids.groups()).step("become the namespace's root")?;
     root::build(&profile.layout, limits, hostname, held)?;
 
     limit(limits)?;
+    doors.enter_late().step("enter the control group")?;
+    sys::unshare_cgroup_namespace().step("make a control group namespace")?;
     if profile.guards.nesting {
         // As seen from this user namespace; the host's figure is another.
         fs::write("/proc/sys/user/max_user_namespaces", "0").step("forbid nested user namespaces")?;

@@ -165,7 +165,7 @@ fn attempt(
     ids: Ids,
     inside: impl FnOnce(UnixStream),
 ) -> Result<String, Failure> {
-    let Launched { pid, process: _process, mut sync } = start::launch(only, namespaces, |mut sync| {
+    let Launched { pid, process: _process, mut sync } = start::launch(only, namespaces, None, |mut sync| {
         let mut byte = [0];
         if sync.read_exact(&mut byte).is_ok() {
             inside(sync);

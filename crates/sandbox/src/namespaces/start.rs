@@ -1,13 +1,12 @@
 //! Starting a sandbox: the parent's side.
 //!
-//! The parent makes the process in its namespaces, gives it ids and puts it into its control group while it waits, then lets
-//! it go. It never waits itself: the caller watches [`Started::sync`], which ends when the program runs, or says why it
+//! The parent makes the process in its namespaces, gives it ids while it takes its first steps, then lets it go. It never waits itself: the caller watches [`Started::sync`], which ends when the program runs, or says why it
 //! does not.
 
 use std::fs;
 use std::io::{self, Write};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -110,7 +109,10 @@ pub(crate) fn start(
         resources.limits.processes = libc::RLIM_INFINITY;
     }
     let namespaces = if profile.guards.network { NAMESPACES } else { NAMESPACES & !libc::CLONE_NEWNET };
-    let launched = launch(only, namespaces, |sync| child::become_sandbox(profile, &resources, &inside, sync));
+    let launched = group.doors().step("open the control group").and_then(|doors| {
+        let become_sandbox = |sync| child::become_sandbox(profile, &resources, &doors, &inside, sync);
+        launch(only, namespaces, doors.birthplace(), become_sandbox)
+    });
     let Launched { pid, process, mut sync } = match launched {
         Ok(launched) => launched,
         Err(failure) => {
@@ -119,7 +121,6 @@ pub(crate) fn start(
         }
     };
     let released = map_ids(pid, profile.ids, slot)
-        .and_then(|()| group.attach(pid).step("enter the control group"))
         .and_then(|()| sync.write_all(&[child::GO]).step("let the process go"));
     if let Err(failure) = released {
         drop(process);
@@ -140,11 +141,12 @@ pub(crate) struct Launched {
 pub(crate) fn launch(
     _: &OnlyThread,
     namespaces: i32,
+    birthplace: Option<BorrowedFd<'_>>,
     inside: impl FnOnce(UnixStream),
 ) -> Result<Launched, Failure> {
     let (ours, theirs) = UnixStream::pair().step("make a socket pair")?;
     // SAFETY: `OnlyThread` is the proof that no other thread exists, so no lock is held in the copy.
-    match unsafe { sys::clone3(namespaces as u64) }.step("make namespaces")? {
+    match unsafe { sys::clone3(namespaces as u64, birthplace) }.step("make namespaces")? {
         Cloned::Parent { pid, pidfd } => Ok(Launched { pid, process: Process(pidfd), sync: ours }),
         Cloned::Child => {
             // Or the child would hold its own way back open and never learn that the parent is gone.

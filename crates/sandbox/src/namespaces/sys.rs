@@ -20,16 +20,17 @@ pub(crate) enum Cloned {
     Child,
 }
 
-/// Starts a copy of this process in new namespaces.
+/// Starts a copy of this process in new namespaces, in the control group `birthplace` if there is one.
 ///
 /// # Safety
 ///
 /// The child is a copy of the calling thread alone: a lock that another thread holds stays locked in it for ever. The
 /// caller must be the only running thread, or the child may use nothing but system calls until it runs another program.
-pub(crate) unsafe fn clone3(namespaces: u64) -> io::Result<Cloned> {
+pub(crate) unsafe fn clone3(namespaces: u64, birthplace: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
+    let into_group = if birthplace.is_some() { CLONE_INTO_CGROUP } else { 0 };
     let mut arguments = libc::clone_args {
-        flags: namespaces | libc::CLONE_PIDFD as u64,
+        flags: namespaces | into_group | libc::CLONE_PIDFD as u64,
         pidfd: (&raw mut pidfd) as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -39,7 +40,7 @@ pub(crate) unsafe fn clone3(namespaces: u64) -> io::Result<Cloned> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: birthplace.map_or(0, |group| group.as_raw_fd() as u64),
     };
     // SAFETY: the arguments are valid for the length given, and without CLONE_VM the child has a copy of the memory,
     // its stack included, so both sides return from here.
@@ -54,6 +55,9 @@ pub(crate) unsafe fn clone3(namespaces: u64) -> io::Result<Cloned> {
         }),
     }
 }
+
+/// Too wide for the constant that the libc crate has.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Ends this process without running anything of it any more.
 pub(crate) fn exit_now(code: i32) -> ! {

@@ -31,6 +31,8 @@ const CALLS_MAX: usize = 4096;
 const START_TIME_MAX: Duration = Duration::from_secs(20);
 /// Between two looks at whether it has.
 const START_PAUSE: Duration = Duration::from_millis(20);
+/// One that has not said hello by then is stopped or stuck.
+const HELLO_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often a question is asked again when the connection breaks under it.
 const ATTEMPTS: usize = 3;
 
@@ -281,10 +283,10 @@ async fn connect_or_start(settings: &Settings) -> io::Result<Arc<Link>> {
         } else {
             let (place, program) = (Place::open(&settings.data_dir)?, settings.program.clone());
             tokio::task::spawn_blocking(move || place.start(&program)).await.map_err(io::Error::other)??;
-            if let Some(link) = connect(settings).await? {
-                if matches!(link.hello(settings.idle_exit).await, Ok(PROTOCOL)) {
-                    return Ok(link);
-                }
+            if let Some(link) = connect(settings).await?
+                && matches!(link.hello(settings.idle_exit).await, Ok(PROTOCOL))
+            {
+                return Ok(link);
             }
         }
         if Instant::now() >= deadline {
@@ -354,7 +356,11 @@ impl Link {
 
     async fn hello(&self, idle_exit: Duration) -> Result<u32, Unsent> {
         let idle_exit_ms = u64::try_from(idle_exit.as_millis()).ok();
-        match self.ask(Ask::Hello { protocol: PROTOCOL, idle_exit_ms }).await? {
+        let asked = self.ask(Ask::Hello { protocol: PROTOCOL, idle_exit_ms });
+        let Ok(answer) = tokio::time::timeout(HELLO_TIME_MAX, asked).await else {
+            return Err(Unsent::Lost(Lost("the supervisor does not answer".to_owned())));
+        };
+        match answer? {
             Answer::Hello { protocol, pid: _ } => Ok(protocol),
             _ => Err(Unsent::Lost(Lost("the supervisor does not say who it is".to_owned()))),
         }

@@ -45,6 +45,8 @@ const START_TIME_MAX: Duration = Duration::from_secs(30);
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
 /// How often deadlines and memory are looked at while there is anything to look at.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// Where memory has to be added up, sandboxes with calls are looked at every tick, the others once in so many.
+const TICKS_PER_ROUND: u64 = 10;
 /// The least memory in which `tools` and a shell can start.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
 const PROCESSES_MIN: u64 = 8;
@@ -68,6 +70,7 @@ pub(crate) struct Keeper {
     sandboxes: HashMap<u64, Sandbox>,
     keys: HashMap<SandboxId, u64>,
     next_key: u64,
+    ticks: u64,
     slots: Slots,
     graves: Graves,
     /// Control groups whose last process is still on its way out.
@@ -127,6 +130,7 @@ impl Keeper {
             sandboxes: HashMap::new(),
             keys: HashMap::new(),
             next_key: 0,
+            ticks: 0,
             slots,
             graves: Graves::default(),
             unremoved: Vec::new(),
@@ -382,10 +386,14 @@ impl Keeper {
     pub(crate) fn tick(&mut self, now: Instant) {
         self.unremoved.retain(|group| !group.remove());
         let watched = !self.profile.groups.limits(Controller::Memory);
+        self.ticks += 1;
+        let full_round = self.ticks % TICKS_PER_ROUND == 0;
         let verdicts: Vec<(u64, String)> = self
             .sandboxes
             .iter()
-            .filter_map(|(key, sandbox)| Some((*key, sandbox.verdict(watched, now)?)))
+            .filter_map(|(key, sandbox)| {
+                Some((*key, sandbox.verdict(watched && (full_round || !sandbox.pending.is_empty()), now)?))
+            })
             .collect();
         for (key, reason) in verdicts {
             self.kill(key, &reason);

@@ -137,6 +137,7 @@ enum Standing {
 impl Supervisor {
     fn start(only: OnlyThread, place: &Place, lock: &Lock) -> io::Result<Self> {
         sys::new_session()?;
+        raise_open_files();
         clear_groups(&place.recorded_groups());
         let work = place.work();
         clean_folder(&work)?;
@@ -316,6 +317,15 @@ fn update_interest(poller: &Poller, key: u64, connection: &mut Connection) {
         connection.interest = wanted;
         let _ = poller.change(connection.frames.descriptor(), Token::Connection(key), wanted);
     }
+}
+
+/// Every sandbox takes a few descriptors, and the usual soft limit would end at some hundreds. What it gets of its own is set by
+/// its limits.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current: _, maximum } = getrlimit(Resource::Nofile);
+    // Without it there is room for fewer, and the next one gets an error that says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Ends what an earlier supervisor left. Its processes died with it; only folders should be there, and a few moments of
