@@ -1,11 +1,11 @@
 //! The door: the public HTTP API.
 //!
-//! One folder per resource, one file per endpoint. A request passes the outermost layer ([`mod@envelope`]: its id,
-//! its line in the trace, the standard error body), then the key ([`auth`]), then the beta header ([`beta`]), then its
+//! One folder per resource, one file per endpoint. A request passes the outermost layer (`envelope`: its id,
+//! its line in the trace, the standard error body), then the key (`auth`), then the beta header (`beta`), then its
 //! endpoint, which parses what it is given into finished types and asks the store.
 //!
 //! The door decides nothing about sessions: what a session accepts is decided by `session` inside the store's
-//! transaction. It never calls the harness; both meet in the store. Status codes and public text are in [`error`] and
+//! transaction. It never calls the harness; both meet in the store. Status codes and public text are in `error` and
 //! nowhere else.
 
 mod agents;

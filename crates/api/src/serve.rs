@@ -4,7 +4,7 @@
 //! its follower.
 //!
 //! Shutdown: the listener closes, streams end at once, requests that have begun are finished, idle connections are
-//! closed. What is not finished after [`GRACE`] is cut off.
+//! closed. What is not finished after ten seconds is cut off.
 
 use std::io;
 use std::time::Duration;

@@ -178,6 +178,32 @@ async fn a_walk_in_either_order_gives_every_event_once() {
 }
 
 #[tokio::test]
+async fn a_cursor_holds_for_its_session_its_order_and_its_range_only() {
+    let server = Server::start().await;
+    let session = server.session().await;
+    let other = server.session().await;
+    for session in [&session, &other] {
+        server.say(session, &["one"]).await;
+        run(&server.store, session, "hi").await;
+    }
+    let path = events_of(&session);
+    let page = server.get(&format!("{path}?limit=3")).await.ok();
+    let next = page["next_page"].as_str().expect("more").to_owned();
+    let at = page["data"][2]["processed_at"].as_str().expect("a time").to_owned();
+    for path in [
+        format!("{}?page={next}", events_of(&other)),
+        format!("{path}?order=desc&page={next}"),
+        format!("{path}?created_at[gt]={at}&page={next}"),
+        format!("/v1/sessions?page={next}"),
+    ] {
+        assert_eq!(server.get(&path).await.refusal().0, 400, "{path}");
+    }
+    let rest =
+        server.get(&format!("{path}?limit=9&types[]=agent.message&created_at[gte]={at}&page={next}")).await;
+    assert_eq!(kinds(&rest.ok()), ["agent.message"], "filters and the limit may change between pages");
+}
+
+#[tokio::test]
 async fn a_walk_shows_nothing_twice_while_queued_events_are_taken_up() {
     let server = Server::start().await;
     for limit in [1, 2, 3, 4] {
