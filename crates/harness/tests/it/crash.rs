@@ -128,8 +128,8 @@ async fn brains_may_die_one_after_the_other() {
     let mut deaths = 0;
     loop {
         let world = World::open(dir.path(), Arc::clone(&models), Arc::clone(&hands)).await;
-        // Each gets a little further than the claim and two appends, so that every pair of them makes progress.
-        let faults = DieAt::new(3 + deaths % 4);
+        // Each lives long enough to get one answer recorded, and not much longer.
+        let faults = DieAt::new(8 + deaths % 4);
         let brain = world.brain(Some(Arc::clone(&faults) as Arc<dyn Faults>));
         let shutdown = CancellationToken::new();
         let has_died = tokio::select! {
