@@ -387,7 +387,7 @@ impl Keeper {
         self.unremoved.retain(|group| !group.remove());
         let watched = !self.profile.groups.limits(Controller::Memory);
         self.ticks += 1;
-        let full_round = self.ticks % TICKS_PER_ROUND == 0;
+        let full_round = self.ticks.is_multiple_of(TICKS_PER_ROUND);
         let verdicts: Vec<(u64, String)> = self
             .sandboxes
             .iter()

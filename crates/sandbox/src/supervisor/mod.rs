@@ -23,4 +23,4 @@ pub(crate) mod protocol;
 
 pub use client::{Settings, Supervised};
 pub use place::Program;
-pub use process::main;
+pub use process::{main, probe};

@@ -21,6 +21,7 @@ use super::keeper::{Keeper, TICK, Waiter};
 use super::place::{Lock, Place, peer_is_own_user};
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
+use crate::doctor::Report;
 use crate::namespaces::cgroups::{self, Groups};
 use crate::namespaces::probe::Findings;
 use crate::namespaces::profile::{Profile, clean_folder};
@@ -45,7 +46,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // A server's other children may have left descriptors open to be inherited; sandboxes must not find them.
     let done = sys::close_inherited().and_then(|()| match arguments.as_slice() {
-        [flag] if flag == "--probe" => probe(),
+        [flag] if flag == "--probe" => {
+            probe().and_then(|report| Ok(serde_json::to_writer(io::stdout(), &report)?))
+        }
         [flag, data] if flag == "--data-dir" => supervise(Path::new(data)),
         _ => Err(io::Error::other("usage: --data-dir <folder> | --probe")),
     });
@@ -58,7 +61,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn probe() -> io::Result<()> {
+/// What this machine allows, found out by trying, without a supervisor.
+///
+/// Must be called by a process that has started no thread; where there may be some, ask [`super::Supervised::report`].
+pub fn probe() -> io::Result<Report> {
     let only = OnlyThread::prove()?;
     let folder = std::env::temp_dir().join(format!("posthouse-probe-{}", std::process::id()));
     clean_folder(&folder)?;
@@ -68,8 +74,7 @@ fn probe() -> io::Result<()> {
     groups.remove();
     rustix::process::chdir("/")?;
     std::fs::remove_dir_all(&folder)?;
-    serde_json::to_writer(io::stdout(), &report)?;
-    Ok(())
+    Ok(report)
 }
 
 fn supervise(data: &Path) -> io::Result<()> {
