@@ -20,6 +20,7 @@ pub(crate) struct World {
     pub(crate) workspace: WorkspaceId,
     pub(crate) dir: TempDir,
     sessions: Mutex<Vec<SessionId>>,
+    starts: u64,
 }
 
 pub(crate) fn noon() -> Timestamp {
@@ -32,15 +33,17 @@ impl World {
         let clock = Arc::new(ManualClock::new(noon()));
         let store = open(&dir, &clock, 1);
         let workspace = store.ids().make();
-        Self { store, clock, workspace, dir, sessions: Mutex::default() }
+        Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
     }
 
     /// Closes the store and opens it again, as a restart does.
     pub(crate) async fn restarted(self) -> Self {
-        let Self { store, clock, workspace, dir, sessions } = self;
+        let Self { store, clock, workspace, dir, sessions, starts } = self;
         store.close().await;
-        let store = open(&dir, &clock, 2);
-        Self { store, clock, workspace, dir, sessions }
+        // Other ids than before.
+        let starts = starts + 1;
+        let store = open(&dir, &clock, starts);
+        Self { store, clock, workspace, dir, sessions, starts }
     }
 
     pub(crate) fn id<T: protocol::id::FromBits>(&self) -> T {
