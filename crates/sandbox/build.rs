@@ -30,7 +30,7 @@ fn build(out: &Path) -> PathBuf {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let workspace =
         here.join("../..").canonicalize().expect("this crate lies two folders below the workspace");
-    for watched in ["crates/tools/src", "crates/tools/Cargo.toml", "Cargo.lock"] {
+    for watched in ["crates/tools/src", "crates/tools/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
         println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
     }
 

@@ -462,6 +462,9 @@ pub(crate) fn check(mount: &Mount) -> io::Result<()> {
     if ["proc", "dev", "sys", "etc"].iter().any(|name| top == name) {
         return refuse("this folder is the sandbox's own");
     }
+    if !mount.host.exists() {
+        return refuse("the host has no such file or folder");
+    }
     Ok(())
 }
 
@@ -506,7 +509,7 @@ mod tests {
     #[test]
     fn mounts_over_the_sandboxs_own_folders_are_refused() {
         let at = |inside: &str| {
-            check(&Mount { host: "/a".into(), inside: inside.into(), access: Access::ReadOnly })
+            check(&Mount { host: "/usr".into(), inside: inside.into(), access: Access::ReadOnly })
         };
         assert!(at("/data").is_ok());
         assert!(at("/workspace/data").is_ok());

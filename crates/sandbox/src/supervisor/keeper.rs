@@ -335,6 +335,11 @@ impl Keeper {
 
     /// A sandbox's first steps have ended, one way or the other.
     pub(crate) fn sync_ready(&mut self, key: u64) {
+        self.finish_start(key, "");
+    }
+
+    /// Tells those who wait for a sandbox how its start went: well, unless it said why not, or there is a reason already.
+    fn finish_start(&mut self, key: u64, reason: &str) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         let Some(mut sync) = sandbox.sync.take() else { return };
         self.poller.remove(&sync);
@@ -342,11 +347,15 @@ impl Keeper {
         let _ = sync.read_to_end(&mut message);
         let State::Starting { waiters } = &mut sandbox.state else { return };
         let waiters = std::mem::take(waiters);
-        let answer = if message.is_empty() {
+        let reason = if message.is_empty() {
+            reason.to_owned()
+        } else {
+            String::from_utf8_lossy(&message).into_owned()
+        };
+        let answer = if reason.is_empty() {
             sandbox.state = State::Live;
             Answer::Done {}
         } else {
-            let reason = String::from_utf8_lossy(&message).into_owned();
             self.kill(key, &reason);
             Answer::Failed(Error::Unavailable { reason })
         };
@@ -358,7 +367,7 @@ impl Keeper {
     /// Process 1 of a sandbox has ended, and everything else in it with it.
     pub(crate) fn process_ended(&mut self, key: u64) {
         // It may have said why a moment ago.
-        self.sync_ready(key);
+        self.finish_start(key, "it ended while it was being built");
         self.kill(key, ENDED);
         let Some(sandbox) = self.sandboxes.get(&key) else { return };
         if !sandbox.process.reap() {
