@@ -28,7 +28,8 @@ fn install_venv() -> anyhow::Result<()> {
     if !Run::new("apt-get").args(["--version"]).works() {
         bail!("python3 with its venv module is needed for the SDK's tests; install it and try again");
     }
-    let sudo: &[&str] = if Run::new("sh").args(["-c", "test $(id -u) = 0"]).works() { &[] } else { &["sudo"] };
+    let sudo: &[&str] =
+        if Run::new("sh").args(["-c", "test $(id -u) = 0"]).works() { &[] } else { &["sudo"] };
     let apt = |args: &[&str]| {
         let words: Vec<&str> = sudo.iter().chain(&["apt-get"]).chain(args).copied().collect();
         Run::new(words[0]).args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive").run()

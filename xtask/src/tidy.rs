@@ -22,10 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["protocol", "session", "store"]),
     ("client", &["protocol"]),
     ("testkit", &["protocol", "sandbox", "tools"]),
-    (
-        "cli",
-        &["protocol", "session", "store", "sandbox", "tools", "harness", "background", "api", "client"],
-    ),
+    ("cli", &["protocol", "session", "store", "sandbox", "tools", "harness", "background", "api", "client"]),
     ("xtask", &[]),
 ];
 
@@ -53,14 +50,18 @@ pub(crate) fn dependencies() -> anyhow::Result<()> {
         let Some((_, allowed)) = MAY_USE.iter().find(|(known, _)| *known == name) else {
             bail!("crate {name} is not in the list of arrows in xtask/src/tidy.rs");
         };
-        let forbidden = MUST_NOT_REACH.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, names)| names);
+        let forbidden =
+            MUST_NOT_REACH.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, names)| names);
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             // What only tests use may point anywhere.
             if dependency["kind"].as_str() == Some("dev") {
                 continue;
             }
             let target = dependency["name"].as_str().unwrap_or_default();
-            ensure!(!ours.contains(target) || allowed.contains(&target), "{name} must not depend on {target}");
+            ensure!(
+                !ours.contains(target) || allowed.contains(&target),
+                "{name} must not depend on {target}"
+            );
             ensure!(!forbidden.contains(&target), "{name} must not depend on {target}");
         }
     }
@@ -75,9 +76,13 @@ pub(crate) fn sources() -> anyhow::Result<()> {
         let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let shown = path.strip_prefix(root()).unwrap_or(&path).display();
         let is_test = path.components().any(|part| part.as_os_str() == "tests");
-        ensure!(is_test || text.trim_start().starts_with("//!"), "{shown} does not open with what it is for (`//!`)");
+        ensure!(
+            is_test || text.trim_start().starts_with("//!"),
+            "{shown} does not open with what it is for (`//!`)"
+        );
         let is_store = path.starts_with(root().join("crates/store"));
-        let has_sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));
+        let has_sql =
+            ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));
         ensure!(is_store || is_test || !has_sql, "{shown} holds SQL, which belongs in crates/store");
     }
     Ok(())

@@ -95,8 +95,14 @@ impl Brain {
     }
 
     /// Drives one session until it rests; `false` if somebody else holds it or it has nothing to do.
-    pub async fn wake(&self, session: &SessionId, shutdown: &CancellationToken) -> Result<bool, store::Error> {
-        let Some(lease) = self.store.try_claim(session, &self.options.holder).await? else { return Ok(false) };
+    pub async fn wake(
+        &self,
+        session: &SessionId,
+        shutdown: &CancellationToken,
+    ) -> Result<bool, store::Error> {
+        let Some(lease) = self.store.try_claim(session, &self.options.holder).await? else {
+            return Ok(false);
+        };
         self.hold(lease, shutdown).await;
         Ok(true)
     }
@@ -121,8 +127,11 @@ impl Brain {
             if let Some(message) = failure {
                 tracing::error!(message, "a drive failed");
                 // What a client sees names the layer, not the inside story.
-                let recorded =
-                    drive::record_internal_failure(self, &lease.token, "the brain failed while driving this session");
+                let recorded = drive::record_internal_failure(
+                    self,
+                    &lease.token,
+                    "the brain failed while driving this session",
+                );
                 if let Err(error) = recorded.await {
                     tracing::error!(%error, "the failure could not be recorded");
                 }

@@ -49,7 +49,9 @@ impl Transcript {
             Body::AgentToolUse { input, .. } | Body::AgentCustomToolUse { input, .. } => {
                 self.inputs.insert(event.id.clone(), input.clone());
             }
-            Body::AgentToolResult { tool_use_id, content, is_error } => self.resolve(tool_use_id, content, *is_error),
+            Body::AgentToolResult { tool_use_id, content, is_error } => {
+                self.resolve(tool_use_id, content, *is_error)
+            }
             Body::UserCustomToolResult { custom_tool_use_id, content, is_error } => {
                 self.resolve(custom_tool_use_id, content, is_error.unwrap_or(false));
             }
@@ -111,6 +113,7 @@ fn text_of(content: &[Content]) -> String {
 /// The agent's own prompt and, where it has built-in tools, what it must know of the place they work in.
 fn system_of(agent: &SessionAgent) -> Option<String> {
     let place = toolset::has_builtin(&agent.spec).then_some(toolset::PLACE);
-    let parts: Vec<&str> = agent.spec.system.as_deref().into_iter().chain(place).filter(|part| !part.is_empty()).collect();
+    let parts: Vec<&str> =
+        agent.spec.system.as_deref().into_iter().chain(place).filter(|part| !part.is_empty()).collect();
     (!parts.is_empty()).then(|| parts.join("\n\n"))
 }

@@ -271,7 +271,8 @@ impl Drive<'_> {
             Some(sandbox) => sandbox,
             None => {
                 let sandbox = brain.store.ids().make();
-                let provisioned = hands::provision(&*brain.hands, &sandbox, fence, &brain.options.resources).await;
+                let provisioned =
+                    hands::provision(&*brain.hands, &sandbox, fence, &brain.options.resources).await;
                 brain.faults.reached(Point::Provisioned).await;
                 match provisioned {
                     Ok(()) => self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?,
@@ -281,7 +282,13 @@ impl Drive<'_> {
                 sandbox
             }
         };
-        let name = self.view.state.calls.iter().find(|pending| pending.id == call).map(|pending| pending.name.clone());
+        let name = self
+            .view
+            .state
+            .calls
+            .iter()
+            .find(|pending| pending.id == call)
+            .map(|pending| pending.name.clone());
         let (Some(name), Some(input)) = (name, self.transcript.input_of(&call).cloned()) else {
             // The client's interrupt has resolved it meanwhile.
             return Ok(Vec::new());

@@ -101,7 +101,9 @@ fn content_of(content: wire::Content) -> Content {
     match content {
         wire::Content::Text { text } => Content::Text { text },
         wire::Content::Image { source } => Content::Image { source: source_of(source) },
-        wire::Content::Document { source } => Content::Document { source: source_of(source), title: None, context: None },
+        wire::Content::Document { source } => {
+            Content::Document { source: source_of(source), title: None, context: None }
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use protocol::agent::{AgentSpec, BuiltinTool, PermissionPolicy};
 use protocol::content::Content;
 use protocol::event::{
-    Answer, AnswerCall, AutoPermission, Body, Evaluation, Finish, ModelUsage, Permission, Preview, PreviewDelta,
-    PreviewEvent, PreviewKind, PreviewText,
+    Answer, AnswerCall, AutoPermission, Body, Evaluation, Finish, ModelUsage, Permission, Preview,
+    PreviewDelta, PreviewEvent, PreviewKind, PreviewText,
 };
 use protocol::id::EventId;
 use protocol::position::Position;
@@ -150,7 +150,9 @@ fn start(kind: PreviewKind, id: EventId) -> Preview {
 
 fn finish_of(stop: Stop) -> Finish {
     match stop {
-        Stop::EndTurn | Stop::ToolUse | Stop::MaxTokens | Stop::ContextExceeded | Stop::StopSequence => Finish::Complete,
+        Stop::EndTurn | Stop::ToolUse | Stop::MaxTokens | Stop::ContextExceeded | Stop::StopSequence => {
+            Finish::Complete
+        }
         Stop::PauseTurn => Finish::Paused,
         Stop::Refusal { category, explanation } => Finish::Refused { category, explanation },
     }

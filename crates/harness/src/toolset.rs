@@ -32,7 +32,8 @@ pub(crate) fn has_builtin(spec: &AgentSpec) -> bool {
 
 /// The tools of an agent: the built-in ones that are enabled, then its own, in a fixed order.
 pub(crate) fn specs(spec: &AgentSpec) -> Vec<ToolSpec> {
-    let builtin = BuiltinTool::ALL.into_iter().filter(|tool| spec.policy_of(*tool).is_some()).map(builtin_spec);
+    let builtin =
+        BuiltinTool::ALL.into_iter().filter(|tool| spec.policy_of(*tool).is_some()).map(builtin_spec);
     let custom = spec.tools.iter().filter_map(|entry| match entry {
         Tool::Custom(tool) => Some(ToolSpec {
             name: tool.name.clone(),

@@ -118,7 +118,19 @@ impl From<SessionAgent> for ThreadAgent {
             multiagent: _,
             execution_identity,
         } = spec;
-        Self { tag, id, version, name, description, model, system, tools, mcp_servers, skills, execution_identity }
+        Self {
+            tag,
+            id,
+            version,
+            name,
+            description,
+            model,
+            system,
+            tools,
+            mcp_servers,
+            skills,
+            execution_identity,
+        }
     }
 }
 

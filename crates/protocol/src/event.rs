@@ -527,6 +527,8 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_survives_a_round_trip() {
-        round_trip(json!({"type": "agent.dreamed", "id": "sevt_1", "processed_at": null, "sheep": [1, {"two": 2}]}));
+        round_trip(
+            json!({"type": "agent.dreamed", "id": "sevt_1", "processed_at": null, "sheep": [1, {"two": 2}]}),
+        );
     }
 }

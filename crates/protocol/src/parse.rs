@@ -101,7 +101,11 @@ impl Fields {
     }
 
     /// A field that may be absent or null.
-    pub fn optional<T>(&mut self, name: &str, parse: impl FnOnce(Value, &str) -> Parsed<T>) -> Parsed<Option<T>> {
+    pub fn optional<T>(
+        &mut self,
+        name: &str,
+        parse: impl FnOnce(Value, &str) -> Parsed<T>,
+    ) -> Parsed<Option<T>> {
         Ok(match self.patch(name, parse)? {
             Patch::Set(value) => Some(value),
             Patch::Keep | Patch::Clear => None,
@@ -174,7 +178,8 @@ pub fn id_text(value: Value, path: &str) -> Parsed<String> {
 /// One of a closed set of strings.
 pub fn one_of<'a>(allowed: &'a [&'static str]) -> impl Fn(Value, &str) -> Parsed<&'static str> + 'a {
     move |value, path| {
-        let refusal = |got: &str| Invalid::new(path, format!("must be one of {}, not {got}", quoted(allowed)));
+        let refusal =
+            |got: &str| Invalid::new(path, format!("must be one of {}, not {got}", quoted(allowed)));
         match &value {
             Value::String(text) => allowed
                 .iter()

@@ -48,10 +48,12 @@ pub fn parse_initial(value: Value, path: &str) -> Parsed<Vec<Body>> {
 pub fn parse_event(value: Value, path: &str) -> Parsed<Body> {
     let mut fields = Fields::new(value, path)?;
     let body = match fields.tag(&SENDABLE)? {
-        "user.message" => Body::UserMessage { content: fields.required("content", list(1..=BLOCKS_MAX, message_block))? },
-        "user.interrupt" => {
-            Body::UserInterrupt { session_thread_id: fields.optional("session_thread_id", id_text)?.map(ThreadId::from_text) }
+        "user.message" => {
+            Body::UserMessage { content: fields.required("content", list(1..=BLOCKS_MAX, message_block))? }
         }
+        "user.interrupt" => Body::UserInterrupt {
+            session_thread_id: fields.optional("session_thread_id", id_text)?.map(ThreadId::from_text),
+        },
         "user.tool_confirmation" => confirmation(&mut fields)?,
         "user.custom_tool_result" => Body::UserCustomToolResult {
             custom_tool_use_id: EventId::from_text(fields.required("custom_tool_use_id", id_text)?),
@@ -59,12 +61,15 @@ pub fn parse_event(value: Value, path: &str) -> Parsed<Body> {
             is_error: fields.optional("is_error", boolean)?,
         },
         "user.tool_result" => {
-            return Err(fields.invalid("type", "`user.tool_result` is only for sessions in a self_hosted environment"));
+            return Err(fields
+                .invalid("type", "`user.tool_result` is only for sessions in a self_hosted environment"));
         }
         "user.define_outcome" => {
             return Err(Invalid::unbuilt(fields.path_of("type"), "`user.define_outcome` (outcomes)"));
         }
-        "system.message" => Body::SystemMessage { content: fields.required("content", list(1..=BLOCKS_MAX, text_only))? },
+        "system.message" => {
+            Body::SystemMessage { content: fields.required("content", list(1..=BLOCKS_MAX, text_only))? }
+        }
         _ => unreachable!("tag() gives only what SENDABLE lists"),
     };
     fields.finish()?;
@@ -100,9 +105,13 @@ fn block(value: Value, path: &str, allowed: &[&'static str]) -> Parsed<Content> 
     let mut fields = Fields::new(value, path)?;
     let content = match fields.tag(allowed)? {
         "text" => Content::Text { text: fields.required("text", text(1..=usize::MAX))? },
-        "image" => Content::Image { source: fields.required("source", |value, path| source(value, path, &["base64", "url", "file"]))? },
+        "image" => Content::Image {
+            source: fields
+                .required("source", |value, path| source(value, path, &["base64", "url", "file"]))?,
+        },
         "document" => Content::Document {
-            source: fields.required("source", |value, path| source(value, path, &["base64", "text", "url", "file"]))?,
+            source: fields
+                .required("source", |value, path| source(value, path, &["base64", "text", "url", "file"]))?,
             title: fields.optional("title", text(0..=usize::MAX))?,
             context: fields.optional("context", text(0..=usize::MAX))?,
         },
@@ -152,7 +161,8 @@ fn source(value: Value, path: &str, allowed: &[&'static str]) -> Parsed<Source> 
 /// Text that could be base64. The provider decodes it; here only what cannot be is refused.
 fn base64_text(value: Value, path: &str) -> Parsed<String> {
     let data = text(1..=usize::MAX)(value, path)?;
-    let is_base64 = data.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='));
+    let is_base64 =
+        data.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='));
     if is_base64 { Ok(data) } else { Err(Invalid::new(path, "must be base64")) }
 }
 
@@ -175,10 +185,17 @@ mod tests {
             {"type": "user.custom_tool_result", "custom_tool_use_id": "sevt_2"},
             {"type": "system.message", "content": [{"type": "text", "text": "be brief"}]},
         ]});
-        let kinds: Vec<_> = parse_send(events).expect("parses").iter().map(|body| body.kind().to_owned()).collect();
+        let kinds: Vec<_> =
+            parse_send(events).expect("parses").iter().map(|body| body.kind().to_owned()).collect();
         assert_eq!(
             kinds,
-            ["user.message", "user.interrupt", "user.tool_confirmation", "user.custom_tool_result", "system.message"]
+            [
+                "user.message",
+                "user.interrupt",
+                "user.tool_confirmation",
+                "user.custom_tool_result",
+                "system.message"
+            ]
         );
     }
 
@@ -189,10 +206,15 @@ mod tests {
             refusal(json!({"type": "user.message", "content": []})),
             "events[0].content: must have at least 1 item(s), not 0"
         );
-        assert!(refusal(json!({"type": "user.message", "content": [{"type": "redacted"}]})).starts_with("events[0].content[0].type: must be one of"));
+        assert!(
+            refusal(json!({"type": "user.message", "content": [{"type": "redacted"}]}))
+                .starts_with("events[0].content[0].type: must be one of")
+        );
         assert_eq!(refusal(json!({"type": "user.interrupt", "now": true})), "events[0].now: unknown field");
         assert_eq!(
-            refusal(json!({"type": "user.tool_confirmation", "tool_use_id": "a", "result": "allow", "deny_message": "x"})),
+            refusal(
+                json!({"type": "user.tool_confirmation", "tool_use_id": "a", "result": "allow", "deny_message": "x"})
+            ),
             "events[0].deny_message: is only allowed with result `deny`"
         );
         assert!(refusal(json!({"type": "user.define_outcome"})).contains("not supported"));
@@ -201,7 +223,8 @@ mod tests {
 
     #[test]
     fn a_new_session_starts_only_with_messages() {
-        let refused = parse_initial(json!([{"type": "user.interrupt"}]), "initial_events").expect_err("refused");
+        let refused =
+            parse_initial(json!([{"type": "user.interrupt"}]), "initial_events").expect_err("refused");
         assert_eq!(refused.path, "initial_events[0].type");
     }
 }

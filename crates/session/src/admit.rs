@@ -44,7 +44,8 @@ pub fn admit(state: &State, inbox: &[Event], sent: Vec<Body>) -> Result<Vec<Admi
         return Err(Refusal::Over);
     }
     if state.queued.all as usize + sent.len() > QUEUED_MAX as usize {
-        let rule = format!("the session already has {} events waiting (at most {QUEUED_MAX})", state.queued.all);
+        let rule =
+            format!("the session already has {} events waiting (at most {QUEUED_MAX})", state.queued.all);
         return Err(Invalid::new("events", rule).into());
     }
     let count = sent.len();
@@ -108,7 +109,12 @@ impl<'a> Desk<'a> {
         Self { state, unanswered, confirmed, is_waiting: state.is_waiting() && !is_interrupted }
     }
 
-    fn decide(&mut self, body: Body, place: Place, previous: Previous) -> Result<(Admitted, Previous), Refusal> {
+    fn decide(
+        &mut self,
+        body: Body,
+        place: Place,
+        previous: Previous,
+    ) -> Result<(Admitted, Previous), Refusal> {
         match &body {
             Body::UserMessage { .. } => {
                 self.refuse_while_waiting(&body, place)?;

@@ -146,7 +146,9 @@ pub fn may_delete(state: &State) -> Result<(), Refusal> {
 fn refuse_at_work(state: &State, what: &str) -> Result<(), Refusal> {
     match state.shown_status() {
         Status::Idle | Status::Terminated => Ok(()),
-        Status::Running | Status::Rescheduling => Err(busy("session", &format!("cannot be {what} while it works")).into()),
+        Status::Running | Status::Rescheduling => {
+            Err(busy("session", &format!("cannot be {what} while it works")).into())
+        }
     }
 }
 

@@ -14,7 +14,9 @@
 //! append that changes it; folding the log again gives the same value, and a test compares them. What the model is
 //! shown is another fold (`harness::context`), because it is as long as the log.
 
-use protocol::event::{Answer, Body, Finish, ModelUsage, Permission, RetryStatus, StopDetails, StopReason, Verdict};
+use protocol::event::{
+    Answer, Body, Finish, ModelUsage, Permission, RetryStatus, StopDetails, StopReason, Verdict,
+};
 use protocol::id::{EventId, SandboxId, ThreadId};
 use protocol::position::Position;
 use protocol::session::{CacheCreation, ServerToolUse, Stats, Status, ThreadStats, Usage};
@@ -177,7 +179,9 @@ impl Call {
     pub fn is_blocking(&self) -> bool {
         match &self.kind {
             CallKind::Custom => true,
-            CallKind::Builtin { permission, confirmed } => *permission == Permission::Ask && confirmed.is_none(),
+            CallKind::Builtin { permission, confirmed } => {
+                *permission == Permission::Ask && confirmed.is_none()
+            }
         }
     }
 }
@@ -240,11 +244,13 @@ impl State {
             }
             Body::UserCustomToolResult { custom_tool_use_id: call, content: _, is_error: _ }
             | Body::AgentToolResult { tool_use_id: call, content: _, is_error: _ } => self.resolve(call),
-            Body::AgentToolUse { name, input: _, evaluated_permission, evaluation: _ } => self.calls.push(Call {
-                id: id.clone(),
-                name: name.clone(),
-                kind: CallKind::Builtin { permission: *evaluated_permission, confirmed: None },
-            }),
+            Body::AgentToolUse { name, input: _, evaluated_permission, evaluation: _ } => {
+                self.calls.push(Call {
+                    id: id.clone(),
+                    name: name.clone(),
+                    kind: CallKind::Builtin { permission: *evaluated_permission, confirmed: None },
+                })
+            }
             Body::AgentCustomToolUse { name, input: _ } => {
                 self.calls.push(Call { id: id.clone(), name: name.clone(), kind: CallKind::Custom });
             }
@@ -355,7 +361,8 @@ impl State {
     }
 
     fn count(&mut self, usage: &ModelUsage) {
-        let ModelUsage { input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens } = usage;
+        let ModelUsage { input_tokens, output_tokens, cache_creation_input_tokens, cache_read_input_tokens } =
+            usage;
         self.tokens.input_tokens += input_tokens;
         self.tokens.output_tokens += output_tokens;
         self.tokens.cache_creation_input_tokens += cache_creation_input_tokens;

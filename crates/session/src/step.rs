@@ -299,7 +299,9 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             self.take(answers);
             return None;
         }
-        if let Some((call, refusal)) = self.state.calls.iter().find_map(|call| Some((call.id.clone(), refusal_of(call)?))) {
+        if let Some((call, refusal)) =
+            self.state.calls.iter().find_map(|call| Some((call.id.clone(), refusal_of(call)?)))
+        {
             self.new(result_of(&call, refusal));
             return None;
         }
@@ -330,7 +332,9 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         if self.state.rounds >= ROUNDS_MAX {
             let message = format!("harness: the turn used tools {ROUNDS_MAX} times without coming to an end");
             let kind = SessionErrorKind::ToolUseLimitReachedError;
-            self.new(Body::Error { error: SessionError { kind, message, retry_status: RetryStatus::Exhausted } });
+            self.new(Body::Error {
+                error: SessionError { kind, message, retry_status: RetryStatus::Exhausted },
+            });
             return None;
         }
         let request = self.new(Body::ModelRequestStart {});
@@ -434,14 +438,15 @@ fn refusal_of(call: &Call) -> Option<String> {
         CallKind::Builtin { permission: Permission::Deny, confirmed: _ } => {
             Some(format!("Permission to use {} has been denied.", call.name))
         }
-        CallKind::Builtin { permission: _, confirmed: Some(Confirmed { verdict: Verdict::Deny, deny_message }) } => {
-            Some(match deny_message {
-                Some(message) if !message.is_empty() => {
-                    format!("The user rejected this use of {}: {message}", call.name)
-                }
-                _ => format!("The user rejected this use of {}.", call.name),
-            })
-        }
+        CallKind::Builtin {
+            permission: _,
+            confirmed: Some(Confirmed { verdict: Verdict::Deny, deny_message }),
+        } => Some(match deny_message {
+            Some(message) if !message.is_empty() => {
+                format!("The user rejected this use of {}: {message}", call.name)
+            }
+            _ => format!("The user rejected this use of {}.", call.name),
+        }),
         CallKind::Builtin { .. } => None,
     }
 }

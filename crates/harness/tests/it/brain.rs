@@ -37,7 +37,8 @@ async fn a_turn_with_calls_runs_each_once_in_one_sandbox() {
 #[tokio::test]
 async fn a_session_that_uses_no_tool_gets_no_sandbox() {
     let dir = tempfile::tempdir().expect("a folder");
-    let world = World::open(dir.path(), scripted(json!([{"blocks": [{"text": "hello"}]}])), Arc::default()).await;
+    let world =
+        World::open(dir.path(), scripted(json!([{"blocks": [{"text": "hello"}]}])), Arc::default()).await;
     let session = world.session(ALLOW, "hi").await;
     world.wake(&session).await;
     assert_eq!(world.hands.living(), 0);
@@ -59,7 +60,10 @@ async fn a_killed_sandbox_is_a_tool_error_and_the_next_call_gets_a_new_one() {
         world.hands.kill_all();
     });
     let told = world.told(&session).await;
-    assert!(told.contains("error: hand: the sandbox is gone and its workspace with it (it was killed)"), "{told}");
+    assert!(
+        told.contains("error: hand: the sandbox is gone and its workspace with it (it was killed)"),
+        "{told}"
+    );
     assert!(told.contains("result: ran again"), "{told}");
     assert_eq!(world.hands.living(), 1);
 }
@@ -75,7 +79,12 @@ async fn an_interrupt_cuts_off_a_running_call() {
         world.send(&session, vec![Body::UserInterrupt { session_thread_id: None }]).await;
     });
     let told = world.told(&session).await;
-    assert!(told.ends_with("error: Tool execution was interrupted before completion. Please retry.\nidle: end_turn"), "{told}");
+    assert!(
+        told.ends_with(
+            "error: Tool execution was interrupted before completion. Please retry.\nidle: end_turn"
+        ),
+        "{told}"
+    );
 }
 
 #[tokio::test]
@@ -86,13 +95,10 @@ async fn a_brain_that_shuts_down_hands_its_session_over_in_mid_call() {
     let session = world.session(ALLOW, "go").await;
     let shutdown = CancellationToken::new();
     let brain = world.brain(None);
-    tokio::join!(
-        async { assert!(brain.wake(&session, &shutdown).await.expect("the store works")) },
-        async {
-            world.hands.until_runs(1).await;
-            shutdown.cancel();
-        }
-    );
+    tokio::join!(async { assert!(brain.wake(&session, &shutdown).await.expect("the store works")) }, async {
+        world.hands.until_runs(1).await;
+        shutdown.cancel();
+    });
     world.hands.release("it");
     world.wake(&session).await;
     assert!(world.told(&session).await.ends_with("result: ran hold it\nagent: done\nidle: end_turn"));
@@ -102,7 +108,8 @@ async fn a_brain_that_shuts_down_hands_its_session_over_in_mid_call() {
 #[tokio::test]
 async fn a_model_that_nobody_serves_ends_the_turn_and_says_so() {
     let dir = tempfile::tempdir().expect("a folder");
-    let models = Arc::new(harness::model::Providers::build(Vec::new(), |_| None).expect("nothing to configure"));
+    let models =
+        Arc::new(harness::model::Providers::build(Vec::new(), |_| None).expect("nothing to configure"));
     let world = World::open(dir.path(), models, Arc::default()).await;
     let session = world.session(ALLOW, "hi").await;
     world.wake(&session).await;

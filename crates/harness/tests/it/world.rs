@@ -64,7 +64,8 @@ impl World {
         };
         let id = record.id.clone();
         let thread_id = self.store.ids().make();
-        let new = NewSession { workspace: self.workspace.clone(), record, thread_id, initial: vec![message(text)] };
+        let new =
+            NewSession { workspace: self.workspace.clone(), record, thread_id, initial: vec![message(text)] };
         self.store.create_session(new).await.expect("created");
         id
     }
@@ -89,7 +90,13 @@ impl World {
 
     /// The whole log, private kinds included.
     pub(crate) async fn log(&self, session: &SessionId) -> Vec<Event> {
-        let slice = Slice { after: Position::START, order: Order::Asc, limit: 10_000, private: true, ..Slice::default() };
+        let slice = Slice {
+            after: Position::START,
+            order: Order::Asc,
+            limit: 10_000,
+            private: true,
+            ..Slice::default()
+        };
         let entries = self.store.get_events(session, slice).await.expect("reads");
         entries.iter().map(|entry| serde_json::from_slice(&entry.json).expect("an event")).collect()
     }

@@ -28,7 +28,10 @@ fn waiting(says: &[Say<'_>]) -> World {
 fn a_message_while_a_call_waits_is_refused_in_the_words_that_clients_match() {
     let mut world = waiting(&[Say::Custom("weather")]);
     let text = refusal(&mut world, vec![message("hello?")]);
-    assert!(text.contains("Invalid user.message event at events[0]: waiting on responses to events [sevt_"), "{text}");
+    assert!(
+        text.contains("Invalid user.message event at events[0]: waiting on responses to events [sevt_"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -58,7 +61,10 @@ fn a_call_is_answered_once() {
 fn answers_must_fit_their_call() {
     let mut world = waiting(&[Say::Custom("weather"), Say::Ask("rm")]);
     let (custom, ask) = (world.call(0), world.call(1));
-    assert!(refusal(&mut world, vec![confirmation(&custom, Verdict::Allow, None)]).contains("user.custom_tool_result"));
+    assert!(
+        refusal(&mut world, vec![confirmation(&custom, Verdict::Allow, None)])
+            .contains("user.custom_tool_result")
+    );
     assert!(refusal(&mut world, vec![custom_result(&ask)]).contains("not of a custom tool"));
     let mut world = waiting(&[Say::Bash("ls")]);
     let allowed = world.call(0);
@@ -85,7 +91,8 @@ fn while_a_call_waits_a_system_message_only_follows_a_tool_result() {
 #[test]
 fn an_interrupt_of_another_thread_is_refused() {
     let mut world = World::new();
-    let elsewhere = protocol::event::Body::UserInterrupt { session_thread_id: Some(ThreadId::from_text("sthr_K")) };
+    let elsewhere =
+        protocol::event::Body::UserInterrupt { session_thread_id: Some(ThreadId::from_text("sthr_K")) };
     assert_eq!(refusal(&mut world, vec![elsewhere]), "events[0].session_thread_id: Thread not found: sthr_K");
 }
 

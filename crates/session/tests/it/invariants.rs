@@ -22,7 +22,10 @@ pub(crate) fn check(world: &World) {
 
 /// G1.
 fn check_order(log: &[&Event]) {
-    assert!(log.windows(2).all(|pair| pair[0].processed_at < pair[1].processed_at), "G1: times strictly increase");
+    assert!(
+        log.windows(2).all(|pair| pair[0].processed_at < pair[1].processed_at),
+        "G1: times strictly increase"
+    );
     assert!(log.iter().all(|event| event.processed_at.is_some()), "G1: what is in the log has a time");
 }
 
@@ -42,7 +45,11 @@ fn check_spans(log: &[&Event]) {
                 open = Some(event.id.clone());
             }
             Body::ModelRequestEnd { model_request_start_id, .. } => {
-                assert_eq!(open.take().as_ref(), Some(model_request_start_id), "G5: an end closes the open start");
+                assert_eq!(
+                    open.take().as_ref(),
+                    Some(model_request_start_id),
+                    "G5: an end closes the open start"
+                );
             }
             _ => {}
         }

@@ -1,8 +1,8 @@
 //! Random histories: whatever clients send, however acts end and wherever brains die, the invariants hold and the
 //! session comes to rest.
 
-use protocol::event::{Finish, Verdict};
 use proptest::prelude::*;
+use protocol::event::{Finish, Verdict};
 use session::step::{Act, FailureKind};
 
 use crate::invariants::check;

@@ -1,7 +1,8 @@
 //! Update, archive and delete (flow table J).
 
 use protocol::agent::{
-    AgentSpec, AgentTag, CustomTool, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent, Speed, Tool,
+    AgentSpec, AgentTag, CustomTool, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent,
+    Speed, Tool,
 };
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
@@ -87,7 +88,11 @@ fn j4_a_change_of_nothing_shows_nothing() {
 #[test]
 fn j5_j6_tools_change_only_while_idle() {
     let (mut record, mut world) = (record(), World::new());
-    let tool = CustomTool { name: "t".to_owned(), description: "d".to_owned(), input_schema: serde_json::Map::new() };
+    let tool = CustomTool {
+        name: "t".to_owned(),
+        description: "d".to_owned(),
+        input_schema: serde_json::Map::new(),
+    };
     let update = Update { tools: Some(vec![Tool::Custom(tool)]), ..Update::default() };
     world.send(vec![message("hi")]).expect("accepted");
     assert!(record.update(&world.state, update.clone()).is_err(), "input that waits counts as running");
@@ -107,7 +112,8 @@ fn j8_j9_only_a_session_at_rest_is_archived_and_only_once() {
     assert!(record.archive(&world.state, now).is_err());
     assert!(may_delete(&world.state).is_err());
     world.answer(&[Say::Text("hello")]);
-    let kinds: Vec<_> = record.archive(&world.state, now).expect("idle").iter().map(|body| body.kind().to_owned()).collect();
+    let kinds: Vec<_> =
+        record.archive(&world.state, now).expect("idle").iter().map(|body| body.kind().to_owned()).collect();
     assert_eq!(kinds, ["session.thread_status_terminated", "session.status_terminated"]);
     assert_eq!(record.archive(&world.state, now).expect("again"), Vec::new());
 }

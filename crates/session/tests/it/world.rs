@@ -138,7 +138,11 @@ impl World {
                     self.append(id, body);
                 }
                 Draft::Take(id) => {
-                    let index = self.inbox.iter().position(|event| event.id == id).expect("a take names an inbox event");
+                    let index = self
+                        .inbox
+                        .iter()
+                        .position(|event| event.id == id)
+                        .expect("a take names an inbox event");
                     let event = self.inbox.remove(index);
                     self.state.queued.remove(&event.body);
                     self.append(event.id, event.body);
