@@ -12,6 +12,8 @@ use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
 use tokio::sync::watch;
 
+use crate::sqlite::catch_up::{Chunk, Progress};
+
 /// Previews kept for one session. A follower that is further behind loses some; it never loses an event.
 const PREVIEWS_MAX: usize = 512;
 /// And how large they may be together.
@@ -32,6 +34,19 @@ struct Channels {
 struct Channel {
     marks: watch::Sender<Marks>,
     previews: Mutex<Ring>,
+    last_read: LastRead,
+}
+
+/// What one follower read last, for the others that are just as far: a thousand of them cost one read, not a thousand.
+pub(crate) type LastRead = tokio::sync::Mutex<Option<Read>>;
+
+/// A read that found all there was.
+pub(crate) struct Read {
+    /// How far the reader was before.
+    pub(crate) from: Progress,
+    /// The mark of the log before the read.
+    pub(crate) mark: u64,
+    pub(crate) chunk: Chunk,
 }
 
 /// What has changed: counters that only grow, and how it ended.
@@ -84,7 +99,7 @@ impl Hub {
         let is_closed = channels.is_closed;
         let channel = channels.by_id.entry(id.clone()).or_insert_with(|| {
             let marks = watch::Sender::new(Marks { is_closed, ..Marks::default() });
-            Arc::new(Channel { marks, previews: Mutex::default() })
+            Arc::new(Channel { marks, previews: Mutex::default(), last_read: LastRead::default() })
         });
         let channel = channel.clone();
         drop(channels);
@@ -164,6 +179,17 @@ impl Subscription {
         // The channel lives as long as this does, so its sender does, too.
         let _ = self.marks.changed().await;
         self.marks.borrow().clone()
+    }
+
+    /// What somebody who watches the same session read last.
+    pub(crate) fn last_read(&self) -> &LastRead {
+        &self.channel().last_read
+    }
+
+    /// Whether anybody else watches the same session.
+    pub(crate) fn is_shared(&self) -> bool {
+        // The map has one, and so has this.
+        self.channel.as_ref().is_some_and(|channel| Arc::strong_count(channel) > 2)
     }
 
     /// The previews from number `next` on, and the number after them. The first may have a later number than `next`:

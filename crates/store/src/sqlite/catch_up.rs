@@ -42,7 +42,21 @@ pub(crate) struct Progress {
     pub(crate) append_end: Position,
 }
 
+impl Progress {
+    /// Whether both will be shown the same from here on. Once past it, where one began makes no difference.
+    pub(crate) fn is_level_with(&self, other: &Self) -> bool {
+        let is_caught_up = |progress: &Self| progress.cursor >= progress.floor;
+        self.session == other.session
+            && self.cursor == other.cursor
+            && self.waited == other.waited
+            && self.append_end.max(self.cursor) == other.append_end.max(other.cursor)
+            && is_caught_up(self)
+            && is_caught_up(other)
+    }
+}
+
 /// What was read.
+#[derive(Clone)]
 pub(crate) struct Chunk {
     pub(crate) items: Vec<Item>,
     pub(crate) progress: Progress,
@@ -144,6 +158,15 @@ fn last_taken(conn: &Connection, session: i64, rest: &[Logged], first: &Logged) 
 }
 
 impl Chunk {
+    /// The bytes of all its texts.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let size = |item: &Item| match item {
+            Item::Event { json, .. } | Item::Queued { json, .. } => json.len(),
+            Item::Preview { json, .. } | Item::Deleted { json } => json.len(),
+        };
+        self.items.iter().map(size).sum()
+    }
+
     /// Shows what has not been shown as waiting, up to number `last` of the inbox, in the order of its arrival,
     /// whether it still waits or has been taken up.
     fn show_waiting(&mut self, conn: &Connection, kinds: &Kinds, last: u64) -> Result<(), Fault> {

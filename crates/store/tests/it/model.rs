@@ -264,10 +264,10 @@ impl Modelled {
         let mut drafts = Vec::new();
         for drafted in drafted {
             drafts.push(match drafted {
-                Drafted::Say => world.new(said("something")),
-                Drafted::Call => world.new(custom_call()),
-                Drafted::Private => world.new(Body::Sandbox { sandbox_id: world.id() }),
-                Drafted::Run => world.new(Body::StatusRunning {}),
+                Drafted::Say => world.draft(said("something")),
+                Drafted::Call => world.draft(custom_call()),
+                Drafted::Private => world.draft(Body::Sandbox { sandbox_id: world.id() }),
+                Drafted::Run => world.draft(Body::StatusRunning {}),
                 Drafted::Take(_) if left.is_empty() => continue,
                 Drafted::Take(place) => Draft::Take(left.remove(usize::from(place) % left.len()).id),
             });
@@ -306,7 +306,7 @@ impl Modelled {
             let old = self.lease.replace((lease, until(world)));
             if let Some((old, _)) = old {
                 let fenced =
-                    world.store.append(&old.token, self.state.head, vec![world.new(said("no"))]).await;
+                    world.store.append(&old.token, self.state.head, vec![world.draft(said("no"))]).await;
                 assert!(matches!(fenced, Err(AppendError::Fenced)));
             }
         }

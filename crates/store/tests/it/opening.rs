@@ -182,7 +182,7 @@ async fn a_flush_that_fails_has_not_happened_and_the_store_goes_on() {
                    BEGIN SELECT RAISE(ABORT, 'poisoned'); END";
     database(&world).execute_batch(trigger).expect("made");
     let mut drafts = world.says(2);
-    drafts.push(world.new(said("poison")));
+    drafts.push(world.draft(said("poison")));
     let (failed, beside) = tokio::join!(
         world.store.append(&bad_lease.token, START, drafts),
         world.store.append(&good_lease.token, START, world.says(2)),

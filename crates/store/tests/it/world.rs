@@ -94,13 +94,13 @@ impl World {
         self.store.append(&lease.token, head, drafts).await.expect("appended")
     }
 
-    pub(crate) fn new(&self, body: Body) -> Draft {
+    pub(crate) fn draft(&self, body: Body) -> Draft {
         Draft::New { id: self.id(), body }
     }
 
     /// That many messages of the agent.
     pub(crate) fn says(&self, count: usize) -> Vec<Draft> {
-        (0..count).map(|index| self.new(said(&format!("said {index}")))).collect()
+        (0..count).map(|index| self.draft(said(&format!("said {index}")))).collect()
     }
 
     pub(crate) async fn view(&self, id: &SessionId) -> View {

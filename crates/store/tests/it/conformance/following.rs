@@ -30,7 +30,7 @@ pub(crate) async fn a_fresh_stream_has_no_backlog(world: &World) {
 
 /// What a brain does when it takes up a message: the session runs, then the message is in the log.
 fn take_up(world: &World, id: EventId) -> Vec<Draft> {
-    vec![world.new(Body::StatusRunning {}), Draft::Take(id)]
+    vec![world.draft(Body::StatusRunning {}), Draft::Take(id)]
 }
 
 const TAKEN_UP: [&str; 3] = ["(user.message)", "1 session.status_running", "2 user.message"];
@@ -164,8 +164,8 @@ pub(crate) async fn private_events_are_passed_over(world: &World) {
     let (id, lease) = world.leased().await;
     let mut follower = world.follow(&id, From::Now).await;
     let sandbox = Body::Sandbox { sandbox_id: world.id() };
-    world.append(&lease, vec![world.new(sandbox.clone()), world.new(said("a"))]).await;
-    world.append(&lease, vec![world.new(sandbox)]).await;
+    world.append(&lease, vec![world.draft(sandbox.clone()), world.draft(said("a"))]).await;
+    world.append(&lease, vec![world.draft(sandbox)]).await;
     world.append(&lease, world.says(1)).await;
     assert_eq!(words(&mut follower, 2).await, ["2 agent.message", "4 agent.message"]);
 }
@@ -253,7 +253,7 @@ fn delta(id: &EventId, text: &str) -> Preview {
 
 /// Appends the beginning of a model request; gives the place that its previews follow.
 async fn ask(world: &World, lease: &Lease) -> Position {
-    world.append(lease, vec![world.new(Body::ModelRequestStart {})]).await.state.head
+    world.append(lease, vec![world.draft(Body::ModelRequestStart {})]).await.state.head
 }
 
 /// Appends an answer and the end of its request.
@@ -263,7 +263,7 @@ async fn answer(world: &World, lease: &Lease, id: &EventId) {
         is_error: false,
         model_usage: ModelUsage::default(),
     };
-    world.append(lease, vec![Draft::New { id: id.clone(), body: said("ab") }, world.new(end)]).await;
+    world.append(lease, vec![Draft::New { id: id.clone(), body: said("ab") }, world.draft(end)]).await;
 }
 
 pub(crate) async fn previews_come_between_their_events(world: &World) {

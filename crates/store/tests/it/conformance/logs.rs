@@ -72,7 +72,7 @@ pub(crate) async fn times_grow_even_if_the_clock_jumps_back(world: &World) {
 
 pub(crate) async fn the_text_is_the_event_as_shown(world: &World) {
     let (id, lease) = world.leased().await;
-    let draft = world.new(said("\"quoted\" {\"processed_at\":null} \u{1F434}"));
+    let draft = world.draft(said("\"quoted\" {\"processed_at\":null} \u{1F434}"));
     let Draft::New { id: event_id, body } = draft.clone() else { unreachable!() };
     world.append(&lease, vec![draft]).await;
     let stored = world.log(&id).await.remove(0);
@@ -84,12 +84,12 @@ pub(crate) async fn the_text_is_the_event_as_shown(world: &World) {
 pub(crate) async fn usage_is_stamped_with_the_figures_of_the_moment(world: &World) {
     let (id, lease) = world.leased().await;
     let model_usage = ModelUsage { input_tokens: 7, output_tokens: 3, ..ModelUsage::default() };
-    world.append(&lease, vec![world.new(Body::StatusRunning {})]).await;
+    world.append(&lease, vec![world.draft(Body::StatusRunning {})]).await;
     world.clock.advance(Duration::from_secs(4));
     let request = EventId::from_text("sevt_request");
     let end = Body::ModelRequestEnd { model_request_start_id: request, is_error: false, model_usage };
     let usage = Body::Usage { usage: Usage::default(), budget: None };
-    world.append(&lease, vec![world.new(end), world.new(usage)]).await;
+    world.append(&lease, vec![world.draft(end), world.draft(usage)]).await;
     let log = world.log(&id).await;
     let Body::Usage { usage, budget: None } = event(&log[2]).body else { panic!("usage") };
     assert_eq!((usage.input_tokens, usage.output_tokens), (7, 3));
@@ -173,7 +173,7 @@ pub(crate) async fn a_slice_ends_at_its_bytes_but_is_never_empty(world: &World) 
 pub(crate) async fn a_slice_shows_only_its_kinds(world: &World) {
     let (id, lease) = world.leased().await;
     let drafts = [said("a"), Body::StatusRunning {}, said("b"), Body::ModelRequestStart {}, said("c")];
-    world.append(&lease, drafts.into_iter().map(|body| world.new(body)).collect()).await;
+    world.append(&lease, drafts.into_iter().map(|body| world.draft(body)).collect()).await;
     let of = async |names: &[&str], order| {
         let kinds = Some(names.iter().map(|name| (*name).to_owned()).collect());
         positions(&world.slice(&id, Slice { kinds, order, limit: 3, ..Slice::default() }).await)
@@ -221,7 +221,7 @@ pub(crate) async fn private_events_are_left_out(world: &World) {
         finish: Finish::Complete,
         calls: Vec::new(),
     });
-    world.append(&lease, vec![world.new(answer.clone()), world.new(said("hello"))]).await;
+    world.append(&lease, vec![world.draft(answer.clone()), world.draft(said("hello"))]).await;
     assert_eq!(positions(&world.slice(&id, Slice::default()).await), [2]);
     let asked = Slice { kinds: Some(vec!["posthouse.answer".to_owned()]), ..Slice::default() };
     assert!(world.slice(&id, asked).await.is_empty());

@@ -102,7 +102,7 @@ pub(crate) async fn results_are_logged_on_receipt(world: &World) {
         stop_reason: StopReason::RequiresAction { event_ids: vec![call.clone()] },
         stop_details: None,
     };
-    let asks = vec![Draft::New { id: call.clone(), body: custom_call() }, world.new(idle)];
+    let asks = vec![Draft::New { id: call.clone(), body: custom_call() }, world.draft(idle)];
     world.append(&lease, asks).await;
     let result = Body::UserCustomToolResult { custom_tool_use_id: call, content: Vec::new(), is_error: None };
     let system = Body::SystemMessage { content: vec![protocol::content::Content::text("be brief")] };
@@ -259,7 +259,7 @@ pub(crate) async fn sessions_are_filtered(world: &World) {
     world.store.archive_session(&world.workspace, &archived).await.expect("archived");
     let ended = {
         let (id, lease) = world.leased().await;
-        world.append(&lease, vec![world.new(Body::StatusTerminated {})]).await;
+        world.append(&lease, vec![world.draft(Body::StatusTerminated {})]).await;
         id
     };
     let got = async |query: SessionQuery| -> Vec<_> {
