@@ -47,6 +47,22 @@ impl Content {
     pub fn text(text: impl Into<String>) -> Self {
         Self::Text { text: text.into() }
     }
+
+    /// About how many bytes it takes: its texts and data.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Text { text } => text.len(),
+            Self::Image { source } => source.size_bytes(),
+            Self::Document { source, title, context } => {
+                let texts = [title, context].into_iter().flatten().map(String::len);
+                source.size_bytes() + texts.sum::<usize>()
+            }
+            Self::SearchResult { source, title, content, citations: _ } => {
+                source.len() + title.len() + content.iter().map(|block| block.text.len()).sum::<usize>()
+            }
+            Self::Redacted {} => 0,
+        }
+    }
 }
 
 /// Where the bytes of an image or a document are.
@@ -77,6 +93,16 @@ pub enum Source {
         /// Its id.
         file_id: String,
     },
+}
+
+impl Source {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Base64 { media_type: _, data } | Self::Text { media_type: _, data } => data.len(),
+            Self::Url { url } => url.len(),
+            Self::File { file_id } => file_id.len(),
+        }
+    }
 }
 
 /// A block that can only be text.

@@ -3,6 +3,7 @@
 //! Called inside the store's transaction, so that what is admitted is decided on the state that the events meet.
 //! All or nothing: one refused event refuses the request.
 
+use protocol::content::Content;
 use protocol::event::{Body, Event, Permission};
 use protocol::id::EventId;
 use protocol::parse::Invalid;
@@ -38,6 +39,9 @@ impl From<Invalid> for Refusal {
 /// on what one client can make the server keep.
 pub const QUEUED_MAX: u32 = 1_000;
 
+/// How much content may wait in one session's inbox, in bytes: two of the largest requests.
+pub const QUEUED_BYTES_MAX: usize = 64 << 20;
+
 /// Decides on the events of one request, in order.
 pub fn admit(state: &State, inbox: &[Event], sent: Vec<Body>) -> Result<Vec<Admitted>, Refusal> {
     if state.status == Status::Terminated {
@@ -46,6 +50,11 @@ pub fn admit(state: &State, inbox: &[Event], sent: Vec<Body>) -> Result<Vec<Admi
     if state.queued.all as usize + sent.len() > QUEUED_MAX as usize {
         let rule =
             format!("the session already has {} events waiting (at most {QUEUED_MAX})", state.queued.all);
+        return Err(Invalid::new("events", rule).into());
+    }
+    let waiting: usize = inbox.iter().map(|event| size_of(&event.body)).chain(sent.iter().map(size_of)).sum();
+    if waiting > QUEUED_BYTES_MAX {
+        let rule = format!("too much content would be waiting in the session (at most {QUEUED_BYTES_MAX} bytes)");
         return Err(Invalid::new("events", rule).into());
     }
     let count = sent.len();
@@ -212,5 +221,17 @@ impl<'a> Desk<'a> {
 
     fn answer(&mut self, id: &EventId) {
         self.unanswered.retain(|unanswered| unanswered != id);
+    }
+}
+
+/// The bytes of an event's content. What else an event holds is bounded by its shape.
+fn size_of(body: &Body) -> usize {
+    match body {
+        Body::UserMessage { content }
+        | Body::SystemMessage { content }
+        | Body::UserCustomToolResult { custom_tool_use_id: _, content, is_error: _ } => {
+            content.iter().map(Content::size_bytes).sum()
+        }
+        _ => 0,
     }
 }

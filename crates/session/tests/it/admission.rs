@@ -104,3 +104,11 @@ fn the_inbox_is_bounded() {
     }
     assert!(refusal(&mut world, vec![message("one more")]).contains("already has 1000 events waiting"));
 }
+
+#[test]
+fn the_inbox_is_bounded_in_bytes_too() {
+    let mut world = World::new();
+    let large = "x".repeat(session::admit::QUEUED_BYTES_MAX / 2);
+    world.send(vec![message(&large), message(&large)]).expect("fits");
+    assert!(refusal(&mut world, vec![message("one more")]).contains("too much content"));
+}
