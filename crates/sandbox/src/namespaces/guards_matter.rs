@@ -48,8 +48,10 @@ fn inside() {
     let Some(guards) = std::env::var_os(WITHOUT) else { return };
     // SAFETY: the only other thread is the test harness's, which waits for this one and holds no lock.
     match unsafe { sys::fork() }.unwrap() {
-        sys::Forked::Parent => {
-            let ended = rustix::process::wait(rustix::process::WaitOptions::empty()).unwrap().unwrap().1;
+        sys::Forked::Parent(child) => {
+            let pid = rustix::process::Pid::from_raw(child);
+            let ended =
+                rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap().unwrap().1;
             assert_eq!(ended.exit_status(), Some(0));
         }
         sys::Forked::Child => {
@@ -86,8 +88,9 @@ fn run_case(guards: OsString) {
         profile.ids = Ids::HostRoot;
     }
     let limits = Limits { memory_bytes: 64 << 20, processes: 64, ..Limits::default() };
-    let Started { pid: _, process, mut control, sync: _sync, group } =
-        start(&only, &profile, "case", 0, &Resources { limits, ..Resources::default() }).unwrap();
+    let group = profile.groups.create("case", &limits).unwrap();
+    let Started { pid: _, process, mut control, sync: _sync } =
+        start(&only, &profile, &group, 0, &Resources { limits, ..Resources::default() }).unwrap();
     let program = std::env::var_os(PROGRAM).map(OsString::into_string).unwrap().unwrap();
     let command = format!("cat > program.py <<'END'\n{PRELUDE}\n{program}\nEND\npython3 program.py 2>&1");
     let op = Op::Execute {
@@ -284,4 +287,40 @@ fn without_a_control_group_memory_is_not_counted() {
         assert_ne!(without(&[], program), "ok");
     }
     groups.remove();
+}
+
+#[test]
+fn a_process_can_be_born_in_a_version_2_group() {
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let point =
+        mounts.lines().filter(|line| line.contains(" cgroup2 ")).find_map(|line| line.split(' ').nth(1));
+    let name = format!("posthouse-birth-{}", std::process::id());
+    let Some(folder) = point.map(|point| PathBuf::from(point).join(&name)) else { return };
+    if std::fs::create_dir(&folder).is_err() {
+        // Not root, and nothing was delegated: the doctor's report says that groups cannot be used.
+        return;
+    }
+    let group = std::fs::File::open(&folder).unwrap();
+    // SAFETY: the copy uses nothing that another thread of the harness may hold: system calls and libc's own allocator.
+    match unsafe { sys::fork() }.unwrap() {
+        sys::Forked::Child => {
+            let born = std::panic::catch_unwind(|| {
+                let only = OnlyThread::prove().unwrap();
+                let wait = |mut sync: std::os::unix::net::UnixStream| drop(sync.read(&mut [0]));
+                let launched =
+                    super::start::launch(&only, libc::CLONE_NEWUSER, Some(group.as_fd()), wait).unwrap();
+                std::fs::read_to_string(format!("/proc/{}/cgroup", launched.pid)).unwrap().contains(&name)
+            });
+            sys::exit_now(i32::from(!born.unwrap_or(false)));
+        }
+        sys::Forked::Parent(child) => {
+            let pid = rustix::process::Pid::from_raw(child);
+            let ended =
+                rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap().unwrap().1;
+            std::fs::remove_dir(&folder).unwrap();
+            assert_eq!(ended.exit_status(), Some(0));
+        }
+    }
 }

@@ -51,7 +51,6 @@ pub(crate) struct Started {
     pub(crate) control: UnixStream,
     /// Ends when the program runs; a message before that is why it does not.
     pub(crate) sync: UnixStream,
-    pub(crate) group: Group,
 }
 
 /// A handle to a process that no reuse of numbers can point elsewhere. Killed and reaped when dropped.
@@ -94,15 +93,14 @@ pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS;
 
-/// Starts a sandbox in the group `name` with the id range `slot`.
+/// Starts a sandbox in this control group with the id range `slot`. If it cannot be started, the group is empty.
 pub(crate) fn start(
     only: &OnlyThread,
     profile: &Profile,
-    name: &str,
+    group: &Group,
     slot: u32,
     resources: &Resources,
 ) -> Result<Started, Failure> {
-    let group = profile.groups.create(name, &resources.limits).step("make the control group")?;
     let (control, inside) = UnixStream::pair().step("make the control socket")?;
     let mut resources = resources.clone();
     if !profile.guards.processes {
@@ -113,21 +111,10 @@ pub(crate) fn start(
         let become_sandbox = |sync| child::become_sandbox(profile, &resources, &doors, &inside, sync);
         launch(only, namespaces, doors.birthplace(), become_sandbox)
     });
-    let Launched { pid, process, mut sync } = match launched {
-        Ok(launched) => launched,
-        Err(failure) => {
-            group.remove();
-            return Err(failure);
-        }
-    };
-    let released = map_ids(pid, profile.ids, slot)
-        .and_then(|()| sync.write_all(&[child::GO]).step("let the process go"));
-    if let Err(failure) = released {
-        drop(process);
-        group.remove();
-        return Err(failure);
-    }
-    Ok(Started { pid, process, control, sync, group })
+    let Launched { pid, process, mut sync } = launched?;
+    map_ids(pid, profile.ids, slot)?;
+    sync.write_all(&[child::GO]).step("let the process go")?;
+    Ok(Started { pid, process, control, sync })
 }
 
 /// A copy of this process in new namespaces, waiting for [`child::GO`].

@@ -328,7 +328,8 @@ pub(crate) fn new_session() -> io::Result<()> {
 
 /// Which side of a [`fork`] this is.
 pub(crate) enum Forked {
-    Parent,
+    /// The one that was there, and the other's id.
+    Parent(i32),
     Child,
 }
 
@@ -342,7 +343,7 @@ pub(crate) unsafe fn fork() -> io::Result<Forked> {
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
-        _ => Ok(Forked::Parent),
+        child => Ok(Forked::Parent(child)),
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 use serde_json::value::{RawValue, to_raw_value};
 use tools::wire::{self, Reply, encode};
 
+use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
+use super::terms::checked;
 use crate::doctor::Report;
 use crate::namespaces::cgroups::{Controller, Group};
 use crate::namespaces::profile::Profile;
-use crate::namespaces::root;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
 use crate::provider::{Error, Limits, Resources, SandboxId, SandboxInfo};
@@ -36,8 +37,6 @@ const SANDBOXES_MAX: usize = 4096;
 const PENDING_MAX: usize = 256;
 /// Bytes that may wait for one sandbox: a few of the largest requests.
 const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
-/// Dead sandboxes whose end is remembered.
-const GRAVES_MAX: usize = 4096;
 /// Building a root takes milliseconds; after this long it hangs on something.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
@@ -47,13 +46,6 @@ const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// Where memory has to be added up, sandboxes with calls are looked at every tick, the others once in so many.
 const TICKS_PER_ROUND: u64 = 10;
-/// The least memory in which `tools` and a shell can start.
-const MEMORY_BYTES_MIN: u64 = 16 << 20;
-const PROCESSES_MIN: u64 = 8;
-/// Lower bound on the other figures: enough to start at all.
-const DISK_BYTES_MIN: u64 = 1 << 20;
-const OPEN_FILES_MIN: u64 = 64;
-const CPU_PERCENT_MIN: u32 = 1;
 
 /// Who is waiting for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +65,11 @@ pub(crate) struct Keeper {
     ticks: u64,
     slots: Slots,
     graves: Graves,
+    next_group: u64,
+    /// What the last sandbox was given.
+    usual: Option<Limits>,
+    /// A control group for the next one, if it is given the same.
+    ready: Option<(Limits, Group)>,
     /// Control groups whose last process is still on its way out.
     unremoved: Vec<Group>,
     replies: Vec<(Waiter, Answer)>,
@@ -133,6 +130,9 @@ impl Keeper {
             ticks: 0,
             slots,
             graves: Graves::default(),
+            next_group: 0,
+            usual: None,
+            ready: None,
             unremoved: Vec::new(),
             replies: Vec::new(),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
@@ -210,18 +210,19 @@ impl Keeper {
         };
         let key = self.next_key;
         self.next_key += 1;
-        // The key keeps a new group apart from one of the same id that is not quite gone.
-        let name = format!("{key}-{id}");
-        let started = start(&self.only, &self.profile, &name, slot, &resources).map_err(Error::unavailable);
-        let Started { pid, process, control, sync, group } =
-            started.inspect_err(|_| self.slots.give_back(slot))?;
-        let control = match self.watch(key, &process, control, &sync) {
-            Ok(control) => control,
+        let group = self.group(&resources.limits);
+        let group = group.inspect_err(|_| self.slots.give_back(slot))?;
+        let started = start(&self.only, &self.profile, &group, slot, &resources).map_err(Error::unavailable);
+        let watched = started.and_then(|Started { pid, process, control, sync }| {
+            let control = self.watch(key, &process, control, &sync).map_err(Error::unavailable)?;
+            Ok((pid, process, control, sync))
+        });
+        let (pid, process, control, sync) = match watched {
+            Ok(watched) => watched,
             Err(error) => {
-                drop(process);
                 self.unremoved.push(group);
                 self.slots.give_back(slot);
-                return Err(Error::unavailable(error));
+                return Err(error);
             }
         };
         let sandbox = Sandbox {
@@ -245,6 +246,28 @@ impl Keeper {
         self.sandboxes.insert(key, sandbox);
         self.keys.insert(id, key);
         Ok(())
+    }
+
+    /// A control group with these limits: the one that is ready, or a new one.
+    fn group(&mut self, limits: &Limits) -> Result<Group, Error> {
+        self.usual = Some(limits.clone());
+        match self.ready.take_if(|(ready, _)| ready == limits) {
+            Some((_, group)) => Ok(group),
+            None => self.new_group(limits),
+        }
+    }
+
+    fn new_group(&mut self, limits: &Limits) -> Result<Group, Error> {
+        let name = self.next_group.to_string();
+        self.next_group += 1;
+        self.profile.groups.create(&name, limits).map_err(Error::unavailable)
+    }
+
+    /// Makes the next sandbox's group while nobody waits for it; that is a tenth of what a sandbox takes.
+    fn make_ready(&mut self) {
+        let Some(limits) = self.usual.clone().filter(|_| self.ready.is_none()) else { return };
+        // Whoever needs it and does not find it meets the same error, and can be told.
+        self.ready = self.new_group(&limits).ok().map(|group| (limits, group));
     }
 
     fn watch(
@@ -389,11 +412,13 @@ impl Keeper {
         if !sandbox.group.remove() {
             self.unremoved.push(sandbox.group);
         }
+        self.make_ready();
     }
 
     /// Looks at deadlines, memory and what is left of the dead.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.unremoved.retain(|group| !group.remove());
+        self.make_ready();
         let watched = !self.profile.groups.limits(Controller::Memory);
         self.ticks += 1;
         let full_round = self.ticks.is_multiple_of(TICKS_PER_ROUND);
@@ -430,6 +455,7 @@ impl Keeper {
             drop(sandbox.process);
             self.unremoved.push(sandbox.group);
         }
+        self.unremoved.extend(self.ready.take().map(|(_, group)| group));
         // The groups empty themselves within moments of the last process; what stays is cleared by the next supervisor.
         for _ in 0..100 {
             self.unremoved.retain(|group| !group.remove());
@@ -596,117 +622,5 @@ fn check_ready(reply: &RawValue) -> io::Result<()> {
     match serde_json::from_str(reply.get())? {
         Reply::Ready { protocol: wire::PROTOCOL } => Ok(()),
         _ => Err(io::Error::other("tools of another version")),
-    }
-}
-
-/// Refuses what cannot work, and makes the figures agree with each other.
-fn checked(mut resources: Resources) -> Result<Resources, Error> {
-    let Limits { memory_bytes, processes, file_size_bytes: _, open_files, disk_bytes, cpu_percent } =
-        resources.limits;
-    let name = &resources.hostname;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let rules = [
-        (memory_bytes >= MEMORY_BYTES_MIN, "the memory limit is below 16 MiB"),
-        (processes >= PROCESSES_MIN, "the process limit is below 8"),
-        (open_files >= OPEN_FILES_MIN, "the open file limit is below 64"),
-        (disk_bytes >= DISK_BYTES_MIN, "the disk limit is below 1 MiB"),
-        (cpu_percent >= CPU_PERCENT_MIN, "the cpu limit is 0"),
-        (!name.is_empty() && name.len() <= 63 && name.bytes().all(plain), "the host name is not a plain one"),
-    ];
-    if let Some((_, broken)) = rules.iter().find(|(kept, _)| !kept) {
-        return Err(Error::refused(*broken));
-    }
-    for mount in &resources.mounts {
-        root::check(mount).map_err(|error| Error::refused(error.to_string()))?;
-    }
-    // Files live in memory. A full disk must be an error of a write, not the death of whoever asks for memory next.
-    resources.limits.disk_bytes = disk_bytes.min(memory_bytes / 4 * 3);
-    Ok(resources)
-}
-
-/// Which id ranges are taken. The search goes round, so that a range rests before it is used again.
-struct Slots {
-    count: u32,
-    next: u32,
-    taken: HashSet<u32>,
-}
-
-impl Slots {
-    fn new(count: u32) -> Self {
-        Self { count, next: 0, taken: HashSet::new() }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        if self.taken.len() >= self.count as usize {
-            return None;
-        }
-        loop {
-            let slot = self.next;
-            self.next = (self.next + 1) % self.count;
-            if self.taken.insert(slot) {
-                return Some(slot);
-            }
-        }
-    }
-
-    fn give_back(&mut self, slot: u32) {
-        self.taken.remove(&slot);
-    }
-}
-
-/// The dead whose end is remembered, oldest first.
-#[derive(Default)]
-struct Graves {
-    reasons: HashMap<SandboxId, String>,
-    order: VecDeque<SandboxId>,
-}
-
-impl Graves {
-    fn dig(&mut self, id: SandboxId, reason: String) {
-        if self.reasons.insert(id.clone(), reason).is_none() {
-            self.order.push_back(id);
-        }
-        if self.order.len() > GRAVES_MAX
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.reasons.remove(&oldest);
-        }
-    }
-
-    fn reason(&self, id: &SandboxId) -> Option<&str> {
-        self.reasons.get(id).map(String::as_str)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_of_ids_rests_before_it_is_used_again() {
-        let mut slots = Slots::new(3);
-        assert_eq!([slots.take(), slots.take()], [Some(0), Some(1)]);
-        slots.give_back(0);
-        assert_eq!([slots.take(), slots.take(), slots.take()], [Some(2), Some(0), None]);
-    }
-
-    #[test]
-    fn graves_are_bounded_and_the_oldest_goes_first() {
-        let mut graves = Graves::default();
-        let id = |number: usize| SandboxId::parse(&format!("s{number}")).unwrap();
-        for number in 0..=GRAVES_MAX {
-            graves.dig(id(number), "x".to_owned());
-        }
-        assert_eq!((graves.reason(&id(0)), graves.reason(&id(1))), (None, Some("x")));
-    }
-
-    #[test]
-    fn limits_that_cannot_work_are_refused_by_name() {
-        let limits = Limits { memory_bytes: 1, ..Limits::default() };
-        let refused = checked(Resources { limits, ..Resources::default() }).unwrap_err();
-        assert_eq!(refused.to_string(), "refused: the memory limit is below 16 MiB");
-        let small = Limits { memory_bytes: 64 << 20, ..Limits::default() };
-        let resources = checked(Resources { limits: small, ..Resources::default() }).unwrap();
-        assert_eq!(resources.limits.disk_bytes, 48 << 20);
     }
 }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk).
+//! owns and decides; `books`, `terms`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk).
 
+pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod frames;
@@ -20,6 +21,7 @@ pub(crate) mod place;
 pub(crate) mod poller;
 pub(crate) mod process;
 pub(crate) mod protocol;
+pub(crate) mod terms;
 
 pub use client::{Settings, Supervised};
 pub use place::Program;

@@ -175,8 +175,8 @@ impl Place {
             return Ok(());
         }
         let log = fs::read_to_string(self.folder.join(LOG)).unwrap_or_default();
-        let last = log.lines().last().unwrap_or("its log is empty");
-        Err(io::Error::other(format!("the supervisor did not start: {last}")))
+        let last: Vec<&str> = log.lines().rev().take(2).collect();
+        Err(io::Error::other(format!("the supervisor did not start: {}", last.join("; "))))
     }
 }
 

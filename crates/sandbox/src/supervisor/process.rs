@@ -84,13 +84,14 @@ fn supervise(data: &Path) -> io::Result<()> {
     let (mut ready, waiting) = io::pipe()?;
     let only = OnlyThread::prove()?;
     match only.fork()? {
-        sys::Forked::Parent => {
+        sys::Forked::Parent(child) => {
             drop(waiting);
             let mut message = String::new();
             ready.read_to_string(&mut message)?;
             match message.strip_prefix("ready") {
                 Some(_) => Ok(()),
-                None => Err(io::Error::other(message)),
+                // It has told the log.
+                None => Err(io::Error::other(format!("process {child} ended before it was ready"))),
             }
         }
         sys::Forked::Child => {

@@ -46,6 +46,11 @@ impl Host {
         host
     }
 
+    /// The supervisor's program.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.settings.program.path.clone()
+    }
+
     pub(crate) fn data(&self) -> &Path {
         &self.settings.data_dir
     }

@@ -166,3 +166,36 @@ async fn a_sandbox_whose_first_process_is_killed_is_gone_and_says_so() {
     assert_eq!(lost.unwrap_err().to_string(), "the sandbox is gone: its first process has ended");
     host.end().await;
 }
+
+#[tokio::test]
+async fn a_machine_below_the_floor_gets_no_sandbox_and_learns_why() {
+    // A namespace in which no other can be made stands for such a machine.
+    let host = Host::new();
+    let inner = host.program();
+    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" \"$@\"";
+    let arguments = ["-Ur", "sh", "-c", forbid].map(Into::into).into_iter().chain([inner.into_os_string()]);
+    let program = Program { path: "unshare".into(), arguments: arguments.collect() };
+    let provider = Supervised::new(Settings { program, ..Settings::new(host.data()) });
+    let report = provider.report().await.unwrap();
+    assert_eq!(report.level, sandbox::doctor::Level::Unavailable, "{report}");
+    let refused = provider.provision(&fresh_id(), 1, &Resources::default()).await.unwrap_err();
+    assert!(matches!(refused, Error::Refused { .. }), "{refused}");
+    assert!(
+        refused.to_string().contains("user namespace") && refused.to_string().contains("max_user_namespaces"),
+        "{refused}"
+    );
+    provider.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_report_says_what_holds_and_what_to_enable() {
+    let host = Host::new();
+    let report = host.report().await;
+    for guard in &report.guards {
+        assert!(guard.holds || !guard.how_to_enable.is_empty(), "{}", guard.name);
+        assert!(report.to_string().contains(&guard.name));
+    }
+    let missing = report.guards.iter().filter(|guard| !guard.holds).count();
+    assert_eq!(report.level == sandbox::doctor::Level::Full, missing == 0);
+    host.end().await;
+}

@@ -302,12 +302,18 @@ async fn attack_32_races_of_making_and_destroying_leave_nothing() {
     // `family` opens a connection, which may take a moment to be closed at the other end.
     eventually("no descriptor is left", || descriptors() <= before).await;
     let groups = fs::read_to_string(host.data().join("supervisor/control-groups")).unwrap();
+    // One of each kind lies ready for the next sandbox.
     eventually("no control group is left", || {
-        let folders = groups.lines().flat_map(fs::read_dir).flatten().flatten();
-        folders.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).count() == 0
+        let count =
+            |folder: &str| fs::read_dir(folder).into_iter().flatten().flatten().filter(is_folder).count();
+        groups.lines().all(|folder| count(folder) <= 1)
     })
     .await;
     host.end().await;
+}
+
+fn is_folder(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 async fn join_all<T>(futures: Vec<impl Future<Output = T>>) {
