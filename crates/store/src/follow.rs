@@ -157,8 +157,8 @@ impl Follower {
         };
         match found {
             Ok(Some(chunk)) => self.take_in(chunk, marks),
-            // Deleted: the next look at the marks says so, unless this follower came too late to be told.
-            Ok(None) => self.is_over = self.subscription.marks().deleted.is_none(),
+            // Deleted since it was subscribed to: its commit is done, so the mark that says so is on its way.
+            Ok(None) => self.log_seen = Some(marks.log),
             Err(error) => {
                 self.is_over = true;
                 if !matches!(error, Error::Closed) {

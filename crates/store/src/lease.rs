@@ -21,6 +21,7 @@ use session::{Draft, Record, State};
 
 use crate::Store;
 use crate::error::{AppendError, Error};
+use crate::ready::Ready;
 use crate::sqlite::appends::{self, Prepared, Refused};
 use crate::sqlite::writer::Flush;
 use crate::sqlite::{claims, listing};
@@ -76,10 +77,12 @@ impl Store {
             }
             if ready.is_worth_a_claim() {
                 let holder = holder.to_owned();
-                let token = self.0.writer.run(0, move |flush| claims::claim_ready(flush, &holder)).await?;
-                if let Some(token) = token {
+                let queue = ready.clone();
+                let claim = move |flush: &mut Flush<'_>| claims::claim_ready(flush, &holder);
+                let claimed = |token: Option<Token>| token.map(|token| Claimed::new(token, queue));
+                if let Some(claimed) = self.0.writer.run_then(0, claim, claimed).await? {
                     ready.pass_on();
-                    return Ok(Lease { token });
+                    return Ok(claimed.into_lease());
                 }
                 continue;
             }
@@ -100,9 +103,10 @@ impl Store {
 
     /// Claims this session, whether it wants a brain or not; `None` if somebody else holds it or it does not exist.
     pub async fn try_claim(&self, id: &SessionId, holder: &str) -> Result<Option<Lease>, Error> {
-        let (id, holder) = (id.clone(), holder.to_owned());
-        let token = self.0.writer.run(0, move |flush| claims::claim(flush, &id, &holder)).await?;
-        Ok(token.map(|token| Lease { token }))
+        let (id, holder, queue) = (id.clone(), holder.to_owned(), self.0.ready.clone());
+        let claim = move |flush: &mut Flush<'_>| claims::claim(flush, &id, &holder);
+        let claimed = |token: Option<Token>| token.map(|token| Claimed::new(token, queue));
+        Ok(self.0.writer.run_then(0, claim, claimed).await?.map(Claimed::into_lease))
     }
 
     /// The session as it is now; `None` if it does not exist.
@@ -145,6 +149,31 @@ impl Store {
         let Lease { token } = lease;
         self.0.writer.run(0, move |flush| claims::release(flush, &token)).await?;
         Ok(())
+    }
+}
+
+/// A lease on its way from the writer to whoever asked for it. If they are gone meanwhile it goes back, so that the
+/// session does not wait until it lapses.
+struct Claimed {
+    token: Option<Token>,
+    ready: Arc<Ready>,
+}
+
+impl Claimed {
+    fn new(token: Token, ready: Arc<Ready>) -> Self {
+        Self { token: Some(token), ready }
+    }
+
+    fn into_lease(mut self) -> Lease {
+        Lease { token: self.token.take().expect("taken once") }
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(token) = self.token.take() {
+            self.ready.push_orphan(token);
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use protocol::id::SessionId;
 use tokio::sync::Notify;
 
+use crate::lease::Token;
+
 /// Sessions kept in the queue: some tens of bytes each.
 pub(crate) const READY_MAX: usize = 65_536;
 
@@ -25,6 +27,8 @@ struct Queue {
     known: HashSet<SessionId>,
     /// There may be more in the database.
     has_more: bool,
+    /// Leases whose takers were gone when they came. At most as many as there were claims at once.
+    orphans: Vec<Token>,
     is_closed: bool,
 }
 
@@ -64,10 +68,20 @@ impl Ready {
         std::mem::take(&mut self.lock().has_more)
     }
 
+    /// Nobody has this lease: the next claim gives it back first.
+    pub(crate) fn push_orphan(&self, token: Token) {
+        self.lock().orphans.push(token);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn take_orphans(&self) -> Vec<Token> {
+        std::mem::take(&mut self.lock().orphans)
+    }
+
     /// Whether a claim is worth trying.
     pub(crate) fn is_worth_a_claim(&self) -> bool {
         let queue = self.lock();
-        !queue.ids.is_empty() || queue.has_more
+        !queue.ids.is_empty() || queue.has_more || !queue.orphans.is_empty()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -11,6 +11,7 @@ use crate::resources::AgentQuery;
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::json;
 use crate::sqlite::listing::Conditions;
+use crate::sqlite::slices::limit_of;
 
 /// Keeps a new agent; false if its id is taken.
 pub(crate) fn create(conn: &Connection, workspace: &WorkspaceId, agent: &Agent) -> Result<bool, Fault> {
@@ -73,8 +74,9 @@ pub(crate) fn list(
     }
     let statement = format!(
         "SELECT v.body FROM agent JOIN agent_version v ON v.agent = agent.id AND v.version = agent.version{}
-         ORDER BY created_at DESC, id DESC LIMIT {limit}",
+         ORDER BY created_at DESC, id DESC LIMIT {}",
         conditions.text(),
+        limit_of(*limit),
     );
     let mut statement = conn.prepare_cached(&statement)?;
     let mut rows = statement.query(params_from_iter(conditions.values))?;
@@ -103,7 +105,7 @@ pub(crate) fn versions(
     const LIST: &str = "
         SELECT body FROM agent_version WHERE agent = ?1 AND version < ?2 ORDER BY version DESC LIMIT ?3";
     let mut statement = conn.prepare_cached(LIST)?;
-    let mut rows = statement.query(params![id.as_str(), before.unwrap_or(i64::MAX), limit])?;
+    let mut rows = statement.query(params![id.as_str(), before.unwrap_or(i64::MAX), limit_of(limit)])?;
     let mut versions = Vec::new();
     while let Some(row) = rows.next()? {
         versions.push(json(row, 0)?);

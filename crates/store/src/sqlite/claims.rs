@@ -13,6 +13,11 @@ use crate::sqlite::writer::Flush;
 /// Claims the first session of the queue that may be claimed.
 pub(crate) fn claim_ready(flush: &mut Flush<'_>, holder: &str) -> Result<Option<Token>, Fault> {
     let now = flush.now();
+    for orphan in flush.ready.take_orphans() {
+        if release(flush, &orphan)? {
+            flush.ready.push(&[orphan.session]);
+        }
+    }
     loop {
         while let Some(id) = flush.ready.pop() {
             // It may have been deleted, claimed or satisfied since it was queued.

@@ -11,6 +11,7 @@ use crate::resources::EnvironmentQuery;
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::json;
 use crate::sqlite::listing::Conditions;
+use crate::sqlite::slices::limit_of;
 
 /// Writes an environment, new or changed, unless another has its name.
 pub(crate) fn put(
@@ -73,8 +74,9 @@ pub(crate) fn list(
         conditions.and_beyond("<", cursor);
     }
     let statement = format!(
-        "SELECT body FROM environment{} ORDER BY created_at DESC, id DESC LIMIT {limit}",
+        "SELECT body FROM environment{} ORDER BY created_at DESC, id DESC LIMIT {}",
         conditions.text(),
+        limit_of(*limit),
     );
     let mut statement = conn.prepare_cached(&statement)?;
     let mut rows = statement.query(params_from_iter(conditions.values))?;

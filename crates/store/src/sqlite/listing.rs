@@ -15,6 +15,7 @@ use crate::log::Order;
 use crate::sessions::{Cursor, SessionQuery};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::{json, status_number};
+use crate::sqlite::slices::limit_of;
 
 /// A session of this workspace.
 pub(crate) fn get(
@@ -157,8 +158,9 @@ pub(crate) fn list(
     };
     let statement = format!(
         "SELECT record, state FROM session JOIN head ON head.session = session.number{}
-         ORDER BY created_at {direction}, id {direction} LIMIT {limit}",
+         ORDER BY created_at {direction}, id {direction} LIMIT {}",
         conditions.text(),
+        limit_of(*limit),
     );
     let mut statement = conn.prepare_cached(&statement)?;
     let mut rows = statement.query(params_from_iter(conditions.values))?;

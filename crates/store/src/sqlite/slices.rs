@@ -33,7 +33,7 @@ pub(crate) fn events(
          ORDER BY position {direction} LIMIT ?4"
     );
     let mut statement = conn.prepare_cached(&statement)?;
-    let mut rows = statement.query(params![session, span.first, span.last, slice.limit])?;
+    let mut rows = statement.query(params![session, span.first, span.last, limit_of(slice.limit)])?;
     let mut events = Vec::new();
     let mut size_bytes = 0;
     while let Some(row) = rows.next()? {
@@ -60,6 +60,11 @@ fn stored(row: &Row<'_>, kinds: &Kinds) -> Result<Stored, Fault> {
 pub(crate) fn text(row: &Row<'_>, column: usize) -> Result<Bytes, Fault> {
     let text = row.get_ref(column)?.as_bytes().map_err(rusqlite::Error::from)?;
     Ok(Bytes::copy_from_slice(text))
+}
+
+/// A limit that SQLite takes.
+pub(crate) fn limit_of(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// The condition on kinds. It is answered from the index. `None` if no event can meet it.

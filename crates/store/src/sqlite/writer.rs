@@ -127,6 +127,23 @@ impl Writer {
         T: Send + 'static,
         Run: FnOnce(&mut Flush<'_>) -> Result<T, Fault> + Send + 'static,
     {
+        self.run_then(size_bytes, job, |value| value).await
+    }
+
+    /// The same, and turns the value into the answer after the commit: so that what is tied to the answer holds only
+    /// if the job has happened.
+    pub(crate) async fn run_then<T, U, Run, Then>(
+        &self,
+        size_bytes: usize,
+        job: Run,
+        then: Then,
+    ) -> Result<U, Error>
+    where
+        T: Send + 'static,
+        U: Send + 'static,
+        Run: FnOnce(&mut Flush<'_>) -> Result<T, Fault> + Send + 'static,
+        Then: FnOnce(T) -> U + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let run = move |turn: Turn<'_, '_>| -> (Answer, Result<(), Fault>) {
             let flush = match turn {
@@ -142,7 +159,7 @@ impl Writer {
                 Err(fault) => (None, Err(fault)),
             };
             let answer = move |outcome: Result<(), Error>| {
-                let outcome = outcome.map(|()| value.expect("a job that failed fails its flush"));
+                let outcome = outcome.map(|()| then(value.expect("a job that failed fails its flush")));
                 // Nobody waits any more.
                 let _ = answer.send(outcome);
             };

@@ -206,6 +206,27 @@ pub(crate) async fn a_claim_dropped_while_it_waits_loses_nothing(world: &World) 
     assert_eq!(lease.token.session, id);
 }
 
+pub(crate) async fn a_claim_dropped_as_it_succeeds_gives_the_session_back(world: &World) {
+    let id = world.session().await;
+    world.send(&id, vec![message("hello")]).await;
+    for patience in 0..60 {
+        let claim = tokio::spawn({
+            let store = world.store.clone();
+            async move { store.claim("test").await }
+        });
+        for _ in 0..patience % 20 {
+            tokio::task::yield_now().await;
+        }
+        claim.abort();
+        if let Ok(lease) = claim.await {
+            world.store.release(lease.expect("works")).await.expect("works");
+        }
+    }
+    // The clock stands still: a lease that nobody gave back would never lapse.
+    let lease = soon(world.store.claim("test")).await.expect("works");
+    assert_eq!(lease.token.session, id);
+}
+
 pub(crate) async fn a_change_wakes_who_watches(world: &World) {
     let (id, lease) = world.leased().await;
     let mut changed = world.store.changed(&id);

@@ -48,6 +48,7 @@ macro_rules! suite {
                 a_lapsed_lease_is_found_by_waiting_claims,
                 many_claims_get_one_session_each,
                 a_claim_dropped_while_it_waits_loses_nothing,
+                a_claim_dropped_as_it_succeeds_gives_the_session_back,
                 a_change_wakes_who_watches,
                 a_deleted_session_is_fenced,
             }
