@@ -44,6 +44,8 @@ impl Program {
 /// The folder `supervisor` in a data directory. Nobody but its owner can enter it.
 pub(crate) struct Place {
     folder: PathBuf,
+    /// Device and inode of the folder when it was opened.
+    identity: (u64, u64),
 }
 
 /// Held by the one supervisor of a data directory; let go by the kernel however it ends.
@@ -63,7 +65,12 @@ impl Place {
         if metadata.mode() & 0o077 != 0 {
             fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         }
-        Ok(Self { folder: folder.canonicalize()? })
+        Ok(Self { folder: folder.canonicalize()?, identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Whether the folder still stands where servers look for it. If not, nobody will ever come.
+    pub(crate) fn exists(&self) -> bool {
+        fs::symlink_metadata(&self.folder).is_ok_and(|found| (found.dev(), found.ino()) == self.identity)
     }
 
     /// A short name for this place, different from every other's on this machine.

@@ -31,6 +31,8 @@ use crate::provider::Error;
 
 /// How long to stay without a server, unless one says otherwise: longer than a restart or an upgrade takes.
 const IDLE_EXIT: Duration = Duration::from_secs(600);
+/// How often a supervisor without a server looks whether its data directory is still there.
+const LOOK: Duration = Duration::from_secs(5);
 /// Servers, benchmarks and a few people with `posthouse doctor`.
 const CONNECTIONS_MAX: usize = 64;
 /// Bytes that may wait for one server: two of the largest answers.
@@ -175,7 +177,7 @@ impl Supervisor {
         while !self.ending {
             let timeout = match (self.keeper.needs_ticks(), lonely_since) {
                 (true, _) => Some(TICK),
-                (false, Some(since)) => Some(self.idle_exit.saturating_sub(since.elapsed())),
+                (false, Some(since)) => Some(self.idle_exit.saturating_sub(since.elapsed()).min(LOOK)),
                 (false, None) => None,
             };
             let events = self.poller.wait(timeout)?;
@@ -198,7 +200,8 @@ impl Supervisor {
             let accompanied =
                 self.connections.values().any(|connection| connection.standing == Standing::Server);
             lonely_since = if accompanied { None } else { lonely_since.or(Some(now)) };
-            self.ending |= lonely_since.is_some_and(|since| now.duration_since(since) >= self.idle_exit);
+            let waited = |since| now.duration_since(since) >= self.idle_exit;
+            self.ending |= lonely_since.is_some_and(|since| waited(since) || !place.exists());
         }
         // Nobody shall find the door of a house that is being torn down; the lock holds until it is gone.
         place.remove_socket();

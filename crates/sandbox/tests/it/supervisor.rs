@@ -74,6 +74,18 @@ async fn a_supervisor_without_servers_ends_and_takes_its_sandboxes_along() {
 }
 
 #[tokio::test]
+async fn a_supervisor_whose_data_directory_is_deleted_ends() {
+    let mut host = Host::new();
+    let id = fresh_id();
+    host.provider.provision(&id, 1, &Resources::default()).await.unwrap();
+    let (supervisor, family) = (host.supervisor(), host.family());
+    fs::remove_dir_all(host.data()).unwrap();
+    host.disconnect();
+    eventually("it ends", || !Host::is_alive(supervisor) && !family.iter().any(|pid| Host::is_alive(*pid)))
+        .await;
+}
+
+#[tokio::test]
 async fn servers_that_start_at_once_share_one_supervisor() {
     let host = Host::new();
     let servers: Vec<Supervised> = (0..8).map(|_| host.another()).collect();
