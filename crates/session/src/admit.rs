@@ -54,7 +54,8 @@ pub fn admit(state: &State, inbox: &[Event], sent: Vec<Body>) -> Result<Vec<Admi
     }
     let waiting: usize = inbox.iter().map(|event| size_of(&event.body)).chain(sent.iter().map(size_of)).sum();
     if waiting > QUEUED_BYTES_MAX {
-        let rule = format!("too much content would be waiting in the session (at most {QUEUED_BYTES_MAX} bytes)");
+        let rule =
+            format!("too much content would be waiting in the session (at most {QUEUED_BYTES_MAX} bytes)");
         return Err(Invalid::new("events", rule).into());
     }
     let count = sent.len();

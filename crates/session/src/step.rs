@@ -185,7 +185,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         }
         if let Some(request) = self.state.request.clone() {
             // Nobody waits for this request any more: its brain died.
-            self.new(end_of(&request, ModelUsage::default()));
+            self.add(end_of(&request, ModelUsage::default()));
             return None;
         }
         match self.state.status {
@@ -217,10 +217,10 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             return true;
         }
         if let Some(request) = self.state.request.clone() {
-            self.new(end_of(&request, ModelUsage::default()));
+            self.add(end_of(&request, ModelUsage::default()));
         }
         for call in self.state.calls.clone() {
-            self.new(result_of(&call.id, INTERRUPTED.to_owned()));
+            self.add(result_of(&call.id, INTERRUPTED.to_owned()));
         }
         // Answers to those calls are spent, too.
         let spent = self.waiting(|body| matches!(body, Body::UserToolConfirmation { .. }));
@@ -302,7 +302,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         if let Some((call, refusal)) =
             self.state.calls.iter().find_map(|call| Some((call.id.clone(), refusal_of(call)?)))
         {
-            self.new(result_of(&call, refusal));
+            self.add(result_of(&call, refusal));
             return None;
         }
         let blocked = self.state.blocked().next().is_some();
@@ -332,18 +332,18 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         if self.state.rounds >= ROUNDS_MAX {
             let message = format!("harness: the turn used tools {ROUNDS_MAX} times without coming to an end");
             let kind = SessionErrorKind::ToolUseLimitReachedError;
-            self.new(Body::Error {
+            self.add(Body::Error {
                 error: SessionError { kind, message, retry_status: RetryStatus::Exhausted },
             });
             return None;
         }
-        let request = self.new(Body::ModelRequestStart {});
+        let request = self.add(Body::ModelRequestStart {});
         Some(Act::CallModel { request })
     }
 
     fn run(&mut self) {
         for body in run_events(&self.state) {
-            self.new(body);
+            self.add(body);
         }
     }
 
@@ -354,19 +354,19 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         } else {
             (StopReason::RequiresAction { event_ids: blocked }, None)
         };
-        self.new(Body::ThreadIdle {
+        self.add(Body::ThreadIdle {
             session_thread_id: self.state.thread_id.clone(),
             agent_name: self.state.agent_name.clone(),
             stop_reason: stop_reason.clone(),
             stop_details: stop_details.clone(),
         });
-        self.new(Body::Usage { usage: Usage::default(), budget: None });
-        self.new(Body::StatusIdle { stop_reason, stop_details });
+        self.add(Body::Usage { usage: Usage::default(), budget: None });
+        self.add(Body::StatusIdle { stop_reason, stop_details });
     }
 
     fn terminate(&mut self) {
         for body in terminated_events(&self.state) {
-            self.new(body);
+            self.add(body);
         }
     }
 
@@ -384,7 +384,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         self.take(self.inbox.iter().map(|event| event.id.clone()).collect());
     }
 
-    fn new(&mut self, body: Body) -> EventId {
+    fn add(&mut self, body: Body) -> EventId {
         let id = (self.new_id)();
         self.draft(Draft::New { id: id.clone(), body });
         id
