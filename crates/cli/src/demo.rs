@@ -34,9 +34,13 @@ pub(crate) fn script() -> Script {
 /// Plays the demonstration.
 pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> {
     let mut renderer = Renderer::new(form);
-    renderer.announce("No model is configured, so this is the scripted demonstration: a scripted model, but a real");
+    renderer.announce(
+        "No model is configured, so this is the scripted demonstration: a scripted model, but a real",
+    );
     renderer.announce("server, a real session and real commands in a real sandbox.");
-    renderer.note("To run your own task: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL and try again.\n");
+    renderer.note(
+        "To run your own task: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL and try again.\n",
+    );
     let key = crate::keys::mint();
     make_key(settings, &key)?;
     let (mut server, url) = start(settings).await?;
@@ -48,11 +52,13 @@ pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> 
     let mut watch = Watch::begin(&client, &session.id, TASK).await?;
     until_slow_command(&mut watch, &mut renderer).await?;
     tokio::time::sleep(KILL_AFTER).await;
-    renderer.announce(&format!("\n✗ kill -9 {}: the server is dead in the middle of the command.", pid(&server)));
+    renderer
+        .announce(&format!("\n✗ kill -9 {}: the server is dead in the middle of the command.", pid(&server)));
     server.kill().await?;
 
     let (mut server, url) = start(settings).await?;
-    renderer.announce(&format!("✓ server {} carries on with the same session, from its log.\n", pid(&server)));
+    renderer
+        .announce(&format!("✓ server {} carries on with the same session, from its log.\n", pid(&server)));
     let client = Client::new(&url, &key)?;
     watch.resume(&client).await?;
     let ended = watch.until_idle(&mut renderer).await?;

@@ -57,7 +57,8 @@ impl Common {
     fn open(&self) -> anyhow::Result<Keys> {
         let options = ServerOptions { data_dir: self.data_dir.clone(), ..ServerOptions::default() };
         let dir = options.settle()?.data_dir;
-        Keys::open(&dir, store::Options::default()).with_context(|| format!("the data directory {} cannot be opened", dir.display()))
+        Keys::open(&dir, store::Options::default())
+            .with_context(|| format!("the data directory {} cannot be opened", dir.display()))
     }
 }
 
@@ -108,7 +109,13 @@ fn list(common: &Common) -> anyhow::Result<()> {
     table.load_preset(presets::NOTHING).set_header(["id", "name", "workspace", "created", "revoked"]);
     for key in keys {
         let revoked = key.revoked_at.map_or_else(String::new, |at| at.to_string());
-        table.add_row([key.id.to_string(), key.name, key.workspace.to_string(), key.created_at.to_string(), revoked]);
+        table.add_row([
+            key.id.to_string(),
+            key.name,
+            key.workspace.to_string(),
+            key.created_at.to_string(),
+            revoked,
+        ]);
     }
     println!("{table}");
     Ok(())

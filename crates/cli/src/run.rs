@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use client::{Client, Item, Stream};
+use harness::model::Providers;
 use protocol::environment::Environment;
 use protocol::event::{Body, PreviewKind, StopReason};
 use protocol::id::SessionId;
-use harness::model::Providers;
 use protocol::position::Position;
 use protocol::session::Session;
 use serde_json::json;
@@ -51,9 +51,14 @@ pub(crate) struct Summary {
 pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
     let form = if options.json { Form::Json } else { Form::Text };
     if let Some(url) = &options.url {
-        let key = options.server.api_key.as_deref().context("--url needs the server's key: --api-key or POSTHOUSE_API_KEY")?;
+        let key = options
+            .server
+            .api_key
+            .as_deref()
+            .context("--url needs the server's key: --api-key or POSTHOUSE_API_KEY")?;
         let client = Client::new(url, key)?;
-        let model = options.model.as_deref().context("--url needs --model: the server's models are its own")?;
+        let model =
+            options.model.as_deref().context("--url needs --model: the server's models are its own")?;
         let summary = play(&client, &options.task, model, options.system.as_deref(), form).await?;
         conclude(&summary, form);
         return Ok(());
@@ -127,7 +132,10 @@ async fn play(
     };
     renderer.finish();
     if ended == Ended::Over {
-        bail!("the session ended with an error; posthouse sessions events {} shows what happened", session.id);
+        bail!(
+            "the session ended with an error; posthouse sessions events {} shows what happened",
+            session.id
+        );
     }
     let session = client.get_session(session.id.as_str()).await?;
     Ok(Summary { session, first_token: watch.first_token, took: watch.began.elapsed(), outputs: None })
@@ -165,7 +173,8 @@ async fn find_environment(client: &Client) -> anyhow::Result<Option<Environment>
         let cursor: Option<String> = page;
         let query: Vec<(&str, &str)> = cursor.iter().map(|cursor| ("page", cursor.as_str())).collect();
         let environments = client.list_environments(&query).await?;
-        if let Some(found) = environments.data.into_iter().find(|environment| environment.name == ENVIRONMENT) {
+        if let Some(found) = environments.data.into_iter().find(|environment| environment.name == ENVIRONMENT)
+        {
             return Ok(Some(found));
         }
         page = environments.next_page;
@@ -198,7 +207,14 @@ impl<'a> Watch<'a> {
         let stream = client.stream(session.as_str(), None, &PREVIEWS).await?;
         let began = Instant::now();
         client.send_message(session.as_str(), task).await?;
-        Ok(Self { client, session: session.clone(), stream, position: Position::START, began, first_token: None })
+        Ok(Self {
+            client,
+            session: session.clone(),
+            stream,
+            position: Position::START,
+            began,
+            first_token: None,
+        })
     }
 
     /// Goes on watching on another connection, perhaps to another server.
@@ -225,7 +241,9 @@ impl<'a> Watch<'a> {
     pub(crate) async fn until_idle(&mut self, renderer: &mut Renderer) -> anyhow::Result<Ended> {
         loop {
             let Some(frame) = self.next().await else {
-                self.resume(self.client).await.context("the stream broke and the server cannot be reached again")?;
+                self.resume(self.client)
+                    .await
+                    .context("the stream broke and the server cannot be reached again")?;
                 continue;
             };
             match frame {
@@ -252,7 +270,6 @@ pub(crate) fn ended(body: &Body) -> Option<Ended> {
     }
 }
 
-
 /// The last lines of a run: what it used, how soon it spoke, where its files are.
 pub(crate) fn conclude(summary: &Summary, form: Form) {
     let Summary { session, first_token, took, outputs } = summary;
@@ -268,7 +285,8 @@ pub(crate) fn conclude(summary: &Summary, form: Form) {
         );
         return;
     }
-    let first = first_token.map_or_else(|| "no text".to_owned(), |time| format!("{:.0} ms", time.as_secs_f64() * 1e3));
+    let first = first_token
+        .map_or_else(|| "no text".to_owned(), |time| format!("{:.0} ms", time.as_secs_f64() * 1e3));
     println!();
     println!("session      {}", session.id);
     println!("took         {:.1} s, first token after {first}", took.as_secs_f64());

@@ -41,7 +41,8 @@ fn greeting(server: &Server, settings: &Settings, minted: Option<String>) -> Str
     let is_only_demonstration = server.models.iter().count() == 1;
     if is_only_demonstration {
         let file = settings.data_dir.join("posthouse.toml");
-        text += "  No model is configured: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL, or write\n";
+        text +=
+            "  No model is configured: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL, or write\n";
         text += &format!("  {} (see docs/configuration.md).\n", file.display());
     }
     text

@@ -34,11 +34,12 @@ impl Server {
         let dir = settings.data_dir.display();
         let store = Store::open(&settings.data_dir, store::Options::default())
             .with_context(|| format!("the data directory {dir} cannot be opened"))?;
-        let listener = TcpListener::bind(settings.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}: choose another address with --listen", settings.listen))?;
+        let listener = TcpListener::bind(settings.listen).await.with_context(|| {
+            format!("cannot listen on {}: choose another address with --listen", settings.listen)
+        })?;
         let url = format!("http://{}", listener.local_addr()?);
-        let hands: Arc<dyn Provider> = Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir)));
+        let hands: Arc<dyn Provider> =
+            Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir)));
         let options = Options {
             resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
             ..Options::new(settings.data_dir.join("outputs"))
@@ -101,7 +102,9 @@ fn catalog(models: &Providers) -> api::Catalog {
     };
     let rules = models.iter().flat_map(|provider| {
         let has_mid_conversation_system = provider.takes_system_messages();
-        provider.patterns().map(move |pattern| api::ModelRule { pattern: pattern.to_owned(), has_mid_conversation_system })
+        provider
+            .patterns()
+            .map(move |pattern| api::ModelRule { pattern: pattern.to_owned(), has_mid_conversation_system })
     });
     api::Catalog { models: models.list().into_iter().map(info).collect(), rules: rules.collect() }
 }

@@ -76,13 +76,16 @@ pub(crate) async fn sessions(options: SessionsOptions) -> anyhow::Result<()> {
             let message = json!({"type": "user.message", "content": [{"type": "text", "text": text}]});
             send(&server, &session, message).await
         }
-        Command::Interrupt { session, server } => send(&server, &session, json!({"type": "user.interrupt"})).await,
+        Command::Interrupt { session, server } => {
+            send(&server, &session, json!({"type": "user.interrupt"})).await
+        }
     }
 }
 
 async fn list(server: &ClientOptions, limit: u32, statuses: &[String], archived: bool) -> anyhow::Result<()> {
     let limit = limit.to_string();
-    let mut query = vec![("limit", limit.as_str()), ("include_archived", if archived { "true" } else { "false" })];
+    let mut query =
+        vec![("limit", limit.as_str()), ("include_archived", if archived { "true" } else { "false" })];
     query.extend(statuses.iter().map(|status| ("statuses[]", status.as_str())));
     let page = server.client()?.list_sessions(&query).await?;
     if server.json {
@@ -114,7 +117,8 @@ async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&session)?);
         return Ok(());
     }
-    let Session { id, agent, environment_id, title, status, usage, stats, created_at, archived_at, .. } = session;
+    let Session { id, agent, environment_id, title, status, usage, stats, created_at, archived_at, .. } =
+        session;
     let rows = [
         ("id", id.to_string()),
         ("title", title.unwrap_or_default()),
@@ -133,7 +137,12 @@ async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn events(server: &ClientOptions, session: &str, after: Option<u64>, follow: bool) -> anyhow::Result<()> {
+async fn events(
+    server: &ClientOptions,
+    session: &str,
+    after: Option<u64>,
+    follow: bool,
+) -> anyhow::Result<()> {
     let client = server.client()?;
     let mut renderer = Renderer::new(if server.json { Form::Json } else { Form::Text });
     if follow {

@@ -95,7 +95,10 @@ impl ServerOptions {
         }
         Ok(Settings {
             data_dir,
-            listen: self.listen.or(file.listen).unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a valid address")),
+            listen: self
+                .listen
+                .or(file.listen)
+                .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a valid address")),
             api_key: self.api_key,
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
@@ -119,7 +122,8 @@ impl ServerOptions {
                 path
             }
         };
-        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let file = parse(&text, &path)?;
         Ok((file, Some(path)))
     }
@@ -150,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_broken_file_names_the_line_and_does_not_quote_it() {
-        let error = parse("listen = \"127.0.0.1:1\"\n[[provider]]\napi_keys = \"secret\"\n", Path::new("p.toml"));
+        let error =
+            parse("listen = \"127.0.0.1:1\"\n[[provider]]\napi_keys = \"secret\"\n", Path::new("p.toml"));
         let text = error.expect_err("unknown key").to_string();
         assert!(text.starts_with("p.toml, line 3: unknown field `api_keys`"), "{text}");
         assert!(!text.contains("secret"));

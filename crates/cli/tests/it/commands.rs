@@ -25,7 +25,9 @@ async fn help_names_every_command_and_every_variable() {
     assert!(!help.contains("supervisor"), "the supervisor is not for people:\n{help}");
     let help = posthouse().args(["serve", "--help"]).output().await.expect("runs");
     let help = text(&help);
-    for name in ["POSTHOUSE_LISTEN", "POSTHOUSE_DATA_DIR", "POSTHOUSE_CONFIG", "POSTHOUSE_LOG", "127.0.0.1:8400"] {
+    for name in
+        ["POSTHOUSE_LISTEN", "POSTHOUSE_DATA_DIR", "POSTHOUSE_CONFIG", "POSTHOUSE_LOG", "127.0.0.1:8400"]
+    {
         assert!(help.contains(name), "{name} is missing:\n{help}");
     }
 }
@@ -33,14 +35,18 @@ async fn help_names_every_command_and_every_variable() {
 #[tokio::test]
 async fn the_demonstration_survives_its_kill() {
     let dir = tempfile::tempdir().expect("a folder");
-    let run = posthouse().args(["run", "anything", "--data-dir"]).arg(dir.path()).output().await.expect("runs");
+    let run =
+        posthouse().args(["run", "anything", "--data-dir"]).arg(dir.path()).output().await.expect("runs");
     let shown = text(&run);
     assert!(run.status.success(), "{shown}\n{}", String::from_utf8_lossy(&run.stderr));
-    for expected in ["No model is configured", "kill -9", "carries on", "line 8", "has 8 lines", "first token"] {
+    for expected in
+        ["No model is configured", "kill -9", "carries on", "line 8", "has 8 lines", "first token"]
+    {
         assert!(shown.contains(expected), "{expected:?} is missing:\n{shown}");
     }
     let files = shown.lines().find_map(|line| line.strip_prefix("files ")).expect("files are named").trim();
-    let report = std::fs::read_to_string(std::path::Path::new(files).join("report.md")).expect("the report is there");
+    let report =
+        std::fs::read_to_string(std::path::Path::new(files).join("report.md")).expect("the report is there");
     assert!(report.contains("has 8 lines; 8 were asked for"), "{report}");
 }
 
@@ -52,10 +58,13 @@ async fn run_with_a_model_streams_the_session_and_ends_with_a_summary() {
         {"blocks": [{"text": "It is 42."}]},
     ]});
     scripted(dir.path(), "my-model", &script);
-    let run = posthouse().args(["run", "what is it?", "--data-dir"]).arg(dir.path()).output().await.expect("runs");
+    let run =
+        posthouse().args(["run", "what is it?", "--data-dir"]).arg(dir.path()).output().await.expect("runs");
     let shown = text(&run);
     assert!(run.status.success(), "{shown}\n{}", String::from_utf8_lossy(&run.stderr));
-    for expected in ["model my-model", "▸ bash echo $((6 * 7))", "│ 42", "It is 42.", "tokens", "files        none"] {
+    for expected in
+        ["model my-model", "▸ bash echo $((6 * 7))", "│ 42", "It is 42.", "tokens", "files        none"]
+    {
         assert!(shown.contains(expected), "{expected:?} is missing:\n{shown}");
     }
     let run = posthouse()
@@ -75,7 +84,11 @@ async fn run_with_a_model_streams_the_session_and_ends_with_a_summary() {
 #[tokio::test]
 async fn sessions_can_be_looked_at_and_spoken_to() {
     let dir = tempfile::tempdir().expect("a folder");
-    scripted(dir.path(), "m", &json!({"on_end": "repeat", "replies": [{"blocks": [{"text": "hello there"}]}]}));
+    scripted(
+        dir.path(),
+        "m",
+        &json!({"on_end": "repeat", "replies": [{"blocks": [{"text": "hello there"}]}]}),
+    );
     let server = Server::start(dir.path(), &[]).await;
     let client = server.client();
     let agent = client.create_agent(json!({"name": "a", "model": "m"})).await.expect("made");
@@ -89,7 +102,8 @@ async fn sessions_can_be_looked_at_and_spoken_to() {
     };
     let sent = sessions(&["send", &session, "hi"]).await;
     assert!(text(&sent).starts_with("sent sevt_"), "{}", text(&sent));
-    let mut stream = client.stream(&session, Some(protocol::position::Position(0)), &[]).await.expect("opens");
+    let mut stream =
+        client.stream(&session, Some(protocol::position::Position(0)), &[]).await.expect("opens");
     loop {
         let Some(client::Item::Event { event, .. }) = stream.next().await.expect("reads") else { continue };
         if event.body.kind() == "session.status_idle" {
@@ -98,7 +112,8 @@ async fn sessions_can_be_looked_at_and_spoken_to() {
     }
     let list = text(&sessions(&["list"]).await);
     assert!(list.contains(&session) && list.contains("my title") && list.contains("idle"), "{list}");
-    let show: Value = serde_json::from_str(&text(&sessions(&["show", &session, "--json"]).await)).expect("JSON");
+    let show: Value =
+        serde_json::from_str(&text(&sessions(&["show", &session, "--json"]).await)).expect("JSON");
     assert_eq!(show["id"], session.as_str());
     let events = text(&sessions(&["events", &session]).await);
     assert!(events.contains("hello there"), "{events}");

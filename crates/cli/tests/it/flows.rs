@@ -77,7 +77,9 @@ fn line(body: &Body) -> String {
         Body::ModelRequestEnd { is_error, model_usage, .. } => {
             format!("is_error={is_error} in={} out={}", model_usage.input_tokens, model_usage.output_tokens)
         }
-        Body::StatusIdle { stop_reason, .. } => json!(stop_reason)["type"].as_str().unwrap_or_default().to_owned(),
+        Body::StatusIdle { stop_reason, .. } => {
+            json!(stop_reason)["type"].as_str().unwrap_or_default().to_owned()
+        }
         Body::Error { error } => format!("{} {}", json!(error.kind), json!(error.retry_status)["type"]),
         _ => String::new(),
     };
@@ -186,7 +188,8 @@ async fn what_no_retry_can_mend_ends_the_turn_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sandbox_sees_nothing_of_the_server() {
     let world = World::start().await;
-    let command = "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'; ls /root /home; ls -la /proc/self/fd";
+    let command =
+        "env; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n'; ls /root /home; ls -la /proc/self/fd";
     let log = world
         .play("claude-curious", vec![Reply::tool("bash", json!({"command": command})), Reply::text("ok")])
         .await;

@@ -77,7 +77,9 @@ async fn a_server_killed_at_random_times_loses_nothing_and_runs_nothing_twice() 
         events += log.len();
         calls += check(session, &log, &acknowledged);
     }
-    println!("{rounds} kills, {SESSIONS} sessions, {events} events, {calls} calls: nothing lost, nothing twice");
+    println!(
+        "{rounds} kills, {SESSIONS} sessions, {events} events, {calls} calls: nothing lost, nothing twice"
+    );
     assert!(calls > 0, "the load did something");
     server.stop().await;
 }
@@ -148,7 +150,11 @@ fn check(session: &str, log: &[Event], acknowledged: &[String]) -> usize {
                 calls += 1;
                 assert!(!is_error, "{session}: call {calls} failed: {content:?}");
                 let expected = Arc::new(calls.to_string());
-                assert_eq!(content, &vec![Content::text(expected.as_str())], "{session}: call {calls} ran once");
+                assert_eq!(
+                    content,
+                    &vec![Content::text(expected.as_str())],
+                    "{session}: call {calls} ran once"
+                );
             }
             Body::ModelRequestStart {} => assert_eq!(span.replace(event.id.clone()), None),
             Body::ModelRequestEnd { model_request_start_id, .. } => {
