@@ -16,6 +16,7 @@ use tools::wire::{
 use super::cgroups::Groups;
 use super::probe::Findings;
 use super::profile::{Guards, Ids, Profile, clean_folder};
+use super::root::Layout;
 use super::start::{OnlyThread, Started, start};
 use super::sys;
 use crate::provider::{Limits, Resources};
@@ -81,6 +82,9 @@ fn run_case(guards: OsString) {
         nesting: !lacks("nesting"),
         processes: !lacks("processes"),
     };
+    if lacks("layers") {
+        profile.layout = Layout::of_host(|_| false);
+    }
     if lacks("masks") {
         profile.layout = profile.layout.without_masks();
     }
@@ -323,4 +327,13 @@ fn a_process_can_be_born_in_a_version_2_group() {
             assert_eq!(ended.exit_status(), Some(0));
         }
     }
+}
+
+#[test]
+fn without_overlays_the_hosts_tools_are_there_but_read_only() {
+    let program = r#"
+print(attempt(lambda: open("/usr/bin/x", "w")), attempt(lambda: open("/etc/x", "w")), open("/etc/passwd").read()[:4])
+"#;
+    assert_eq!(without(&[], program), "ok ok root");
+    assert_eq!(without(&["layers"], program), "EROFS ok root");
 }

@@ -187,8 +187,12 @@ fn try_everything(ids: Ids, mut sync: UnixStream) {
         sys::loopback_up().step("bring up the loopback interface")?;
         sys::become_namespace_root(ids.groups()).step("become the namespace's root")?;
         root::try_stage()?;
-        layers =
-            root::program_folders().into_iter().filter(|folder| root::try_layer(folder).is_ok()).collect();
+        for folder in root::program_folders() {
+            match root::try_layer(&folder) {
+                Ok(()) => drop(layers.insert(folder)),
+                Err(_) => root::try_read_only(&folder)?,
+            }
+        }
         root::try_proc_and_root()
     };
     let root = try_root().err().map(|failure| failure.to_string());

@@ -32,7 +32,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root, umask};
 
 use super::child::{Failure, Step};
-use super::sys;
+use super::{etc, sys};
 use crate::provider::{Access, Limits, Mount};
 
 /// The names inside the working folder. `mountinfo` shows them to the sandbox, so they say nothing.
@@ -49,6 +49,16 @@ pub(crate) struct Layout {
     opened: Vec<PathBuf>,
     /// Files and folders of `/proc` that tell about the host.
     masked: Vec<Mask>,
+    etc: Etc,
+}
+
+/// How the curated `/etc` gets into a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Etc {
+    /// Through a layer, at no cost.
+    Layer,
+    /// Copied, where the kernel has no overlays for us.
+    Copy,
 }
 
 #[derive(Clone, Debug)]
@@ -200,8 +210,11 @@ impl Layout {
             let metadata = fs::symlink_metadata(Path::new("/proc").join(name)).ok()?;
             Some(Mask { name, is_folder: metadata.is_dir() })
         });
+        let folders: Vec<Folder> = folders.collect();
+        let has_layers = folders.iter().any(|folder| folder.kind == FolderKind::Layer);
         Self {
-            folders: folders.collect(),
+            etc: if has_layers { Etc::Layer } else { Etc::Copy },
+            folders,
             opened: opened.filter(|path| is_folder(&Path::new("/").join(path))).collect(),
             masked: masked.filter(|mask| mask.is_folder || readable_by_all(mask.name)).collect(),
         }
@@ -269,7 +282,7 @@ pub(crate) fn build(
     // A mount of its own, because only a mount can become the root.
     mount_bind(ROOT, ROOT).step("make the root a mount")?;
     mount_programs(layout)?;
-    mount_etc(hostname)?;
+    mount_etc(layout, hostname)?;
     mount_devices()?;
     mount_proc(layout)?;
     for held in mounts {
@@ -321,30 +334,45 @@ fn mount_programs(layout: &Layout) -> Result<(), Failure> {
             }
             FolderKind::ReadOnly => {
                 mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
-                mount_bind_recursive(format!("/{name}"), &target).step("bind a program folder")?;
-                let mounted = open(&target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                    .step("bind a program folder")?;
-                let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-                sys::mount_attributes(mounted.as_fd(), attributes).step("restrict a program folder")?;
+                mount_read_only(&format!("/{name}"), &target)?;
             }
         }
     }
     Ok(())
 }
 
-fn mount_etc(hostname: &str) -> Result<(), Failure> {
-    prepare_layer(ETC)?;
+fn mount_read_only(folder: &str, target: &str) -> Result<(), Failure> {
+    mount_bind_recursive(folder, target).step("bind a program folder")?;
+    let mounted =
+        open(target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step("bind a program folder")?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    sys::mount_attributes(mounted.as_fd(), attributes).step("restrict a program folder")
+}
+
+fn mount_etc(layout: &Layout, hostname: &str) -> Result<(), Failure> {
+    let written = match layout.etc {
+        Etc::Layer => {
+            prepare_layer(ETC)?;
+            "stage/u/etc"
+        }
+        Etc::Copy => {
+            etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
+            "stage/r/etc"
+        }
+    };
     if hostname != "sandbox" {
-        let put = |name: &str, text: String| {
-            fs::write(Path::new("stage/u/etc").join(name), text).step("name the host")
-        };
+        let put =
+            |name: &str, text: String| fs::write(Path::new(written).join(name), text).step("name the host");
         put("hostname", format!("{hostname}\n"))?;
         put(
             "hosts",
             format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
         )?;
     }
-    mount_layer(ETC, ETC, "stage/r/etc")
+    match layout.etc {
+        Etc::Layer => mount_layer(ETC, ETC, "stage/r/etc"),
+        Etc::Copy => Ok(()),
+    }
 }
 
 fn prepare_layer(name: &str) -> Result<(), Failure> {
@@ -478,6 +506,12 @@ pub(crate) fn try_layer(lower: &Path) -> Result<(), Failure> {
     let options = format!("lowerdir={},upperdir={trial}/u,workdir={trial}/w,userxattr", lower.display());
     mount("sandbox", format!("{trial}/m"), "overlay", MountFlags::NODEV, text(&options).as_c_str())
         .step("mount a writable layer")
+}
+
+/// Tries the other way, for a folder that takes no layer.
+pub(crate) fn try_read_only(folder: &Path) -> Result<(), Failure> {
+    let target = format!("stage/{}/m", folder.file_name().unwrap_or_default().to_string_lossy());
+    mount_read_only(&folder.to_string_lossy(), &target)
 }
 
 /// The folders over which a layer is wanted.
