@@ -46,7 +46,7 @@ pub(super) enum Cell {
 
 /// What was hoped for, and what came out.
 pub(super) struct Aim {
-    pub(super) what: &'static str,
+    pub(super) what: String,
     pub(super) bound: Bound,
     pub(super) measured: f64,
     /// The unit of both; empty for a ratio.
@@ -228,7 +228,7 @@ impl fmt::Display for Aim {
         let verdict = if self.is_met() { "met   " } else { "missed" };
         let (_, side, bound) = self.bound.parts();
         let unit = if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) };
-        let (what, measured) = (self.what, shown(self.measured));
+        let (what, measured) = (&self.what, shown(self.measured));
         write!(formatter, "{verdict}  {what}: {measured}{unit} (aim: {side} {}{unit})", shown(bound))
     }
 }
@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn an_aim_says_whether_it_is_met() {
-        let aim = Aim { what: "reopening", bound: Bound::Below(100.0), measured: 130.0, unit: "ms" };
+        let aim =
+            Aim { what: "reopening".to_owned(), bound: Bound::Below(100.0), measured: 130.0, unit: "ms" };
         assert_eq!(aim.to_string(), "missed  reopening: 130 ms (aim: below 100 ms)");
     }
 }

@@ -80,25 +80,25 @@ async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> 
     let bare = provisioned.bare.p50();
     let aims = vec![
         Aim {
-            what: "provision against the bare clone, p50",
+            what: "provision against the bare clone, p50".to_owned(),
             bound: Bound::AtMost(4.0),
             measured: provisioned.provision.p50() / bare,
             unit: "times",
         },
         Aim {
-            what: "provision until the first output of a tool against the bare clone, p50",
+            what: "provision until the first output of a tool against the bare clone, p50".to_owned(),
             bound: Bound::AtMost(4.0),
             measured: provisioned.glob.p50() / bare,
             unit: "times",
         },
         Aim {
-            what: "provision until the first output of bash against the bare clone, p50",
+            what: "provision until the first output of bash against the bare clone, p50".to_owned(),
             bound: Bound::AtMost(4.0),
             measured: provisioned.bash.p50() / bare,
             unit: "times",
         },
         Aim {
-            what: "execute in a live sandbox (bash), p50",
+            what: "execute in a live sandbox (bash), p50".to_owned(),
             bound: Bound::Below(1.0),
             measured: executed.bash.p50(),
             unit: "ms",

@@ -1,9 +1,11 @@
 //! Filling a store, in a process of its own that is there to be killed.
 //!
 //! The first start fills one long session and some short ones; every start then says so and appends to the long one,
-//! event by event, until SIGKILL. Nothing is closed, ever.
+//! event by event, until SIGKILL. Nothing is closed, ever. A child whose parent is gone ends by itself: nobody would
+//! kill it, and the disk is finite.
 
 use std::io::Write as _;
+use std::os::unix::process::parent_id;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -71,7 +73,7 @@ impl Plan {
     }
 }
 
-/// The child: never returns unless something fails.
+/// The child: returns only if something fails or nobody is there to kill it.
 pub(crate) fn fill(options: &FillOptions) -> anyhow::Result<()> {
     let FillOptions { dir, long_events, short_sessions, seed } = options;
     let plan =
@@ -85,10 +87,12 @@ pub(crate) fn fill(options: &FillOptions) -> anyhow::Result<()> {
         let mut held = hold(&store, &filled.long, plan.words(store.ids())).await?;
         println!("{FILLED}");
         std::io::stdout().flush()?;
-        loop {
+        let parent = parent_id();
+        while parent_id() == parent {
             let drafts = held.words.drafts(Shape::Single);
             held.append(&store, drafts).await?;
         }
+        Ok(())
     })
 }
 

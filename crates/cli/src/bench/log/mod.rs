@@ -101,7 +101,7 @@ async fn all(options: &LogOptions, place: &Place, machine: Machine) -> anyhow::R
     }
 
     let store = Store::open(&place.join("appends"), store::Options::default())?;
-    let raw = raw::GrowingFile::make(&place.join("raw"))?;
+    let raw = raw::GrowingFile::make(&place.join("raw"), place.join("appends").join("posthouse.db"))?;
     let mut rates = Vec::new();
     for sessions in SESSIONS {
         progress.step(format!("appends, {sessions} at once"));
@@ -131,26 +131,26 @@ async fn all(options: &LogOptions, place: &Place, machine: Machine) -> anyhow::R
     let last = rates.last().expect("many sessions are measured last");
     let aims = vec![
         Aim {
-            what: "1 session, appends against the raw rate",
+            what: "1 session, appends against the raw rate".to_owned(),
             bound: Bound::AtLeast(0.6),
             measured: first.single.per_second() / first.raw.per_second(),
             unit: "",
         },
         Aim {
-            what: "1,024 sessions, durable events",
+            what: "1,024 sessions, durable events".to_owned(),
             bound: Bound::AtLeast(50_000.0),
             measured: last.single.per_second(),
             unit: "a second",
         },
         Aim {
-            what: "a slice of the long session against one of a short session, p50",
+            what: "a slice of the long session against one of a short session, p50".to_owned(),
             // What is independent is equal; half is left to caches and neighbours.
             bound: Bound::Below(1.5),
             measured: slices.long.forwards.p50() / slices.short.forwards.p50(),
             unit: "",
         },
         Aim {
-            what: "reopening after kill -9 until the first durable append, slowest",
+            what: "reopening after kill -9 until the first durable append, slowest".to_owned(),
             bound: Bound::Below(100.0),
             measured: reopened.until_append().percentile(100.0),
             unit: "ms",

@@ -38,7 +38,7 @@ use super::{Common, runtime};
 pub(crate) struct TtftOptions {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Sessions in each case. [default: 40; 8 with --quick]
+    /// Sessions in each case. [default: 40; 6 with --quick]
     #[arg(long, value_name = "N")]
     sessions: Option<usize>,
     /// Sessions at once. A smaller round with one at a time is played besides.
@@ -56,6 +56,8 @@ pub(crate) struct TtftOptions {
 /// How much is played.
 struct Amount {
     sessions: usize,
+    /// Of those, in case (b), which takes the longest.
+    task_sessions: usize,
     /// One at a time.
     alone: usize,
     /// With a model that takes no time.
@@ -66,9 +68,10 @@ struct Amount {
 impl TtftOptions {
     fn amount(&self) -> Amount {
         let quick = self.common.quick;
-        let sessions = self.sessions.unwrap_or(if quick { 8 } else { 40 }).max(2);
+        let sessions = self.sessions.unwrap_or(if quick { 6 } else { 40 }).max(2);
         Amount {
             sessions,
+            task_sessions: if quick { 2 } else { sessions },
             alone: if quick { 0 } else { sessions.div_ceil(4).max(2) },
             at_once: if quick { 100 } else { 1_000 },
             repository_bytes: self.repository_mb.unwrap_or(if quick { 10 } else { 50 }) * 1_000_000,
@@ -132,6 +135,7 @@ async fn all(options: &TtftOptions, place: &Place, machine: Machine) -> anyhow::
     }
     let mut played = Vec::new();
     for (concurrency, sessions) in rounds {
+        let sessions = (sessions, sessions.min(amount.task_sessions));
         played.push(round(&served, task.as_ref(), concurrency, sessions, seed, &progress).await?);
     }
     drop(progress);
@@ -200,27 +204,28 @@ async fn round(
     served: &Arc<Served>,
     task: Option<&Before>,
     concurrency: usize,
-    sessions: usize,
+    (sessions, task_sessions): (usize, usize),
     seed: u64,
     progress: &Progress,
 ) -> anyhow::Result<Round> {
     let small = [Plan::Talk, Plan::SmallTool];
     progress.step(format!("the bare model, {concurrency} at once"));
     let bare = run_bare(served, small, sessions, concurrency, seed).await?;
-    let play = async |what: &str, plans: [Plan; 2], before: &Before| {
+    let play = async |what: &str, sessions: usize, plans: [Plan; 2], before: &Before| {
         progress.step(format!("{what}, {concurrency} at once"));
         let case = Case { plans, before: before.clone() };
         run_case(served, &case, sessions, concurrency, seed).await
     };
     let small = Pair {
-        decoupled: play("(a) decoupled", small, &Before::Nothing).await?,
-        coupled: play("(a) coupled", small, &Before::Sandbox).await?,
+        decoupled: play("(a) decoupled", sessions, small, &Before::Nothing).await?,
+        coupled: play("(a) coupled", sessions, small, &Before::Sandbox).await?,
     };
     let task = match task {
         Some(before) => Some(Pair {
-            decoupled: play("(b) decoupled", [Plan::Talk, Plan::TaskTool], &Before::Nothing).await?,
+            decoupled: play("(b) decoupled", task_sessions, [Plan::Talk, Plan::TaskTool], &Before::Nothing)
+                .await?,
             // Its task is set up before; what is left for its tool is as small as in case (a).
-            coupled: play("(b) coupled", [Plan::Talk, Plan::SmallTool], before).await?,
+            coupled: play("(b) coupled", task_sessions, [Plan::Talk, Plan::SmallTool], before).await?,
         }),
         None => None,
     };
@@ -424,29 +429,20 @@ fn reductions_table(rounds: &[Round]) -> Table {
 
 fn aims(overheads: &[Overhead], rounds: &[Round]) -> Vec<Aim> {
     let mut aims = Vec::new();
-    if let Some(Overhead { concurrency: _, timings }) = overheads.first() {
+    for Overhead { concurrency, timings } in overheads {
         let times = first_tokens(timings);
-        let mut add = |what, limit, measured| {
+        for (percentile, limit, measured) in [("p50", 3.0, times.p50()), ("p99", 15.0, times.p99())] {
+            let what = format!("our own overhead, {concurrency} at once, {percentile}");
             aims.push(Aim { what, bound: Bound::Below(limit), measured, unit: "ms" });
-        };
-        add("our own overhead, one at a time, p50", 3.0, times.p50());
-        add("our own overhead, one at a time, p99", 15.0, times.p99());
+        }
     }
-    if let Some(Overhead { concurrency: _, timings }) = overheads.last() {
-        let times = first_tokens(timings);
-        let mut add = |what, limit, measured| {
-            aims.push(Aim { what, bound: Bound::Below(limit), measured, unit: "ms" });
-        };
-        add("our own overhead, several at once without a pause, p50", 3.0, times.p50());
-        add("our own overhead, several at once without a pause, p99", 15.0, times.p99());
-    }
-    if let Some(Round { bare, task: Some(pair), .. }) = rounds.last() {
+    for Round { concurrency, bare, small: _, task } in rounds {
+        let Some(pair) = task else { continue };
         let reduction = Reduction::of(pair, bare);
-        let mut add = |what, least, measured| {
+        for (percentile, least, measured) in [("p50", 60.0, reduction.p50), ("p95", 90.0, reduction.p95)] {
+            let what = format!("case (b), {concurrency} at once, reduction at {percentile}");
             aims.push(Aim { what, bound: Bound::AtLeast(least), measured, unit: "%" });
-        };
-        add("case (b), reduction at p50", 60.0, reduction.p50);
-        add("case (b), reduction at p95", 90.0, reduction.p95);
+        }
     }
     aims
 }
