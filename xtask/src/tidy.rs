@@ -75,7 +75,8 @@ pub(crate) fn sources() -> anyhow::Result<()> {
     for path in files {
         let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let shown = path.strip_prefix(root()).unwrap_or(&path).display();
-        let is_test = path.components().any(|part| part.as_os_str() == "tests");
+        let is_test =
+            path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
         ensure!(
             is_test || text.trim_start().starts_with("//!"),
             "{shown} does not open with what it is for (`//!`)"
