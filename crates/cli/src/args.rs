@@ -9,11 +9,14 @@ use crate::run::RunOptions;
 use crate::serve::ServeOptions;
 use crate::sessions::SessionsOptions;
 
-/// A self-hosted managed-agents server: durable sessions, stateless brains, replaceable sandboxes.
-///
-/// Try it:  posthouse run "count the lines of every file in /etc and write a report"
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, max_term_width = 100)]
+#[command(
+    version,
+    about = "A self-hosted managed-agents server: durable sessions, stateless brains, replaceable sandboxes.",
+    after_help = "Try it:  posthouse run \"count the lines of every file in /etc and write a report\"\n\
+                  With no model configured, `run` plays a scripted demonstration.",
+    max_term_width = 100
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -35,6 +35,51 @@ pub(crate) struct ServerOptions {
     /// How to log. [default: text]
     #[arg(long, env = "POSTHOUSE_LOG_FORMAT", value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxOptions,
+}
+
+/// What each sandbox may use.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sandboxes (what each may use)")]
+pub(crate) struct SandboxOptions {
+    /// Memory, files included. [default: 2147483648]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_MEMORY_BYTES", value_name = "BYTES")]
+    sandbox_memory_bytes: Option<u64>,
+
+    /// Processes and threads. [default: 512]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_PROCESSES", value_name = "COUNT")]
+    sandbox_processes: Option<u64>,
+
+    /// One file. [default: 1073741824]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_FILE_SIZE_BYTES", value_name = "BYTES")]
+    sandbox_file_size_bytes: Option<u64>,
+
+    /// Open files of one process. [default: 4096]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_OPEN_FILES", value_name = "COUNT")]
+    sandbox_open_files: Option<u64>,
+
+    /// All files together; at most three quarters of the memory. [default: 2147483648]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DISK_BYTES", value_name = "BYTES")]
+    sandbox_disk_bytes: Option<u64>,
+
+    /// Processor time, in hundredths of one processor. [default: 200]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_CPU_PERCENT", value_name = "PERCENT")]
+    sandbox_cpu_percent: Option<u32>,
+}
+
+impl SandboxOptions {
+    fn over(self, file: sandbox::Limits) -> sandbox::Limits {
+        sandbox::Limits {
+            memory_bytes: self.sandbox_memory_bytes.unwrap_or(file.memory_bytes),
+            processes: self.sandbox_processes.unwrap_or(file.processes),
+            file_size_bytes: self.sandbox_file_size_bytes.unwrap_or(file.file_size_bytes),
+            open_files: self.sandbox_open_files.unwrap_or(file.open_files),
+            disk_bytes: self.sandbox_disk_bytes.unwrap_or(file.disk_bytes),
+            cpu_percent: self.sandbox_cpu_percent.unwrap_or(file.cpu_percent),
+        }
+    }
 }
 
 /// The form of log lines.
@@ -103,7 +148,7 @@ impl ServerOptions {
             log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
-            limits: file.sandbox,
+            limits: self.sandbox.over(file.sandbox),
         })
     }
 

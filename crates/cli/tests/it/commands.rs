@@ -22,6 +22,7 @@ async fn help_names_every_command_and_every_variable() {
     for command in ["serve", "run", "sessions", "keys", "doctor", "bench"] {
         assert!(help.contains(command), "{command} is missing:\n{help}");
     }
+    assert!(help.contains("managed-agents server"), "{help}");
     assert!(!help.contains("supervisor"), "the supervisor is not for people:\n{help}");
     let help = posthouse().args(["serve", "--help"]).output().await.expect("runs");
     let help = text(&help);
