@@ -179,6 +179,7 @@ fn check_results(turn: &[Value], open_calls: &[String], place: &str) -> Verdict 
                          must have a corresponding `tool_use` block in the previous message"
                     ));
                 }
+                check_error(block, place)?;
                 if !answered.insert(id.to_owned()) {
                     return Err(format!(
                         "{place}: each tool_use must have a single result. Found multiple for {id}"
@@ -191,6 +192,23 @@ fn check_results(turn: &[Value], open_calls: &[String], place: &str) -> Verdict 
     }
     let open: Vec<String> = open_calls.iter().filter(|call| !answered.contains(*call)).cloned().collect();
     unanswered(&open, place)
+}
+
+/// A result that is an error holds text, and nothing but text.
+fn check_error(result: &Value, place: &str) -> Verdict {
+    if result["is_error"] != true {
+        return Ok(());
+    }
+    match &result["content"] {
+        Value::String(text) if !text.is_empty() => Ok(()),
+        Value::Array(blocks) if !blocks.is_empty() => {
+            if blocks.iter().all(|block| block["type"] == "text") {
+                return Ok(());
+            }
+            Err(format!("{place}: all content must be type \"text\" if \"is_error\" is true"))
+        }
+        _ => Err(format!("{place}: content cannot be empty if `is_error` is true")),
+    }
 }
 
 fn check_answer(

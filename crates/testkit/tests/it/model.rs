@@ -226,6 +226,8 @@ async fn a_broken_history_is_refused_as_the_messages_api_refuses_it() {
     let user = json!({"role": "user", "content": "hi"});
     let call = json!({"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "bash", "input": {}}]});
     let result = |id: &str| json!({"type": "tool_result", "tool_use_id": id});
+    let error = |content: Value| json!({"type": "tool_result", "tool_use_id": "t1", "is_error": true, "content": content});
+    let image = json!({"type": "image", "source": {"type": "url", "url": "https://example.test"}});
     let answer = |blocks: Value| json!({"role": "user", "content": blocks});
     let system = json!({"role": "system", "content": "be brief"});
     let text = json!({"type": "text", "text": "and"});
@@ -244,6 +246,13 @@ async fn a_broken_history_is_refused_as_the_messages_api_refuses_it() {
             json!([user, call, answer(json!([result("t1")])), call, answer(json!([result("t1")]))]),
             Some("must be unique"),
         ),
+        (json!([user, call, answer(json!([error(json!([text])), image]))]), None),
+        (json!([user, call, answer(json!([error(json!("no"))]))]), None),
+        (
+            json!([user, call, answer(json!([error(json!([text, image]))]))]),
+            Some("all content must be type \"text\""),
+        ),
+        (json!([user, call, answer(json!([error(json!([]))]))]), Some("content cannot be empty")),
         (json!([user, system, user]), Some("followed by an assistant message")),
         (json!([user, unsigned, user]), Some("Invalid `signature`")),
         (json!([{"role": "user", "content": " "}]), Some("non-whitespace")),

@@ -15,6 +15,11 @@ use super::super::prompt::{Prompt, ToolResult};
 use super::super::provider::Settings;
 use super::super::turns::{EMPTY_ANSWER, EMPTY_MESSAGE, Turn, UserTurn, stand_in, turns, wrapped_system};
 
+/// Stands for an error that says nothing.
+const EMPTY_ERROR: &str = "Error";
+/// Stands for an error that says nothing in words.
+const SEE_BELOW: &str = "[see below]";
+
 /// The body of the request that asks `model`, the provider's own name, what the prompt says.
 pub(in super::super) fn body(model: &str, prompt: &Prompt, settings: &Settings) -> Vec<u8> {
     let breakpoint = settings.prompt_caching.then_some(Breakpoint { kind: "ephemeral" });
@@ -183,7 +188,9 @@ fn user_messages<'a>(
     messages: &mut Vec<MessageParam<'a>>,
 ) {
     let UserTurn { results, content, system } = turn;
-    let mut blocks: Vec<BlockParam<'a>> = results.iter().map(|result| tool_result(result)).collect();
+    let (mut blocks, beside): (Vec<_>, Vec<_>) = results.iter().map(|result| tool_result(result)).unzip();
+    // After the last result: results must come first in their message.
+    blocks.extend(beside.into_iter().flatten());
     blocks.extend(content.iter().filter_map(|content| block(content)));
     let said_nothing = blocks.is_empty();
     let wrapped = system.iter().map(|text| BlockParam::text(wrapped_system(text)));
@@ -203,14 +210,28 @@ fn user_messages<'a>(
     }
 }
 
-fn tool_result<'a>(result: &'a ToolResult) -> BlockParam<'a> {
+/// A result, and what the user's message says beside it: the service refuses an error that holds anything but text,
+/// and one that holds nothing.
+fn tool_result(result: &ToolResult) -> (BlockParam<'_>, Vec<BlockParam<'_>>) {
     let ToolResult { provider_call_id, content, is_error } = result;
-    BlockParam::ToolResult {
-        kind: "tool_result",
-        tool_use_id: provider_call_id,
-        content: content.iter().filter_map(block).collect(),
-        is_error: *is_error,
+    let blocks = content.iter().filter_map(|content| Some((is_text(content), block(content)?)));
+    let (held, beside): (Vec<_>, Vec<_>) = blocks.partition(|(is_text, _)| *is_text || !is_error);
+    let mut content: Vec<_> = held.into_iter().map(|(_, block)| block).collect();
+    let mut beside: Vec<_> = beside.into_iter().map(|(_, block)| block).collect();
+    if *is_error && content.is_empty() {
+        content.push(BlockParam::text(if beside.is_empty() { EMPTY_ERROR } else { SEE_BELOW }));
     }
+    if !beside.is_empty() {
+        beside.insert(0, BlockParam::text(format!("What the call {provider_call_id} gave:")));
+    }
+    let kind = "tool_result";
+    let result = BlockParam::ToolResult { kind, tool_use_id: provider_call_id, content, is_error: *is_error };
+    (result, beside)
+}
+
+/// Whether the block for this content is one of text.
+fn is_text(content: &Content) -> bool {
+    matches!(content, Content::Text { .. }) || stand_in(content).is_some()
 }
 
 /// The block for a piece of content; blank text, which the service refuses, gives none.

@@ -207,7 +207,7 @@ async fn calls_and_results_travel_through_messages() {
         Message::User(vec![result(
             call,
             vec![Content::text("out"), picture(), document(), search_result()],
-            true,
+            false,
         )]),
     ]);
     ask(&providers, &prompt).await.expect("an answer");
@@ -217,7 +217,7 @@ async fn calls_and_results_travel_through_messages() {
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "content": answered},
         {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": call, "is_error": true, "content": [
+            {"type": "tool_result", "tool_use_id": call, "content": [
                 {"type": "text", "text": "out"},
                 {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
                 {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "the text"}, "title": "A title"},
@@ -229,6 +229,71 @@ async fn calls_and_results_travel_through_messages() {
         {"role": "system", "content": [{"type": "text", "text": "be brief"}]},
     ]);
     assert_eq!(messages, expected);
+}
+
+/// The messages after an answer with one call for each of these results, all of them errors.
+async fn failed_calls(kind: Kind, results: &[Vec<Content>]) -> Vec<Value> {
+    let server = Server::start().await;
+    let calls = results.iter().fold(Reply::text("look"), |reply, _| reply.and_tool("bash", json!({})));
+    server.script("m", [calls, Reply::text("ok")]);
+    let providers = providers(&server, kind);
+    let mut prompt = prompt("m", "hi");
+    let answer = ask(&providers, &prompt).await.expect("an answer");
+    let calls = answer.blocks.iter().filter_map(|block| match block {
+        Block::ToolUse { provider_id, .. } => Some(provider_id.clone()),
+        Block::Thinking | Block::Text(_) => None,
+    });
+    let results = calls.zip(results).map(|(call, content)| result(&call, content.clone(), true)).collect();
+    prompt.messages.extend([
+        Message::Assistant(answer.raw),
+        Message::User(results),
+        Message::user("what do you see?"),
+    ]);
+    ask(&providers, &prompt).await.expect("an answer");
+    assert_eq!(server.violations(), Vec::<String>::new());
+    let messages = server.requests("m")[1].body["messages"].as_array().expect("messages").clone();
+    let answer = messages.iter().rposition(|message| message["role"] == "assistant").expect("an answer");
+    messages[answer + 1..].to_vec()
+}
+
+#[tokio::test]
+async fn what_an_error_cannot_hold_stands_beside_it() {
+    let file = Content::Image { source: Source::File { file_id: "file_1".into() } };
+    let results = [
+        vec![Content::text("half done"), picture(), file],
+        vec![document(), search_result()],
+        vec![Content::text(" ")],
+        vec![],
+    ];
+    let messages = failed_calls(Kind::Anthropic, &results).await;
+    let text = |text: &str| json!({"type": "text", "text": text});
+    let error = |call: &str, content: &[Value]| json!({"type": "tool_result", "tool_use_id": call, "is_error": true, "content": content});
+    let expected = json!([{"role": "user", "content": [
+        error("toolu_m_0_1", &[text("half done"), text("[file file_1 is not available]")]),
+        error("toolu_m_0_2", &[text("[see below]")]),
+        error("toolu_m_0_3", &[text("Error")]),
+        error("toolu_m_0_4", &[text("Error")]),
+        text("What the call toolu_m_0_1 gave:"),
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}},
+        text("What the call toolu_m_0_2 gave:"),
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "the text"}, "title": "A title"},
+        {"type": "search_result", "source": "https://example.test", "title": "A page",
+         "content": [{"type": "text", "text": "found"}], "citations": {"enabled": true}},
+        text("what do you see?"),
+    ]}]);
+    assert_eq!(json!(messages), expected);
+
+    let messages = failed_calls(Kind::OpenAi, &results).await;
+    let told: Vec<&str> = messages.iter().filter_map(|message| message["content"].as_str()).collect();
+    let expected = [
+        "Error: half done\n\n[see the next message]\n\n[file file_1 is not available]",
+        "Error: <document>\nA title\nthe text\n</document>\n\n\
+         <search_result>\nA page\nhttps://example.test\nfound\n</search_result>",
+        "Error",
+        "Error",
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(messages[4]["content"][1]["type"], "image_url");
 }
 
 #[tokio::test]
