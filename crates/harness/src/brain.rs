@@ -127,14 +127,7 @@ impl Brain {
             if let Some(message) = failure {
                 tracing::error!(message, "a drive failed");
                 // What a client sees names the layer, not the inside story.
-                let recorded = drive::record_internal_failure(
-                    self,
-                    &lease.token,
-                    "the brain failed while driving this session",
-                );
-                if let Err(error) = recorded.await {
-                    tracing::error!(%error, "the failure could not be recorded");
-                }
+                self.record_failure(&lease).await;
             }
             if let Err(error) = self.store.release(lease).await {
                 tracing::error!(%error, "a lease could not be released; it expires by itself");
@@ -142,6 +135,21 @@ impl Brain {
         }
         .instrument(span)
         .await;
+    }
+}
+
+impl Brain {
+    /// Records a failure of our own. If even that fails, the session is ended: it must not come back every time.
+    async fn record_failure(&self, lease: &Lease) {
+        const MESSAGE: &str = "the brain failed while driving this session";
+        let recording = drive::record_internal_failure(self, &lease.token, MESSAGE);
+        let recorded = match AssertUnwindSafe(recording).catch_unwind().await {
+            Ok(recorded) => recorded,
+            Err(_) => drive::end_session(self, &lease.token, MESSAGE).await,
+        };
+        if let Err(error) = recorded {
+            tracing::error!(%error, "the failure could not be recorded");
+        }
     }
 }
 

@@ -13,9 +13,9 @@
 
 use std::time::Duration;
 
-use protocol::event::{Body, Event, ModelUsage};
+use protocol::event::{Body, Event, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
-use session::step::{Act, Draft, Failure, FailureKind, Ready, failed, next_step};
+use session::step::{Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
 use store::{AppendError, Order, Slice, Token, View};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,8 @@ use crate::speech::Speech;
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// How long the end of a turn waits for its deliverables.
+const COLLECT_MAX: Duration = Duration::from_secs(20);
 /// How many events are read from the log at once.
 const REPLAY_EVENTS: usize = 1_000;
 
@@ -51,15 +53,19 @@ pub(crate) enum Halt {
 
 /// Drives the session until it rests.
 pub(crate) async fn drive(brain: &Brain, token: &Token, shutdown: &CancellationToken) -> Result<(), Halt> {
+    // Watched from before the first look, so that no change falls between a look and a wait.
+    let changed = brain.store.changed(&token.session);
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
+    let renewals = renewals();
     let mut drive = Drive {
         brain,
         token,
         shutdown,
+        changed,
+        renewals,
         view,
         transcript: Transcript::default(),
         retry_after: None,
-        has_outputs: false,
     };
     drive.run().await
 }
@@ -83,6 +89,25 @@ pub(crate) async fn record_internal_failure(brain: &Brain, token: &Token, messag
     }
 }
 
+/// Ends a session by the shortest way, without asking what else would follow. For a session whose next step cannot be
+/// decided.
+pub(crate) async fn end_session(brain: &Brain, token: &Token, message: &str) -> Result<(), Halt> {
+    let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
+    let error = SessionError {
+        kind: SessionErrorKind::UnknownError,
+        message: format!("harness: {message}"),
+        retry_status: RetryStatus::Terminal,
+    };
+    let [thread, session] = terminated_events(&view.state);
+    let bodies = [Body::Error { error }, thread, session];
+    let drafts = bodies.map(|body| Draft::New { id: brain.store.ids().make(), body }).into();
+    match brain.store.append(token, view.state.head, drafts).await {
+        Ok(_) | Err(AppendError::Moved(_)) => Ok(()),
+        Err(AppendError::Fenced) => Err(Halt::Lost),
+        Err(AppendError::Store(error)) => Err(error.into()),
+    }
+}
+
 /// A bug that hits the same session this often in a row ends it.
 const INTERNAL_ATTEMPTS_MAX: u32 = 3;
 
@@ -90,20 +115,18 @@ struct Drive<'a> {
     brain: &'a Brain,
     token: &'a Token,
     shutdown: &'a CancellationToken,
+    changed: store::Changed,
+    renewals: tokio::time::Interval,
     view: View,
     transcript: Transcript,
     /// How long the provider asked to wait after the last failure.
     retry_after: Option<Duration>,
-    /// Whether a call has run since the outputs were last collected.
-    has_outputs: bool,
 }
 
 /// What ends the wait for an act.
 enum Woken<T> {
     Done(T),
-    Changed,
-    RenewalDue,
-    ShuttingDown,
+    Interrupted,
 }
 
 impl Drive<'_> {
@@ -112,24 +135,26 @@ impl Drive<'_> {
         let mut ready = Ready::Wait;
         loop {
             let step = next_step(&self.view.state, &self.view.inbox, facts.clone(), ready, || self.new_id());
-            if step.drafts.iter().any(ends_turn) {
-                self.collect_outputs().await;
-            }
             if !self.append(step.drafts).await? {
                 continue;
             }
             ready = Ready::Wait;
-            facts = match step.act {
-                Act::CallModel { request } => self.call_model(request).await?,
-                Act::Execute { call } => self.execute(call).await?,
+            facts = Vec::new();
+            if is_interrupted(&self.view) && !matches!(step.act, Act::Rest | Act::Stop) {
+                // It came while the decision was on its way: nothing is begun that it would cut off.
+                continue;
+            }
+            match step.act {
+                Act::CallModel { request } => facts = self.call_model(request).await?,
+                Act::Execute { call } => facts = self.execute(call).await?,
+                Act::Collect => facts = self.collect_outputs().await?,
                 Act::BackOff { failures } => {
                     if self.back_off(failures).await? {
                         ready = Ready::Retry;
                     }
-                    Vec::new()
                 }
                 Act::Rest | Act::Stop => return Ok(()),
-            };
+            }
         }
     }
 
@@ -192,19 +217,22 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Waits for `act`, the session's next change, the time to renew or the end of the process, whichever is first.
-    async fn wait_for<T>(
-        &self,
-        act: impl Future<Output = T>,
-        changed: &mut store::Changed,
-        renewals: &mut tokio::time::Interval,
-    ) -> Woken<T> {
-        tokio::select! {
-            biased;
-            done = act => Woken::Done(done),
-            () = changed.wait() => Woken::Changed,
-            _ = renewals.tick() => Woken::RenewalDue,
-            () = self.shutdown.cancelled() => Woken::ShuttingDown,
+    /// Waits for `act`; renews the lease meanwhile. [`Woken::Interrupted`] as soon as an interrupt waits.
+    async fn wait_for<T>(&mut self, act: impl Future<Output = T>) -> Result<Woken<T>, Halt> {
+        let mut act = std::pin::pin!(act);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut act => return Ok(Woken::Done(done)),
+                () = self.changed.wait() => {
+                    self.view = self.brain.store.look(&self.token.session).await?.ok_or(Halt::Lost)?;
+                    if is_interrupted(&self.view) {
+                        return Ok(Woken::Interrupted);
+                    }
+                }
+                _ = self.renewals.tick() => self.renew().await?,
+                () = self.shutdown.cancelled() => return Err(Halt::ShuttingDown),
+            }
         }
     }
 
@@ -216,23 +244,16 @@ impl Drive<'_> {
         }
     }
 
-    /// Looks again; `true` if an interrupt waits.
-    async fn is_interrupted(&mut self) -> Result<bool, Halt> {
-        self.view = self.brain.store.look(&self.token.session).await?.ok_or(Halt::Lost)?;
-        Ok(self.view.inbox.iter().any(|event| matches!(event.body, Body::UserInterrupt { .. })))
-    }
-
     async fn call_model(&mut self, request: EventId) -> Result<Vec<Draft>, Halt> {
         self.catch_up().await?;
         let prompt = self.transcript.prompt(&self.view.record.agent);
-        let provider = self.brain.models.resolve(&prompt.model);
+        let attempts_max =
+            self.brain.models.resolve(&prompt.model).map_or(1, |provider| provider.retry().attempts_max);
         self.brain.faults.reached(Point::BeforeModel).await;
-        let mut changed = self.brain.store.changed(&self.token.session);
-        let mut renewals = renewals();
         let mut asking = self.brain.models.ask(&prompt);
         let mut speech = Speech::new(request, self.view.state.head);
         loop {
-            match self.wait_for(asking.next(), &mut changed, &mut renewals).await {
+            match self.wait_for(asking.next()).await? {
                 Woken::Done(Some(Ok(model::Delta::Done(answer)))) => {
                     self.brain.faults.reached(Point::ModelAnswered).await;
                     self.retry_after = None;
@@ -251,14 +272,10 @@ impl Drive<'_> {
                 }
                 Woken::Done(Some(Err(failure))) => {
                     self.retry_after = failure.retry_after;
-                    let attempts_max = provider.map_or(1, |provider| provider.retry().attempts_max);
                     return Ok(failed(&self.view.state, failure_of(failure, attempts_max), || self.new_id()));
                 }
                 Woken::Done(None) => unreachable!("an answer ends with Done or a failure"),
-                Woken::Changed if self.is_interrupted().await? => return Ok(speech.cut_off(|| self.new_id())),
-                Woken::Changed => {}
-                Woken::RenewalDue => self.renew().await?,
-                Woken::ShuttingDown => return Err(Halt::ShuttingDown),
+                Woken::Interrupted => return Ok(speech.cut_off(|| self.new_id())),
             }
         }
     }
@@ -271,8 +288,11 @@ impl Drive<'_> {
             Some(sandbox) => sandbox,
             None => {
                 let sandbox = brain.store.ids().make();
-                let provisioned =
-                    hands::provision(&*brain.hands, &sandbox, fence, &brain.options.resources).await;
+                let making = hands::provision(&*brain.hands, &sandbox, fence, &brain.options.resources);
+                let Woken::Done(provisioned) = self.wait_for(making).await? else {
+                    // Nothing has run in it; the reaper finds what may have been made.
+                    return Ok(Vec::new());
+                };
                 brain.faults.reached(Point::Provisioned).await;
                 match provisioned {
                     Ok(()) => self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?,
@@ -293,49 +313,29 @@ impl Drive<'_> {
             // The client's interrupt has resolved it meanwhile.
             return Ok(Vec::new());
         };
+        if is_interrupted(&self.view) {
+            return Ok(Vec::new());
+        }
         brain.faults.reached(Point::BeforeCall).await;
-        self.has_outputs = true;
-        let mut running = std::pin::pin!(hands::execute(&*brain.hands, &sandbox, fence, &call, &name, input));
-        let mut changed = brain.store.changed(&self.token.session);
-        let mut renewals = renewals();
-        loop {
-            match self.wait_for(&mut running, &mut changed, &mut renewals).await {
-                Woken::Done(Outcome::Fenced) => return Err(Halt::Lost),
-                Woken::Done(outcome) => {
-                    brain.faults.reached(Point::CallDone).await;
-                    return Ok(self.drafts(hands::results(&call, &sandbox, outcome)));
-                }
-                Woken::Changed if self.is_interrupted().await? => {
-                    // The result that the model sees is the interrupt's; what the tool still says does not matter,
-                    // only that it ends.
-                    let cancelled = brain.hands.cancel(&hands::handle(&sandbox), fence, call.as_str()).await;
-                    if let Err(error) = cancelled {
-                        tracing::warn!(session.id = %self.token.session, %error, "a call could not be cancelled");
-                    }
-                    return Ok(Vec::new());
-                }
-                Woken::Changed => {}
-                Woken::RenewalDue => self.renew().await?,
-                Woken::ShuttingDown => return Err(Halt::ShuttingDown),
+        match self.wait_for(hands::execute(&*brain.hands, &sandbox, fence, &call, &name, input)).await? {
+            Woken::Done(Outcome::Fenced) => Err(Halt::Lost),
+            Woken::Done(outcome) => {
+                brain.faults.reached(Point::CallDone).await;
+                Ok(self.drafts(hands::results(&call, &sandbox, outcome)))
+            }
+            Woken::Interrupted => {
+                // The result that the model sees is the interrupt's; what the tool still says does not matter, only
+                // that it ends.
+                hands::cancel(&*brain.hands, &sandbox, fence, &call).await;
+                Ok(Vec::new())
             }
         }
     }
 
-    /// Waits before a retry. `false`: the session changed first, so that the next step must be decided anew.
+    /// Waits before a retry. `false`: an interrupt came first.
     async fn back_off(&mut self, failures: u32) -> Result<bool, Halt> {
         let wait = self.back_off_for(failures);
-        let mut changed = self.brain.store.changed(&self.token.session);
-        let mut renewals = renewals();
-        let mut sleep = std::pin::pin!(tokio::time::sleep(wait));
-        loop {
-            match self.wait_for(&mut sleep, &mut changed, &mut renewals).await {
-                Woken::Done(()) => return Ok(true),
-                Woken::Changed if self.is_interrupted().await? => return Ok(false),
-                Woken::Changed => {}
-                Woken::RenewalDue => self.renew().await?,
-                Woken::ShuttingDown => return Err(Halt::ShuttingDown),
-            }
-        }
+        Ok(matches!(self.wait_for(tokio::time::sleep(wait)).await?, Woken::Done(())))
     }
 
     fn back_off_for(&self, failures: u32) -> Duration {
@@ -347,22 +347,23 @@ impl Drive<'_> {
         }
     }
 
-    /// Copies the deliverables out before the client hears that the turn is over.
-    async fn collect_outputs(&mut self) {
-        let (true, Some(sandbox)) = (self.has_outputs, self.view.state.sandbox.clone()) else { return };
-        let into = self.brain.options.outputs_dir.join(self.token.session.as_str());
-        if let Err(error) = tokio::fs::create_dir_all(&into).await {
-            tracing::error!(session.id = %self.token.session, %error, "there is no place for the outputs");
-            return;
-        }
-        match self.brain.hands.collect_outputs(&hands::handle(&sandbox), &into).await {
-            Ok(_) => self.has_outputs = false,
-            Err(error) => {
-                tracing::warn!(session.id = %self.token.session, %error, "the outputs could not be collected");
+    /// Copies the deliverables out before the client hears that the turn is over. What cannot be had in time is left
+    /// where it is: a turn must end.
+    async fn collect_outputs(&mut self) -> Result<Vec<Draft>, Halt> {
+        let brain = self.brain;
+        let Some(sandbox) = self.view.state.sandbox.clone() else {
+            return Ok(self.drafts(vec![Body::OutputsCollected {}]));
+        };
+        let into = brain.options.outputs_dir.join(self.token.session.as_str());
+        let collecting = tokio::time::timeout(COLLECT_MAX, hands::collect(&*brain.hands, &sandbox, &into));
+        match self.wait_for(collecting).await? {
+            Woken::Done(Ok(())) => {}
+            Woken::Done(Err(_)) => {
+                tracing::warn!(session.id = %self.token.session, "the outputs were not collected in time");
             }
+            Woken::Interrupted => return Ok(Vec::new()),
         }
-        // A folder that stayed empty says nothing; one with files in it is not removed by this.
-        let _ = tokio::fs::remove_dir(&into).await;
+        Ok(self.drafts(vec![Body::OutputsCollected {}]))
     }
 }
 
@@ -372,8 +373,8 @@ fn renewals() -> tokio::time::Interval {
     interval
 }
 
-fn ends_turn(draft: &Draft) -> bool {
-    matches!(draft, Draft::New { body: Body::StatusIdle { .. } | Body::StatusTerminated {}, .. })
+fn is_interrupted(view: &View) -> bool {
+    view.inbox.iter().any(|event| matches!(event.body, Body::UserInterrupt { .. }))
 }
 
 fn failure_of(failure: model::Failure, attempts_max: u32) -> Failure {

@@ -5,6 +5,9 @@
 //! gives the running or finished call; and a sandbox that is gone means that the workspace is lost, which the
 //! model is told. Nothing is ever run twice.
 
+use std::path::Path;
+use std::time::Duration;
+
 use protocol::content::{Content, Source};
 use protocol::event::Body;
 use protocol::id::{EventId, SandboxId};
@@ -13,6 +16,12 @@ use serde_json::{Map, Value};
 use tools::wire;
 
 use crate::toolset;
+
+/// How long is waited before a call is asked for again.
+const RETRY_PAUSES: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+/// How long an interrupt waits for the call that it ends.
+const CANCEL_MAX: Duration = Duration::from_secs(5);
 
 /// What a call came to.
 #[derive(Debug)]
@@ -41,7 +50,8 @@ pub(crate) async fn provision(
     }
 }
 
-/// Runs a call, or waits for it where it runs already.
+/// Runs a call, or waits for it where it runs already. Where the keeper of the sandboxes is out of reach it is asked
+/// again: the call's id makes that harmless.
 pub(crate) async fn execute(
     hands: &dyn Provider,
     id: &SandboxId,
@@ -58,12 +68,42 @@ pub(crate) async fn execute(
         input: Value::Object(input),
         timeout: toolset::timeout_of(name),
     };
-    match hands.execute(call).await {
-        Ok(output) => Outcome::Output(output),
-        Err(Error::Gone { reason }) => Outcome::Gone { reason },
-        Err(Error::Fenced { .. }) => Outcome::Fenced,
-        Err(error) => Outcome::Failed { error },
+    let mut pauses = RETRY_PAUSES.iter();
+    loop {
+        match hands.execute(call.clone()).await {
+            Ok(output) => return Outcome::Output(output),
+            Err(Error::Gone { reason }) => return Outcome::Gone { reason },
+            Err(Error::Fenced { .. }) => return Outcome::Fenced,
+            Err(error) => match pauses.next() {
+                Some(pause) if error.may_retry() => tokio::time::sleep(*pause).await,
+                _ => return Outcome::Failed { error },
+            },
+        }
     }
+}
+
+/// Ends a running call. That it could not be ended is for the operator: nobody waits for its result any more.
+pub(crate) async fn cancel(hands: &dyn Provider, id: &SandboxId, fence: u64, call: &EventId) {
+    let id = handle(id);
+    match tokio::time::timeout(CANCEL_MAX, hands.cancel(&id, fence, call.as_str())).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(sandbox.id = %id, %error, "a call could not be cancelled"),
+        Err(_) => tracing::warn!(sandbox.id = %id, "a call was not cancelled in time"),
+    }
+}
+
+/// Copies the deliverables into a folder, which is there afterwards only if there are any.
+pub(crate) async fn collect(hands: &dyn Provider, id: &SandboxId, into: &Path) {
+    let id = handle(id);
+    if let Err(error) = tokio::fs::create_dir_all(into).await {
+        tracing::error!(sandbox.id = %id, %error, "there is no place for the outputs");
+        return;
+    }
+    if let Err(error) = hands.collect_outputs(&id, into).await {
+        tracing::warn!(sandbox.id = %id, %error, "the outputs could not be collected");
+    }
+    // A folder that stayed empty says nothing; one with files in it is not removed by this.
+    let _ = tokio::fs::remove_dir(into).await;
 }
 
 /// The provider's form of a sandbox's id.
@@ -88,6 +128,9 @@ pub(crate) fn results(call: &EventId, sandbox: &SandboxId, outcome: Outcome) -> 
             ),
             Body::SandboxLost { sandbox_id: sandbox.clone() },
         ],
+        Outcome::Failed { error: cause } if cause.may_have_happened() => {
+            vec![error(call, format!("hand: {cause}. It is not known whether this call had any effect."))]
+        }
         Outcome::Failed { error: cause } => vec![error(call, format!("hand: {cause}"))],
         Outcome::Fenced => Vec::new(),
     }

@@ -132,6 +132,10 @@ pub enum Body {
     #[serde(rename = "posthouse.sandbox_lost")]
     SandboxLost { sandbox_id: SandboxId },
 
+    /// The deliverables of the calls so far are out of the sandbox, as far as they could be had.
+    #[serde(rename = "posthouse.outputs_collected")]
+    OutputsCollected {},
+
     /// A kind that this version does not know, carried unchanged.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
@@ -395,6 +399,7 @@ impl Body {
             Self::Answer(_) => "posthouse.answer",
             Self::Sandbox { .. } => "posthouse.sandbox",
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
+            Self::OutputsCollected {} => "posthouse.outputs_collected",
             Self::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or("unknown"),
         }
     }

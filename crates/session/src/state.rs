@@ -56,6 +56,9 @@ pub struct State {
     pub rounds: u32,
     /// The sandbox in which calls run. A call without a result may have begun in it.
     pub sandbox: Option<SandboxId>,
+    /// Whether a call has run in the sandbox since its deliverables were last copied out.
+    #[serde(default)]
+    pub has_outputs: bool,
     /// Tokens of all model requests.
     pub tokens: ModelUsage,
     /// Time spent running, without the current stretch.
@@ -205,6 +208,7 @@ impl State {
             failures: 0,
             rounds: 0,
             sandbox: None,
+            has_outputs: false,
             tokens: ModelUsage::default(),
             active_micros: 0,
             active_since: None,
@@ -242,8 +246,13 @@ impl State {
             Body::UserToolConfirmation { tool_use_id, result, deny_message } => {
                 self.confirm(tool_use_id, *result, deny_message.clone());
             }
-            Body::UserCustomToolResult { custom_tool_use_id: call, content: _, is_error: _ }
-            | Body::AgentToolResult { tool_use_id: call, content: _, is_error: _ } => self.resolve(call),
+            Body::UserCustomToolResult { custom_tool_use_id: call, content: _, is_error: _ } => {
+                self.resolve(call)
+            }
+            Body::AgentToolResult { tool_use_id: call, content: _, is_error: _ } => {
+                self.resolve(call);
+                self.has_outputs = self.sandbox.is_some();
+            }
             Body::AgentToolUse { name, input: _, evaluated_permission, evaluation: _ } => {
                 self.calls.push(Call {
                     id: id.clone(),
@@ -280,7 +289,11 @@ impl State {
             }
             Body::Answer(answer) => self.answered(answer),
             Body::Sandbox { sandbox_id } => self.sandbox = Some(sandbox_id.clone()),
-            Body::SandboxLost { sandbox_id: _ } => self.sandbox = None,
+            Body::SandboxLost { sandbox_id: _ } => {
+                self.sandbox = None;
+                self.has_outputs = false;
+            }
+            Body::OutputsCollected {} => self.has_outputs = false,
             Body::AgentMessage { .. }
             | Body::AgentThinking {}
             | Body::Updated { .. }

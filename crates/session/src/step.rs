@@ -48,6 +48,9 @@ pub enum Act {
         /// The call.
         call: EventId,
     },
+    /// Copy the deliverables out of the sandbox, then ask again with `posthouse.outputs_collected` as a fact. The
+    /// turn is over, and its client hears of it next.
+    Collect,
     /// Wait before the next try, then ask again with [`Ready::Retry`].
     BackOff {
         /// How many requests failed in a row.
@@ -216,6 +219,11 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             self.takes_interrupts_at_rest();
             return true;
         }
+        if self.has_not_begun() {
+            self.takes_until_interrupt();
+            self.idle();
+            return true;
+        }
         if let Some(request) = self.state.request.clone() {
             self.add(end_of(&request, ModelUsage::default()));
         }
@@ -230,20 +238,33 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         true
     }
 
+    /// Whether the session runs, as one made with initial events does at once, and no brain has taken up why.
+    fn has_not_begun(&self) -> bool {
+        let State { status, ended, wants_model, request, calls, .. } = &self.state;
+        *status == Status::Running && ended.is_none() && !wants_model && request.is_none() && calls.is_empty()
+    }
+
     /// At rest an interrupt is only recorded, unless it follows a message that no brain has taken up yet: that one
     /// is started and interrupted, as if the brain had been quicker.
     fn takes_interrupts_at_rest(&mut self) {
-        let is_interrupt = |event: &Event| matches!(event.body, Body::UserInterrupt { .. });
-        let count = self.inbox.iter().rposition(is_interrupt).map_or(0, |last| last + 1);
-        let cut_off: Vec<EventId> = self.inbox[..count].iter().map(|event| event.id.clone()).collect();
-        let was_idle_only = self.inbox[..count].iter().all(is_interrupt);
-        if !was_idle_only {
+        let is_alone = self.until_interrupt().iter().all(is_interrupt);
+        if !is_alone {
             self.run();
         }
-        self.take(cut_off);
-        if !was_idle_only {
+        self.takes_until_interrupt();
+        if !is_alone {
             self.idle();
         }
+    }
+
+    /// What waits, up to the last interrupt.
+    fn until_interrupt(&self) -> &[Event] {
+        let count = self.inbox.iter().rposition(is_interrupt).map_or(0, |last| last + 1);
+        &self.inbox[..count]
+    }
+
+    fn takes_until_interrupt(&mut self) {
+        self.take(self.until_interrupt().iter().map(|event| event.id.clone()).collect());
     }
 
     fn advance_idle(&mut self) -> Option<Act> {
@@ -291,8 +312,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         }
         if self.state.ended == Some(Ended::Exhausted) {
             self.take_all();
-            self.idle();
-            return None;
+            return self.rest();
         }
         let answers = self.waiting(|body| matches!(body, Body::UserToolConfirmation { .. }));
         if !answers.is_empty() {
@@ -310,19 +330,25 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             return Some(Act::Execute { call: call.id.clone() });
         }
         if blocked {
-            self.idle();
-            return None;
+            return self.rest();
         }
         if self.state.wants_model {
             return self.ask_model();
         }
         if let Some(Ended::Refused { .. }) = self.state.ended {
-            self.idle();
-            return None;
+            return self.rest();
         }
         if !self.inbox.is_empty() {
             self.take_all();
             return None;
+        }
+        self.rest()
+    }
+
+    /// Goes idle, once what the client is to receive is out of the sandbox.
+    fn rest(&mut self) -> Option<Act> {
+        if self.state.has_outputs {
+            return Some(Act::Collect);
         }
         self.idle();
         None
@@ -414,6 +440,10 @@ pub fn terminated_events(state: &State) -> [Body; 2] {
         agent_name: state.agent_name.clone(),
     };
     [thread, Body::StatusTerminated {}]
+}
+
+fn is_interrupt(event: &Event) -> bool {
+    matches!(event.body, Body::UserInterrupt { .. })
 }
 
 fn confirmed_call(event: &Event) -> Option<&EventId> {

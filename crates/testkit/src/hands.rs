@@ -23,9 +23,13 @@ pub struct FakeHands {
 struct State {
     living: HashMap<SandboxId, Sandbox>,
     dead: HashSet<SandboxId>,
+    /// What they are said to be; an hour where nothing is said.
+    ages: HashMap<SandboxId, Duration>,
     released: HashSet<String>,
     /// Every run, in order: call id and command.
     runs: Vec<(String, String)>,
+    /// How many runs there had been when the deliverables were last collected.
+    collected_runs: usize,
 }
 
 #[derive(Default)]
@@ -46,9 +50,20 @@ impl FakeHands {
         self.lock().runs.clone()
     }
 
+    /// Whether the deliverables of every run have been collected.
+    pub fn are_outputs_collected(&self) -> bool {
+        let state = self.lock();
+        state.collected_runs == state.runs.len()
+    }
+
     /// How many sandboxes live.
     pub fn living(&self) -> usize {
         self.lock().living.len()
+    }
+
+    /// Says how old a sandbox is; otherwise it is an hour old.
+    pub fn set_age(&self, id: &SandboxId, age: Duration) {
+        self.lock().ages.insert(id.clone(), age);
     }
 
     /// Lets the calls that wait on this hold come to their end, now and later.
@@ -159,8 +174,12 @@ impl Provider for FakeHands {
     }
 
     async fn collect_outputs(&self, id: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
-        let living = self.lock().living.contains_key(id);
-        if living { Ok(Vec::new()) } else { Err(Error::Gone { reason: "it was killed".to_owned() }) }
+        let mut state = self.lock();
+        if !state.living.contains_key(id) {
+            return Err(Error::Gone { reason: "it was killed".to_owned() });
+        }
+        state.collected_runs = state.runs.len();
+        Ok(Vec::new())
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
@@ -176,7 +195,7 @@ impl Provider for FakeHands {
         let state = self.lock();
         let info = |(id, sandbox): (&SandboxId, &Sandbox)| SandboxInfo {
             id: id.clone(),
-            age: Duration::from_secs(3600),
+            age: state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600)),
             idle: Duration::ZERO,
             fence: sandbox.fence,
             memory_bytes: None,

@@ -1,9 +1,14 @@
 //! What a brain does, over a real store: calls, interrupts, lost sandboxes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use async_trait::async_trait;
+use harness::faults::{Faults, Point};
 use protocol::agent::PermissionPolicy;
 use protocol::event::Body;
+use protocol::id::SessionId;
 use serde_json::json;
 use testkit::hands::FakeHands;
 use tokio_util::sync::CancellationToken;
@@ -147,4 +152,49 @@ async fn many_sessions_are_driven_at_once() {
     }
     shutdown.cancel();
     running.await.expect("the brain ends in peace");
+}
+
+/// Sends an interrupt when the brain first reaches a point, and lets it go on.
+struct InterruptAt {
+    point: Point,
+    is_sent: AtomicBool,
+    world: World,
+    session: SessionId,
+}
+
+#[async_trait]
+impl Faults for InterruptAt {
+    async fn reached(&self, point: Point) {
+        if point == self.point && !self.is_sent.swap(true, Ordering::SeqCst) {
+            self.world.send(&self.session, vec![Body::UserInterrupt { session_thread_id: None }]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_interrupt_is_never_overlooked_wherever_it_comes() {
+    for point in [
+        Point::Claimed,
+        Point::BeforeAppend,
+        Point::Appended,
+        Point::BeforeModel,
+        Point::ModelAnswered,
+        Point::Provisioned,
+        Point::BeforeCall,
+    ] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let models =
+            scripted(json!([{"blocks": [bash("hold forever")]}, {"blocks": [{"text": "never said"}]}]));
+        let world = World::open(dir.path(), models, Arc::default()).await;
+        let session = world.session(ALLOW, "go").await;
+        let other = world.clone();
+        let faults =
+            InterruptAt { is_sent: AtomicBool::new(false), point, world: other, session: session.clone() };
+        let brain = world.brain(Some(Arc::new(faults)));
+        let shutdown = CancellationToken::new();
+        let woken = tokio::time::timeout(Duration::from_secs(20), brain.wake(&session, &shutdown)).await;
+        assert!(woken.is_ok(), "{point:?}: the call runs on although an interrupt waits");
+        let told = world.told(&session).await;
+        assert!(told.ends_with("idle: end_turn") && !told.contains("never said"), "{point:?}: {told}");
+    }
 }

@@ -77,6 +77,7 @@ async fn dies_at(n: usize) -> bool {
     assert_eq!(world.told(&session).await, EXPECTED, "after a death at point {n}, {point:?}");
     let commands: Vec<String> = hands.runs().into_iter().map(|(_, command)| command).collect();
     assert_eq!(commands, ["one", "two", "three"], "each ran once; death at point {n}, {point:?}");
+    assert!(hands.are_outputs_collected(), "deliverables; death at point {n}, {point:?}");
     check_log(&world, &session).await;
     has_died
 }

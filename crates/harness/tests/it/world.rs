@@ -22,6 +22,7 @@ use store::{NewSession, Order, Slice, Store};
 use testkit::hands::FakeHands;
 use tokio_util::sync::CancellationToken;
 
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) hands: Arc<FakeHands>,

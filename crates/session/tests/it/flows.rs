@@ -498,3 +498,38 @@ fn a_brain_that_takes_over_runs_the_call_that_has_no_result() {
     let call = world.call(0);
     assert_eq!(world.go(), Act::Execute { call });
 }
+
+#[test]
+fn deliverables_are_collected_before_the_client_hears_of_the_end_and_the_answer_is_on_record_by_then() {
+    let mut world = asked();
+    world.answer(&[Say::Bash("ls")]);
+    let call = world.call(0);
+    assert!(matches!(world.result_in_sandbox(&call), Act::CallModel { .. }));
+    world.skip_news();
+    assert_eq!(world.answer(&[Say::Text("done")]), Act::Collect);
+    shows(&mut world, "agent.message \"done\"\nspan.model_request_end #8");
+    assert_eq!(world.clone().go(), Act::Collect, "a brain that takes over collects");
+    assert_eq!(world.collected(), Act::Rest);
+    shows(&mut world, IDLE);
+}
+
+#[test]
+fn an_interrupt_of_a_session_whose_initial_message_nobody_took_up_stops_that_message() {
+    let mut world = World::with_initial(vec![message("hi")]);
+    world.send(vec![interrupt(), message("rather this")]).expect("accepted");
+    assert!(matches!(world.go(), Act::CallModel { .. }));
+    shows(
+        &mut world,
+        &format!(
+            r#"session.status_running
+            session.thread_status_running
+            user.message "hi"
+            user.interrupt
+            {IDLE}
+            session.status_running
+            session.thread_status_running
+            user.message "rather this"
+            span.model_request_start"#
+        ),
+    );
+}

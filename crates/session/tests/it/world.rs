@@ -6,7 +6,7 @@ use protocol::content::Content;
 use protocol::event::{
     Answer, AnswerCall, Body, Evaluation, Event, Finish, ModelUsage, Permission, StopReason, Verdict,
 };
-use protocol::id::{EventId, FromBits, ThreadId};
+use protocol::id::{EventId, FromBits, SandboxId, ThreadId};
 use protocol::time::Timestamp;
 use serde_json::json;
 use session::state::{State, stamp};
@@ -212,6 +212,22 @@ impl World {
             is_error: false,
         };
         let facts = self.facts(vec![body]);
+        self.step(facts, Ready::Wait)
+    }
+
+    /// A call's result, with the sandbox in which it ran.
+    pub(crate) fn result_in_sandbox(&mut self, call: &EventId) -> Act {
+        let sandbox = Body::Sandbox { sandbox_id: SandboxId::from_text("sbx_1") };
+        let facts = self.facts(vec![sandbox]);
+        match self.step(facts, Ready::Wait) {
+            Act::Execute { call: next } if next == *call => self.result(call),
+            other => other,
+        }
+    }
+
+    /// The deliverables are out.
+    pub(crate) fn collected(&mut self) -> Act {
+        let facts = self.facts(vec![Body::OutputsCollected {}]);
         self.step(facts, Ready::Wait)
     }
 
