@@ -24,7 +24,7 @@ pub(crate) struct ServerOptions {
     #[arg(long, env = "POSTHOUSE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
 
-    /// The first API key, instead of a minted one. Used only while the data directory has none.
+    /// An API key that is to work, instead of a minted one. Made at the start if the data directory has it not.
     #[arg(long, env = "POSTHOUSE_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
 
@@ -122,6 +122,15 @@ const FILE_NAME: &str = "posthouse.toml";
 impl ServerOptions {
     /// Reads the file, if there is one, and fills in what is left.
     pub(crate) fn settle(self) -> anyhow::Result<Settings> {
+        self.settle_with("info")
+    }
+
+    /// As [`Self::settle`], but logs only what is wrong, unless somebody asks for more.
+    pub(crate) fn settle_quiet(self) -> anyhow::Result<Settings> {
+        self.settle_with("warn")
+    }
+
+    fn settle_with(self, log: &str) -> anyhow::Result<Settings> {
         let (file, path) = self.read_file()?;
         let data_dir = match self.data_dir.or(file.data_dir) {
             Some(dir) => dir,
@@ -145,7 +154,7 @@ impl ServerOptions {
                 .or(file.listen)
                 .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a valid address")),
             api_key: self.api_key,
-            log: self.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
+            log: self.log.or(file.log).unwrap_or_else(|| log.to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
             limits: self.sandbox.over(file.sandbox),
@@ -178,7 +187,7 @@ fn parse(text: &str, path: &Path) -> anyhow::Result<File> {
     // The parser's message quotes the line in question, and a line may hold a key: only its place and its reason
     // are shown.
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message())
     })
 }
