@@ -75,6 +75,10 @@ impl Store {
                 ready.pass_on();
                 return Err(Error::Closed);
             }
+            // However busy the queue is: what has lapsed is in no queue.
+            if ready.is_look_due(self.0.options.lapsed_poll) {
+                self.look_for_lapsed().await?;
+            }
             if ready.is_worth_a_claim() {
                 let holder = holder.to_owned();
                 let queue = ready.clone();
@@ -87,9 +91,8 @@ impl Store {
                 continue;
             }
             let poll = jittered(self.0.options.lapsed_poll);
-            if tokio::time::timeout(poll, ready.woken()).await.is_err() {
-                self.look_for_lapsed().await?;
-            }
+            // A wake-up or the time: either way there may be something to see.
+            let _ = tokio::time::timeout(poll, ready.woken()).await;
         }
     }
 

@@ -86,11 +86,21 @@ pub struct Options {
     pub ids: Ids,
     /// How often, roughly, a waiting [`Store::claim`] looks for leases that have lapsed.
     pub lapsed_poll: Duration,
+    /// How much of the write-ahead log's file is written out when the store is opened. A file that grows makes each
+    /// sync wait for the file system's journal, which takes milliseconds on a busy machine; one that is overwritten
+    /// in place does not. It grows to what it needs anyway and is then used again, so this matters for the first
+    /// seconds only; a server may like it, a test does not need it.
+    pub log_space_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), ids: Ids::system(), lapsed_poll: Duration::from_secs(5) }
+        Self {
+            clock: Arc::new(SystemClock),
+            ids: Ids::system(),
+            lapsed_poll: Duration::from_secs(5),
+            log_space_bytes: 0,
+        }
     }
 }
 
@@ -108,6 +118,7 @@ impl Store {
             kinds.load(&conn)?;
             claims::void_leases(&conn)?;
             claims::refill(&conn, &ready, options.clock.now())?;
+            connect::make_space(&path, options.log_space_bytes);
             let readers = Readers::open(path.clone())?;
             let shared = Shared {
                 clock: options.clock.clone(),

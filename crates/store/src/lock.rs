@@ -5,7 +5,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::OpenError;
@@ -13,6 +13,8 @@ use crate::error::OpenError;
 const LOCK: &str = "lock";
 /// A log holds whatever its users said: nobody else's business.
 const MODE: u32 = 0o700;
+/// The same for files, in a directory that somebody else made.
+pub(crate) const FILE_MODE: u32 = 0o600;
 
 /// Makes the data directory if need be.
 pub(crate) fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
@@ -23,7 +25,7 @@ pub(crate) fn make_directory(data_dir: &Path) -> Result<(), OpenError> {
 pub(crate) fn take(data_dir: &Path) -> Result<File, OpenError> {
     let unusable = |error| unusable(data_dir, error);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
     let mut file = options.open(data_dir.join(LOCK)).map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => {}

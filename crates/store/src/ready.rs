@@ -5,6 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use protocol::id::SessionId;
 use tokio::sync::Notify;
@@ -14,10 +15,17 @@ use crate::lease::Token;
 /// Sessions kept in the queue: some tens of bytes each.
 pub(crate) const READY_MAX: usize = 65_536;
 
-#[derive(Default)]
 pub(crate) struct Ready {
     queue: Mutex<Queue>,
     wake: Notify,
+    /// When somebody last looked for leases that have lapsed.
+    looked: Mutex<Instant>,
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Self { queue: Mutex::default(), wake: Notify::default(), looked: Mutex::new(Instant::now()) }
+    }
 }
 
 #[derive(Default)]
@@ -82,6 +90,16 @@ impl Ready {
     pub(crate) fn is_worth_a_claim(&self) -> bool {
         let queue = self.lock();
         !queue.ids.is_empty() || queue.has_more || !queue.orphans.is_empty()
+    }
+
+    /// Whether it is time again to look for leases that have lapsed. True for one caller in each span.
+    pub(crate) fn is_look_due(&self, every: Duration) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = looked.elapsed() >= every;
+        if is_due {
+            *looked = Instant::now();
+        }
+        is_due
     }
 
     pub(crate) fn is_closed(&self) -> bool {

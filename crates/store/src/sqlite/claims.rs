@@ -21,7 +21,16 @@ pub(crate) fn claim_ready(flush: &mut Flush<'_>, holder: &str) -> Result<Option<
     loop {
         while let Some(id) = flush.ready.pop() {
             // It may have been deleted, claimed or satisfied since it was queued.
-            let Some(head) = flush.heads.get(flush.conn, &id)? else { continue };
+            let head = match flush.heads.get(flush.conn, &id) {
+                Ok(Some(head)) => head,
+                Ok(None) => continue,
+                // One session that cannot be read must not keep the others waiting.
+                Err(Fault::Json(error)) => {
+                    tracing::error!(session.id = %id, %error, "a session cannot be read and is left alone");
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
             if head.state.wants_brain() && !head.is_leased(now) {
                 return Ok(Some(lease_to(flush, &id, holder, now)?));
             }

@@ -1,11 +1,16 @@
 //! Connections, their settings, and the format of the database.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::error::{Error, OpenError};
+use crate::lock::FILE_MODE;
 use crate::sqlite::fault::{Fault, Stage};
 
 /// Numbered from 1; stored as `user_version`. Only ever add to the end.
@@ -22,6 +27,8 @@ const WRITER_CACHE_KIB: i64 = 128 << 10;
 const READER_CACHE_KIB: i64 = 4 << 10;
 /// Mapped pages count as this process's memory, so the map is bounded.
 const MAP_BYTES: i64 = 256 << 20;
+/// Written at once when space is made.
+const SPACE_STEP: usize = 1 << 20;
 /// Statements that each connection keeps prepared.
 const STATEMENTS: usize = 128;
 
@@ -32,6 +39,9 @@ pub(crate) fn database(data_dir: &Path) -> PathBuf {
 
 /// A connection that writes.
 pub(crate) fn writer(path: &Path) -> Result<Connection, Fault> {
+    // Made here and not by SQLite, so that nobody else may read it; the files beside it take after it. If it cannot be
+    // made SQLite says why.
+    let _ = OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(path);
     let conn = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -39,7 +49,13 @@ pub(crate) fn writer(path: &Path) -> Result<Connection, Fault> {
     conn.busy_timeout(BUSY)?;
     // Has effect only on an empty file. Events of a kilobyte or so fill such a page well.
     conn.pragma_update(None, "page_size", 8192)?;
-    conn.pragma_update(None, "journal_mode", "WAL")?;
+    let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        // A network file system, mostly. Without the log a reader blocks the writer, and the other way round.
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let text = "the data directory's file system does not support a write-ahead log".to_owned();
+        return Err(rusqlite::Error::SqliteFailure(code, Some(text)).into());
+    }
     // What is acknowledged survives the power.
     conn.pragma_update(None, "synchronous", "FULL")?;
     // Checkpoints are made on another thread; and never truncate the log, so that it is overwritten in place: a file
@@ -48,8 +64,33 @@ pub(crate) fn writer(path: &Path) -> Result<Connection, Fault> {
     conn.pragma_update(None, "journal_size_limit", -1)?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
-    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    prepare_once(&conn)?;
     Ok(conn)
+}
+
+/// Writes out the first bytes of the write-ahead log's file. What SQLite finds there is no frame of the log: it has
+/// the salt of none. To be called while a connection is open that has not written yet.
+pub(crate) fn make_space(path: &Path, size_bytes: u64) {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if let Err(error) = fill(Path::new(&log), size_bytes) {
+        // Only slower for a while.
+        tracing::warn!(error = %error, "no space could be made for the write-ahead log");
+    }
+}
+
+fn fill(file: &Path, size_bytes: u64) -> std::io::Result<()> {
+    let zeros = vec![0; SPACE_STEP];
+    let mut file = OpenOptions::new().append(true).open(file)?;
+    let mut length = file.metadata()?.len();
+    if length >= size_bytes {
+        return Ok(());
+    }
+    while length < size_bytes {
+        file.write_all(&zeros)?;
+        length += SPACE_STEP as u64;
+    }
+    file.sync_all()
 }
 
 /// A connection that only reads.
@@ -63,8 +104,16 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, Fault> {
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     conn.pragma_update(None, "mmap_size", MAP_BYTES)?;
-    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    prepare_once(&conn)?;
     Ok(conn)
+}
+
+/// Statements are planned once, whatever is bound to them. SQLite otherwise plans most of ours anew for each use,
+/// because a bound value might call for another plan; here that never is so, and it takes longer than the reading.
+fn prepare_once(conn: &Connection) -> Result<(), Fault> {
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
 }
 
 /// A database that somebody else may be serving, for a few short transactions.

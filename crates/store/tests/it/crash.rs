@@ -79,7 +79,9 @@ fn workspace() -> WorkspaceId {
 
 /// Appends and sends, in several sessions at once, until the process dies.
 async fn work(dir: &Path) {
-    let store = Store::open(dir, Options::default()).expect("the dead have left no lock");
+    // Space in the log's file, so that what follows the last frame is not the end of the file.
+    let options = Options { log_space_bytes: 2 << 20, ..Options::default() };
+    let store = Store::open(dir, options).expect("the dead have left no lock");
     let mut workers = JoinSet::new();
     let found =
         store.list_sessions(&workspace(), SessionQuery { limit: SESSIONS, ..SessionQuery::default() }).await;

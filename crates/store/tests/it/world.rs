@@ -136,8 +136,12 @@ impl World {
 }
 
 fn open(dir: &TempDir, clock: &Arc<ManualClock>, seed: u64) -> Store {
-    let options =
-        Options { clock: clock.clone(), ids: Ids::seeded(seed), lapsed_poll: Duration::from_millis(20) };
+    let options = Options {
+        clock: clock.clone(),
+        ids: Ids::seeded(seed),
+        lapsed_poll: Duration::from_millis(20),
+        ..Options::default()
+    };
     Store::open(dir.path(), options).expect("opens")
 }
 
