@@ -95,7 +95,8 @@ pub(crate) async fn cancel(hands: &dyn Provider, id: &SandboxId, fence: u64, cal
 /// Copies the deliverables into a folder, which is there afterwards only if there are any.
 pub(crate) async fn collect(hands: &dyn Provider, id: &SandboxId, into: &Path) {
     let id = handle(id);
-    if let Err(error) = tokio::fs::create_dir_all(into).await {
+    // What an agent made for its client is nobody else's business.
+    if let Err(error) = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(into).await {
         tracing::error!(sandbox.id = %id, %error, "there is no place for the outputs");
         return;
     }
