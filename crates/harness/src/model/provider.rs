@@ -13,7 +13,7 @@ use super::config::{
 };
 use super::connect::endpoint;
 use super::drive::drive;
-use super::failure::{Failure, FailureKind};
+use super::failure::{Failure, FailureKind, redact};
 use super::http::Endpoint;
 use super::key::ApiKey;
 use super::prompt::Prompt;
@@ -22,6 +22,12 @@ use super::{anthropic, openai};
 
 /// No wait between two tries is longer, unless the provider asks for it.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long a provider may take to list its models.
+const LIST_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The longest list of models that is read; the longest known ones are a tenth of it.
+const LIST_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// All providers, in the order in which they are asked for a model.
 #[derive(Clone, Debug, Default)]
@@ -264,6 +270,23 @@ impl Provider {
         }
     }
 
+    /// Whether it answers for every name, so that what it serves is not known from its patterns.
+    pub fn takes_any_name(&self) -> bool {
+        self.inner.patterns.iter().any(|pattern| pattern == "*")
+    }
+
+    /// The names in the provider's own list (`GET …/models`), in its order. A script has none.
+    pub async fn models(&self) -> Result<Vec<String>, Failure> {
+        let endpoint = match &self.inner.wire {
+            Wire::Anthropic(endpoint) | Wire::OpenAi(endpoint) => endpoint,
+            Wire::Scripted(_) => return Ok(Vec::new()),
+        };
+        match tokio::time::timeout(LIST_TIME_MAX, list(endpoint)).await {
+            Ok(listed) => listed,
+            Err(_) => Err(Failure::new(FailureKind::Timeout, "the list of models did not come in time")),
+        }
+    }
+
     fn answers_for(&self, model: &str) -> bool {
         self.inner.model_map.contains_key(model)
             || self.inner.patterns.iter().any(|pattern| matches(pattern, model))
@@ -302,6 +325,45 @@ impl fmt::Debug for Provider {
             .field("models", &self.inner.patterns)
             .finish_non_exhaustive()
     }
+}
+
+async fn list(endpoint: &Endpoint) -> Result<Vec<String>, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Page {
+        data: Vec<Model>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Model {
+        id: String,
+    }
+    let broken = |error: reqwest::Error| {
+        // The innermost cause says what happened; the outer ones say the address, which is not for everybody.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        Failure::new(FailureKind::Connection, &redact(&cause.to_string(), &endpoint.secrets))
+    };
+    let path = endpoint.url.path();
+    let base = path.strip_suffix("/chat/completions").or_else(|| path.strip_suffix("/messages"));
+    let mut url = endpoint.url.clone();
+    url.set_path(&format!("{}/models", base.unwrap_or(path)));
+    let request = endpoint.client.get(url).headers(endpoint.headers.clone());
+    let mut response = request.send().await.map_err(broken)?;
+    if response.status() != reqwest::StatusCode::OK {
+        let detail = format!("the list of models was answered with status {}", response.status().as_u16());
+        return Err(Failure::new(FailureKind::Malformed, &detail));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > LIST_BYTES_MAX {
+            return Err(endpoint.malformed("the list of models is too long"));
+        }
+    }
+    let page: Page =
+        serde_json::from_slice(&body).map_err(|_| endpoint.malformed("the list of models is not one"))?;
+    Ok(page.data.into_iter().map(|model| model.id).collect())
 }
 
 fn retry_from(lookup: &impl Fn(&str) -> Option<String>) -> Result<Retry, ConfigError> {
