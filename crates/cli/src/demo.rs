@@ -7,13 +7,15 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use client::{Client, Item};
-use harness::model::Script;
+use harness::model::{Providers, Script};
 use protocol::event::Body;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::keys;
 use crate::render::{Form, Renderer};
 use crate::run::{Ended, Summary, Watch, conclude, ended, outputs, prepare};
 use crate::settings::Settings;
@@ -31,8 +33,27 @@ pub(crate) fn script() -> Script {
     serde_json::from_str(SCRIPT).expect("the demonstration's script is valid")
 }
 
+/// Whether there is no model but the demonstration's.
+pub(crate) fn is_all(models: &Providers) -> bool {
+    models.iter().all(|provider| provider.patterns().eq([MODEL]))
+}
+
 /// Plays the demonstration.
 pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> {
+    let key = keys::mint();
+    let mut store = store::Keys::open(&settings.data_dir, store::Options::default())?;
+    let workspace = store.ensure_workspace()?;
+    let made = store.create_key(&workspace, keys::INTERNAL, store::hash_key(&key))?;
+    let summary = tokio::select! {
+        summary = on_servers(settings, &key, form) => summary,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("left; the demonstration's session is kept")),
+    };
+    // However that ended, no server of ours runs any more: dropping one kills it.
+    store.revoke_key(&workspace, &made.id)?;
+    conclude(&summary?, form)
+}
+
+async fn on_servers(settings: &Settings, key: &str, form: Form) -> anyhow::Result<Summary> {
     let mut renderer = Renderer::new(form);
     renderer.announce(
         "No model is configured, so this is the scripted demonstration: a scripted model, but a real",
@@ -41,10 +62,8 @@ pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> 
     renderer.note(
         "To run your own task: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL and try again.\n",
     );
-    let key = crate::keys::mint();
-    make_key(settings, &key)?;
-    let (mut server, url) = start(settings).await?;
-    let client = Client::new(&url, &key)?;
+    let (mut server, url) = start(settings, key).await?;
+    let client = Client::new(&url, key)?;
     renderer.note(&format!("server {} listens on {url}", pid(&server)));
     let session = prepare(&client, TASK, MODEL, None).await?;
     renderer.note(&format!("session {}\n\n> {TASK}", session.id));
@@ -56,13 +75,14 @@ pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> 
         .announce(&format!("\n✗ kill -9 {}: the server is dead in the middle of the command.", pid(&server)));
     server.kill().await?;
 
-    let (mut server, url) = start(settings).await?;
+    let (mut server, url) = start(settings, key).await?;
     renderer
         .announce(&format!("✓ server {} carries on with the same session, from its log.\n", pid(&server)));
-    let client = Client::new(&url, &key)?;
+    let client = Client::new(&url, key)?;
     watch.resume(&client).await?;
     let ended = watch.until_idle(&mut renderer).await?;
     renderer.finish();
+    renderer.check()?;
     if ended == Ended::Over {
         bail!("the demonstration failed; posthouse doctor says what this machine's sandboxes lack");
     }
@@ -74,25 +94,18 @@ pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> 
         session,
     };
     stop(&mut server).await?;
-    conclude(&summary, form);
-    Ok(())
-}
-
-fn make_key(settings: &Settings, key: &str) -> anyhow::Result<()> {
-    let mut keys = store::Keys::open(&settings.data_dir, store::Options::default())?;
-    let workspace = keys.ensure_workspace()?;
-    keys.create_key(&workspace, "posthouse run (demonstration)", store::hash_key(key))?;
-    Ok(())
+    Ok(summary)
 }
 
 /// Shows everything until the slow command runs.
 async fn until_slow_command(watch: &mut Watch<'_>, renderer: &mut Renderer) -> anyhow::Result<()> {
-    while let Some(frame) = watch.next().await {
+    while let Some(frame) = watch.next().await? {
         match frame {
             Item::Preview(preview) => renderer.preview(&preview),
             Item::Event { position: None, .. } => {}
             Item::Event { position: Some(_), event } => {
                 renderer.event(&event);
+                renderer.check()?;
                 if matches!(event.body, Body::AgentToolUse { .. }) {
                     return Ok(());
                 }
@@ -106,11 +119,13 @@ async fn until_slow_command(watch: &mut Watch<'_>, renderer: &mut Renderer) -> a
 }
 
 /// Starts a server as a child, and waits until it says where it listens.
-async fn start(settings: &Settings) -> anyhow::Result<(Child, String)> {
+async fn start(settings: &Settings, key: &str) -> anyhow::Result<(Child, String)> {
     let mut server = Command::new(std::env::current_exe()?)
         .arg("serve")
-        .args(["--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
+        .args(["--listen", "127.0.0.1:0", "--log", &settings.log, "--data-dir"])
         .arg(&settings.data_dir)
+        // The server takes it for a key that it is to know, and mints none that nobody would see.
+        .env("POSTHOUSE_API_KEY", key)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -127,8 +142,9 @@ async fn start(settings: &Settings) -> anyhow::Result<(Child, String)> {
 
 /// Asks the server to stop, and waits.
 async fn stop(server: &mut Child) -> anyhow::Result<()> {
-    if let Some(pid) = server.id() {
-        Command::new("kill").arg(pid.to_string()).status().await?;
+    // A child that was not waited for keeps its number, so nobody else can have it.
+    if let Some(pid) = server.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
+        kill_process(pid, Signal::TERM).context("the server cannot be told to stop")?;
     }
     server.wait().await?;
     Ok(())

@@ -6,6 +6,8 @@ use anyhow::Context as _;
 use clap::Args;
 use sandbox::{Settings, Supervised};
 
+use crate::out;
+
 /// Say what this machine's sandboxes can hold off.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorOptions {
@@ -22,9 +24,9 @@ pub(crate) async fn doctor(options: DoctorOptions) -> anyhow::Result<()> {
     let _ = std::fs::remove_dir_all(&dir);
     let report = report.context("the machine could not be examined")?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        out::line(&serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{report}");
+        out::line(&report.to_string())?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod client_options;
 mod demo;
 mod doctor;
 mod keys;
+mod out;
 mod render;
 mod run;
 mod serve;
@@ -20,6 +21,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::args::{Args, Command};
+
+/// What shells show for a program that ended because nobody read its output: 128 and SIGPIPE.
+const CLOSED: u8 = 141;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -35,9 +39,10 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<out::Closed>() => ExitCode::from(CLOSED),
         Err(error) => {
             // The chain reads from what was attempted to why it failed.
-            eprintln!("posthouse: {error:#}");
+            out::remark(&format!("posthouse: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -45,5 +50,9 @@ fn main() -> ExitCode {
 
 fn on_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     harness::model::install_crypto();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    // Who ended in order has left nothing behind; who was told to end at once does not wait for threads.
+    runtime.shutdown_background();
+    outcome
 }

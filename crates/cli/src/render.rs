@@ -1,6 +1,6 @@
 //! Showing a session to a person, event by event, or as JSON lines to a program.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,6 +8,8 @@ use owo_colors::{OwoColorize as _, Stream, Style};
 use protocol::content::Content;
 use protocol::event::{Body, Event, Preview, PreviewDelta, PreviewText, RetryStatus, StopReason};
 use serde_json::Value;
+
+use crate::out;
 
 /// How many lines of a tool's output are shown.
 const OUTPUT_LINES_MAX: usize = 12;
@@ -20,6 +22,8 @@ pub(crate) struct Renderer {
     is_in_text: bool,
     /// Whether the message that comes whole has been shown piece by piece already.
     was_streamed: bool,
+    /// Why standard output takes nothing more.
+    failed: Option<anyhow::Error>,
 }
 
 /// For whom it is shown.
@@ -40,7 +44,7 @@ impl Renderer {
             spinner.set_draw_target(ProgressDrawTarget::hidden());
         }
         spinner.enable_steady_tick(Duration::from_millis(100));
-        Self { form, spinner, is_in_text: false, was_streamed: false }
+        Self { form, spinner, is_in_text: false, was_streamed: false, failed: None }
     }
 
     /// A remark of the program's own.
@@ -68,18 +72,16 @@ impl Renderer {
         let PreviewDelta::ContentDelta { index: _, content: PreviewText::Text { text } } = delta;
         self.was_streamed = true;
         let is_in_text = std::mem::replace(&mut self.is_in_text, true);
-        self.spinner.suspend(|| {
-            let mut out = std::io::stdout().lock();
-            let _ = if is_in_text { write!(out, "{text}") } else { write!(out, "\n{text}") };
-            let _ = out.flush();
-        });
+        self.print(&if is_in_text { text.clone() } else { format!("\n{text}") });
         self.spinner.set_draw_target(ProgressDrawTarget::hidden());
     }
 
     /// An event of the log.
     pub(crate) fn event(&mut self, event: &Event) {
         match self.form {
-            Form::Json => println!("{}", serde_json::to_string(event).expect("an event is JSON")),
+            Form::Json => {
+                self.print(&format!("{}\n", serde_json::to_string(event).expect("an event is JSON")));
+            }
             Form::Text => self.show(&event.body),
         }
     }
@@ -144,12 +146,23 @@ impl Renderer {
 
     fn line(&mut self, text: &str) {
         self.end_text();
-        self.spinner.suspend(|| println!("{text}"));
+        self.print(&format!("{text}\n"));
+    }
+
+    fn print(&mut self, text: &str) {
+        if self.failed.is_none() {
+            self.failed = self.spinner.suspend(|| out::print(text)).err();
+        }
+    }
+
+    /// An error once standard output takes nothing more: nobody watches.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     fn end_text(&mut self) {
         if std::mem::take(&mut self.is_in_text) {
-            self.spinner.suspend(|| println!());
+            self.print("\n");
         }
     }
 

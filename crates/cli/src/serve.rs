@@ -1,11 +1,10 @@
 //! `posthouse serve`: the server, until it is told to stop.
 
-use std::io::Write as _;
-
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::keys::Known;
 use crate::server::Server;
 use crate::settings::{LogFormat, ServerOptions, Settings};
 
@@ -20,43 +19,43 @@ pub(crate) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let settings = options.server.settle()?;
     start_log(&settings)?;
     let server = Server::start(&settings).await?;
-    let minted = first_key(&server, settings.api_key.as_deref()).await?;
+    let known = crate::keys::ensure_some(&server.store, settings.api_key.as_deref()).await?;
+    if known == Known::Revoked {
+        tracing::warn!("the key in POSTHOUSE_API_KEY was revoked: it does not work");
+    }
+    // Before it says that it listens: who reads that may tell it to stop at once.
+    let mut signals = StopSignals::catch()?;
     // Whoever started this may read one line and close the pipe: that is no reason to end.
-    let _ = std::io::stdout().write_all(greeting(&server, &settings, minted).as_bytes());
-    stop_signal().await?;
+    let _ = crate::out::print(&greeting(&server, &settings, known));
+    signals.next().await;
     tracing::info!("stopping: sessions are handed over; a second signal ends at once");
     tokio::select! {
-        () = server.stop() => Ok(()),
-        second = stop_signal() => second,
+        () = server.stop() => {}
+        () = signals.next() => {}
     }
+    Ok(())
 }
 
-fn greeting(server: &Server, settings: &Settings, minted: Option<String>) -> String {
+fn greeting(server: &Server, settings: &Settings, known: Known) -> String {
     let mut text = format!("Posthouse {} listens on {}\n", env!("CARGO_PKG_VERSION"), server.url);
     text += &format!("  data: {}\n", settings.data_dir.display());
-    if let Some(key) = minted {
-        text += &format!("  first API key: {key}\n");
-        text += "  It is stored hashed and not shown again; `posthouse keys create` makes others.\n";
+    match known {
+        Known::Named | Known::Some => {}
+        Known::Minted(key) => {
+            text += &format!("  API key: {key}\n");
+            text += "  It is stored hashed and not shown again; `posthouse keys create` makes others.\n";
+        }
+        Known::Revoked => {
+            text += "  The key in POSTHOUSE_API_KEY was revoked and does not work; `posthouse keys create` makes others.\n";
+        }
     }
-    let is_only_demonstration = server.models.iter().count() == 1;
-    if is_only_demonstration {
+    if crate::demo::is_all(&server.models) {
         let file = settings.data_dir.join("posthouse.toml");
         text +=
             "  No model is configured: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL, or write\n";
         text += &format!("  {} (see docs/configuration.md).\n", file.display());
     }
     text
-}
-
-/// The key that scripts name, or a minted one, if the data directory has none yet.
-async fn first_key(server: &Server, named: Option<&str>) -> anyhow::Result<Option<String>> {
-    let workspace = server.workspace().await?;
-    if !server.store.list_keys(&workspace).await?.is_empty() {
-        return Ok(None);
-    }
-    let key = named.map_or_else(crate::keys::mint, str::to_owned);
-    server.store.create_key(&workspace, "first key", store::hash_key(&key)).await?;
-    Ok(named.is_none().then_some(key))
 }
 
 /// Writes log lines to standard error.
@@ -71,12 +70,22 @@ pub(crate) fn start_log(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn stop_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end a server.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// From now on they do not end the process by themselves.
+    fn catch() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! A whole server in one process: store, brain, hands, reaper and door, wired together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use harness::model::{Listed, Providers};
@@ -12,6 +13,7 @@ use sandbox::supervisor::{self, Supervised};
 use sandbox::{Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,7 +27,11 @@ pub(crate) struct Server {
     pub(crate) models: Arc<Providers>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    aborts: [AbortHandle; 3],
 }
+
+/// How long a server that is told to stop may take over it. What is under way gets less than that to end by itself.
+const STOP_TIME_MAX: Duration = Duration::from_secs(20);
 
 impl Server {
     /// Opens the data directory and starts everything.
@@ -50,16 +56,17 @@ impl Server {
 
         let shutdown = CancellationToken::new();
         let tasks = TaskTracker::new();
-        tasks.spawn(brain.run(shutdown.clone()));
-        tasks.spawn(reaper.run(shutdown.clone()));
+        let brain = tasks.spawn(brain.run(shutdown.clone())).abort_handle();
+        let reaper = tasks.spawn(reaper.run(shutdown.clone())).abort_handle();
         let door = api::serve(listener, app, shutdown.clone());
-        tasks.spawn(async move {
+        let door = async move {
             if let Err(error) = door.await {
                 tracing::error!(%error, "the door closed");
             }
-        });
+        };
+        let door = tasks.spawn(door).abort_handle();
         tasks.close();
-        Ok(Self { url, store, models, shutdown, tasks })
+        Ok(Self { url, store, models, shutdown, tasks, aborts: [brain, reaper, door] })
     }
 
     /// The workspace of the first key.
@@ -67,17 +74,28 @@ impl Server {
         Ok(self.store.ensure_workspace().await?)
     }
 
-    /// Stops taking requests, hands sessions over, and waits for what is under way.
+    /// Stops taking requests, hands sessions over, and waits for what is under way, but not for ever: what does not
+    /// end is aborted, and goes on from the log at the next start, as after a crash.
     pub(crate) async fn stop(self) {
-        self.shutdown.cancel();
-        self.tasks.wait().await;
-        self.store.close().await;
+        let Self { shutdown, tasks, aborts, store, .. } = self;
+        shutdown.cancel();
+        let in_order = async {
+            tasks.wait().await;
+            store.close().await;
+        };
+        if tokio::time::timeout(STOP_TIME_MAX, in_order).await.is_err() {
+            tracing::error!(
+                seconds = STOP_TIME_MAX.as_secs(),
+                "the server did not stop in time and is aborted; its sessions go on at the next start"
+            );
+            aborts.iter().for_each(AbortHandle::abort);
+        }
     }
 }
 
 /// The models of the file, the demonstration's script, then the models of the environment, whose patterns may take
 /// every name.
-fn providers(settings: &Settings) -> anyhow::Result<Providers> {
+pub(crate) fn providers(settings: &Settings) -> anyhow::Result<Providers> {
     let lookup = |name: &str| std::env::var(name).ok();
     let context = "the models cannot be used as configured";
     let of_file = Providers::build(settings.providers.clone(), lookup).context(context)?;

@@ -8,6 +8,7 @@ use protocol::session::Session;
 use serde_json::{Value, json};
 
 use crate::client_options::ClientOptions;
+use crate::out;
 use crate::render::{Form, Renderer};
 use crate::run::PREVIEWS;
 
@@ -90,7 +91,7 @@ async fn list(server: &ClientOptions, limit: u32, statuses: &[String], archived:
     let page = server.client()?.list_sessions(&query).await?;
     if server.json {
         for session in page.data {
-            println!("{}", serde_json::to_string(&session)?);
+            out::line(&serde_json::to_string(&session)?)?;
         }
         return Ok(());
     }
@@ -107,14 +108,14 @@ async fn list(server: &ClientOptions, limit: u32, statuses: &[String], archived:
             tokens.to_string(),
         ]);
     }
-    println!("{table}");
+    out::line(&table.to_string())?;
     Ok(())
 }
 
 async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
     let session: Session = server.client()?.get_session(session).await?;
     if server.json {
-        println!("{}", serde_json::to_string(&session)?);
+        out::line(&serde_json::to_string(&session)?)?;
         return Ok(());
     }
     let Session { id, agent, environment_id, title, status, usage, stats, created_at, archived_at, .. } =
@@ -132,7 +133,7 @@ async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
         ("worked", format!("{:.1} s of {:.1} s", stats.active_seconds, stats.duration_seconds)),
     ];
     for (name, value) in rows.into_iter().filter(|(_, value)| !value.is_empty()) {
-        println!("{name:<12} {value}");
+        out::line(&format!("{name:<12} {value}"))?;
     }
     Ok(())
 }
@@ -153,23 +154,26 @@ async fn events(
                 Item::Event { position: _, event } => renderer.event(&event),
                 Item::Preview(preview) => renderer.preview(&preview),
             }
+            renderer.check()?;
         }
     } else {
         for event in client.all_events(session).await? {
             renderer.event(&event);
+            renderer.check()?;
         }
     }
     renderer.finish();
-    Ok(())
+    renderer.check()
 }
 
 async fn send(server: &ClientOptions, session: &str, event: Value) -> anyhow::Result<()> {
     let echoes = server.client()?.send_events(session, json!([event])).await?;
     for echo in echoes {
         if server.json {
-            println!("{}", serde_json::to_string(&echo)?);
+            out::line(&serde_json::to_string(&echo)?)?;
         } else {
-            println!("sent {}; follow it with: posthouse sessions events {session} --follow", echo.id);
+            let id = echo.id;
+            out::line(&format!("sent {id}; follow it with: posthouse sessions events {session} --follow"))?;
         }
     }
     Ok(())

@@ -187,7 +187,8 @@ fn parse(text: &str, path: &Path) -> anyhow::Result<File> {
     // The parser's message quotes the line in question, and a line may hold a key: only its place and its reason
     // are shown.
     toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line =
+            error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         anyhow::anyhow!("{}, line {line}: {}", path.display(), error.message())
     })
 }

@@ -4,6 +4,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+use crate::keys::live_keys;
 use crate::server::{KEY, Server, posthouse, scripted};
 
 fn text(output: &Output) -> String {
@@ -49,6 +50,7 @@ async fn the_demonstration_survives_its_kill() {
     let report =
         std::fs::read_to_string(std::path::Path::new(files).join("report.md")).expect("the report is there");
     assert!(report.contains("has 8 lines; 8 were asked for"), "{report}");
+    assert_eq!(live_keys(dir.path()), Vec::<String>::new(), "the demonstration takes its key with it");
 }
 
 #[tokio::test]
@@ -139,7 +141,7 @@ async fn keys_are_made_listed_and_revoked_while_a_server_runs() {
     let client = client::Client::new(&server.url, &key).expect("valid");
     client.list_sessions(&[]).await.expect("the key works at once");
     let list = text(&keys(&["list"]).await);
-    assert!(list.contains("ci") && list.contains("first key") && !list.contains(&key), "{list}");
+    assert!(list.contains("ci") && list.contains("POSTHOUSE_API_KEY") && !list.contains(&key), "{list}");
     let id = made["id"].as_str().expect("an id");
     assert!(keys(&["revoke", id]).await.status.success());
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -2,5 +2,7 @@
 
 mod commands;
 mod flows;
+mod keys;
 mod kill_nine;
+mod run;
 mod server;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use client::Client;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 pub(crate) const KEY: &str = "ph_test_key_of_sixteen_characters";
 
@@ -22,6 +22,17 @@ pub(crate) fn posthouse() -> Command {
     command
 }
 
+/// The command that serves a data directory at a free address, without a key.
+pub(crate) fn serve(data_dir: &Path) -> Command {
+    serve_at("127.0.0.1:0", data_dir)
+}
+
+pub(crate) fn serve_at(address: &str, data_dir: &Path) -> Command {
+    let mut command = posthouse();
+    command.args(["serve", "--listen", address, "--log", "warn", "--data-dir"]).arg(data_dir);
+    command
+}
+
 /// A server that listens.
 pub(crate) struct Server {
     pub(crate) url: String,
@@ -31,18 +42,18 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server and waits until it says where it listens.
     pub(crate) async fn start(data_dir: &Path, variables: &[(&str, String)]) -> Self {
-        let mut child = posthouse()
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
-            .arg(data_dir)
-            .env("POSTHOUSE_API_KEY", KEY)
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
+        let mut command = serve(data_dir);
+        command.env("POSTHOUSE_API_KEY", KEY).envs(variables.iter().map(|(name, value)| (name, value)));
+        Self::greet(command).await.0
+    }
+
+    /// Starts the server of a command; gives what it goes on to say, too.
+    pub(crate) async fn greet(mut command: Command) -> (Self, Lines<BufReader<ChildStdout>>) {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         while let Some(line) = lines.next_line().await.expect("readable") {
             if let Some((_, url)) = line.split_once("listens on ") {
-                return Self { url: url.to_owned(), child };
+                return (Self { url: url.to_owned(), child }, lines);
             }
         }
         panic!("the server ended before it listened: {:?}", child.wait().await);
