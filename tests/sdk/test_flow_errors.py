@@ -202,7 +202,7 @@ def test_a_wish_to_wait_is_honoured(start: Any, model: Model) -> None:
 def test_the_provider_gets_its_key_and_nobody_else_sees_it(start: Any, model: Model, posthouse: Posthouse) -> None:
     conversation: Conversation = start(failure(401, "authentication_error", f"bad key {ANTHROPIC_SECRET}"))
     conversation.say("hello")
-    conversation.until_idle()
+    conversation.until_idle("retries_exhausted")
     (request,) = model.requests()
     assert any(ANTHROPIC_SECRET in value for value in request["headers"].values())
     everything = [posthouse.process.transcript(), *(e.to_json() for e in conversation.log())]
