@@ -18,7 +18,7 @@ use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
 
 use crate::error::Error;
-use crate::hub::{Frame, Marks, Read, Subscription};
+use crate::hub::{Frame, Marks, Subscription};
 use crate::sqlite::catch_up::{self, Chunk, Progress};
 use crate::{Inner, Store};
 
@@ -63,10 +63,6 @@ pub enum Item {
         json: Bytes,
     },
 }
-
-/// How large a read may be that is kept for the other followers of the session. A larger one is read by each: it is
-/// rare, and would otherwise stay in memory.
-const SHARED_BYTES_MAX: usize = 64 << 10;
 
 /// What closes all previews of its model request.
 const REQUEST_END: &str = "span.model_request_end";
@@ -149,14 +145,12 @@ impl Follower {
 
     /// Durable first: what the log holds is shown before any preview that was published meanwhile.
     async fn read(&mut self, marks: &Marks) {
-        // Whoever has history to catch up with reads alone, and keeps nobody waiting.
-        let found = if self.log_seen.is_some() && self.subscription.is_shared() {
-            self.read_shared(marks.log).await
-        } else {
-            self.read_alone().await
-        };
-        match found {
-            Ok(Some(chunk)) => self.take_in(chunk, marks),
+        if let Some((mark, chunk)) = self.subscription.recent_after(&self.progress) {
+            return self.take_in(chunk, mark);
+        }
+        let (progress, kinds) = (self.progress, self.store.kinds.clone());
+        match self.store.readers.read(move |conn| catch_up::read(conn, &kinds, progress)).await {
+            Ok(Some(chunk)) => self.take_in(chunk, marks.log),
             // Deleted since it was subscribed to: its commit is done, so the mark that says so is on its way.
             Ok(None) => self.log_seen = Some(marks.log),
             Err(error) => {
@@ -168,30 +162,8 @@ impl Follower {
         }
     }
 
-    async fn read_alone(&self) -> Result<Option<Chunk>, Error> {
-        let (progress, kinds) = (self.progress, self.store.kinds.clone());
-        self.store.readers.read(move |conn| catch_up::read(conn, &kinds, progress)).await
-    }
-
-    /// Takes what another follower has read from the same place since the log changed; else reads, and leaves it for
-    /// the others.
-    async fn read_shared(&self, mark: u64) -> Result<Option<Chunk>, Error> {
-        let mut last = self.subscription.last_read().lock().await;
-        if let Some(read) = last.as_ref()
-            && read.mark >= mark
-            && read.from.is_level_with(&self.progress)
-        {
-            return Ok(Some(read.chunk.clone()));
-        }
-        let chunk = self.read_alone().await?;
-        *last = chunk
-            .as_ref()
-            .filter(|chunk| chunk.is_all && chunk.size_bytes() <= SHARED_BYTES_MAX)
-            .map(|chunk| Read { from: self.progress, mark, chunk: chunk.clone() });
-        Ok(chunk)
-    }
-
-    fn take_in(&mut self, chunk: Chunk, marks: &Marks) {
+    /// Takes in what was found when the log's mark was `mark`.
+    fn take_in(&mut self, chunk: Chunk, mark: u64) {
         let Chunk { items, progress, is_all } = chunk;
         let ends = items.iter().filter_map(|item| match item {
             Item::Event { position, kind, json: _ } if **kind == *REQUEST_END => Some(*position),
@@ -205,7 +177,7 @@ impl Follower {
         self.progress = progress;
         self.items = items.into_iter();
         if is_all {
-            self.log_seen = Some(marks.log);
+            self.log_seen = Some(mark);
         }
     }
 

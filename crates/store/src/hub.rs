@@ -1,7 +1,8 @@
-//! Wake-ups for whoever watches a session. They carry no data: whoever wakes looks in the store.
+//! Wake-ups for whoever watches a session. They carry no data and may be lost: whoever wakes goes on from its own
+//! place, and what it does not find here it finds in the store.
 //!
 //! A session that nobody watches costs nothing here. One that is watched has one channel, whatever the number of
-//! watchers; it also holds the previews that its followers have not read yet.
+//! watchers; it also holds what its followers are likely to want next: the last few flushes, and the previews.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,11 @@ const PREVIEWS_MAX: usize = 512;
 /// And how large they may be together.
 const PREVIEW_BYTES_MAX: usize = 128 << 10;
 
+/// Flushes kept for one session: as many as happen while a follower wakes up, with some to spare.
+const RECENT_MAX: usize = 8;
+/// And how large they may be together. A larger one is read from the store by each follower.
+const RECENT_BYTES_MAX: usize = 64 << 10;
+
 /// The channels of the sessions that are watched now.
 #[derive(Default)]
 pub(crate) struct Hub {
@@ -34,19 +40,33 @@ struct Channels {
 struct Channel {
     marks: watch::Sender<Marks>,
     previews: Mutex<Ring>,
-    last_read: LastRead,
+    recent: Mutex<Recent>,
 }
 
-/// What one follower read last, for the others that are just as far: a thousand of them cost one read, not a thousand.
-pub(crate) type LastRead = tokio::sync::Mutex<Option<Read>>;
+/// What the last flushes committed to a session, for followers that are just as far as it was: a thousand of them
+/// cost no read at all. Only ever a copy of what is in the store; whoever does not find its place here reads there.
+#[derive(Default)]
+struct Recent {
+    flushes: VecDeque<(u64, Fresh)>,
+    size_bytes: usize,
+}
 
-/// A read that found all there was.
-pub(crate) struct Read {
-    /// How far the reader was before.
+/// What one flush committed to a session.
+pub(crate) struct Fresh {
+    /// How far a follower is that has seen all there was before.
     pub(crate) from: Progress,
-    /// The mark of the log before the read.
-    pub(crate) mark: u64,
     pub(crate) chunk: Chunk,
+}
+
+impl Recent {
+    fn push(&mut self, mark: u64, fresh: Fresh) {
+        self.size_bytes += fresh.chunk.size_bytes();
+        self.flushes.push_back((mark, fresh));
+        while self.flushes.len() > RECENT_MAX || self.size_bytes > RECENT_BYTES_MAX {
+            let Some((_, oldest)) = self.flushes.pop_front() else { break };
+            self.size_bytes -= oldest.chunk.size_bytes();
+        }
+    }
 }
 
 /// What has changed: counters that only grow, and how it ended.
@@ -99,7 +119,7 @@ impl Hub {
         let is_closed = channels.is_closed;
         let channel = channels.by_id.entry(id.clone()).or_insert_with(|| {
             let marks = watch::Sender::new(Marks { is_closed, ..Marks::default() });
-            Arc::new(Channel { marks, previews: Mutex::default(), last_read: LastRead::default() })
+            Arc::new(Channel { marks, previews: Mutex::default(), recent: Mutex::default() })
         });
         let channel = channel.clone();
         drop(channels);
@@ -108,15 +128,18 @@ impl Hub {
     }
 
     /// After a commit: these sessions' logs or inboxes have changed.
-    pub(crate) fn changed(&self, ids: &[SessionId]) {
+    pub(crate) fn changed(&self, changed: Vec<(SessionId, Option<Fresh>)>) {
         let channels = lock(&self.channels);
         if channels.by_id.is_empty() {
             return;
         }
-        for id in ids {
-            if let Some(channel) = channels.by_id.get(id) {
-                channel.marks.send_modify(|marks| marks.log += 1);
+        for (id, fresh) in changed {
+            let Some(channel) = channels.by_id.get(&id) else { continue };
+            let mark = channel.marks.borrow().log + 1;
+            if let Some(fresh) = fresh {
+                lock(&channel.recent).push(mark, fresh);
             }
+            channel.marks.send_modify(|marks| marks.log = mark);
         }
     }
 
@@ -181,15 +204,11 @@ impl Subscription {
         self.marks.borrow().clone()
     }
 
-    /// What somebody who watches the same session read last.
-    pub(crate) fn last_read(&self) -> &LastRead {
-        &self.channel().last_read
-    }
-
-    /// Whether anybody else watches the same session.
-    pub(crate) fn is_shared(&self) -> bool {
-        // The map has one, and so has this.
-        self.channel.as_ref().is_some_and(|channel| Arc::strong_count(channel) > 2)
+    /// What was committed next after `progress`, with the log's mark then, if that is still remembered.
+    pub(crate) fn recent_after(&self, progress: &Progress) -> Option<(u64, Chunk)> {
+        let recent = lock(&self.channel().recent);
+        let (mark, fresh) = recent.flushes.iter().find(|(_, fresh)| fresh.from.is_level_with(progress))?;
+        Some((*mark, fresh.chunk.clone()))
     }
 
     /// The previews from number `next` on, and the number after them. The first may have a later number than `next`:

@@ -1,5 +1,6 @@
 //! Appending to a log: the brain's append, and the way in which every event gets there.
 
+use bytes::Bytes;
 use protocol::event::{Body, Event};
 use protocol::id::EventId;
 use protocol::position::Position;
@@ -8,6 +9,8 @@ use rusqlite::{Connection, params};
 use session::Draft;
 use session::state::stamp;
 
+use crate::follow::Item;
+use crate::hub::Hub;
 use crate::lease::{Token, View};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::Head;
@@ -84,7 +87,8 @@ pub(crate) fn append(
         return Ok(Ok(head.view(flush.conn)?));
     }
     head.renew(now);
-    let append = Append { conn: flush.conn, kinds: flush.kinds, now, end: end_of(head, drafts.len()) };
+    let append =
+        Append { conn: flush.conn, kinds: flush.kinds, hub: flush.hub, now, end: end_of(head, drafts.len()) };
     for draft in drafts {
         match draft {
             Prepared::New(written) => {
@@ -129,6 +133,7 @@ pub(crate) fn end_of(head: &Head, count: usize) -> Position {
 pub(crate) struct Append<'a> {
     pub(crate) conn: &'a Connection,
     pub(crate) kinds: &'a Kinds,
+    pub(crate) hub: &'a Hub,
     pub(crate) now: Timestamp,
     /// The place of its last event.
     pub(crate) end: Position,
@@ -138,7 +143,7 @@ pub(crate) struct Append<'a> {
 pub(crate) struct Placed {
     pub(crate) position: Position,
     pub(crate) at: Timestamp,
-    pub(crate) json: String,
+    pub(crate) json: Bytes,
 }
 
 impl Append<'_> {
@@ -175,6 +180,7 @@ impl Append<'_> {
         let Row { id, body, kind, json, taken } = row;
         let json = with_time(json, at);
         let position = head.state.head.next();
+        head.begin_news(self.hub);
         const INSERT: &str = "
             INSERT INTO event (session, position, kind, at, append_end, taken, body)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
@@ -188,7 +194,11 @@ impl Append<'_> {
             json,
         ])?;
         head.state.apply(id, body, at);
-        head.has_news = true;
+        // No copy: the text becomes the bytes that everybody is shown.
+        let json = Bytes::from(json);
+        if kind > 0 {
+            head.add_news(|| Item::Event { position, kind: self.kinds.name(kind), json: json.clone() });
+        }
         Ok(Placed { position, at, json })
     }
 }

@@ -43,6 +43,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// That of a follower that has seen all there is when the log ends at `head`, and the inbox with `inbox_last`.
+    pub(crate) fn at(session: i64, head: Position, inbox_last: u64) -> Self {
+        Self { session, cursor: head, floor: head, waited: inbox_last, append_end: head }
+    }
+
     /// Whether both will be shown the same from here on. Once past it, where one began makes no difference.
     pub(crate) fn is_level_with(&self, other: &Self) -> bool {
         let is_caught_up = |progress: &Self| progress.cursor >= progress.floor;
@@ -82,10 +87,10 @@ pub(crate) fn start(conn: &Connection, id: &str) -> Result<Option<Start>, Fault>
 
 /// What comes next; `None` if the session is gone.
 pub(crate) fn read(conn: &Connection, kinds: &Kinds, progress: Progress) -> Result<Option<Chunk>, Fault> {
-    let mut statement = conn.prepare_cached("SELECT position FROM head WHERE session = ?1")?;
+    let mut statement = conn.prepare_cached("SELECT position, inbox_last FROM head WHERE session = ?1")?;
     let mut rows = statement.query([progress.session])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    let head = Position(row.get(0)?);
+    let (head, inbox_last): (_, u64) = (Position(row.get(0)?), row.get(1)?);
     let logged = if head > progress.cursor { logged(conn, progress)? } else { Vec::new() };
     let mut chunk = Chunk { items: Vec::with_capacity(logged.len()), progress, is_all: false };
     for (index, event) in logged.iter().enumerate() {
@@ -102,7 +107,9 @@ pub(crate) fn read(conn: &Connection, kinds: &Kinds, progress: Progress) -> Resu
     }
     chunk.is_all = chunk.progress.cursor >= head;
     if chunk.is_all {
-        chunk.show_waiting(conn, kinds, u64::MAX >> 1)?;
+        chunk.show_waiting(conn, kinds, inbox_last)?;
+        chunk.progress =
+            Progress { floor: progress.floor, ..Progress::at(progress.session, head, inbox_last) };
     }
     Ok(Some(chunk))
 }

@@ -13,12 +13,12 @@ use session::{Admitted, Record, State, admit};
 
 use crate::clock::Ids;
 use crate::error::ChangeError;
+use crate::follow::Item;
 use crate::log::Stored;
 use crate::sessions::NewSession;
 use crate::sqlite::appends::{Append, Written, end_of};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::{self, Head, Paper};
-use crate::sqlite::kinds::Kinds;
 use crate::sqlite::writer::Flush;
 
 /// What a change came to: the inner result is for the client, the outer fails the flush.
@@ -43,10 +43,16 @@ pub(crate) fn create(
     if !initial.is_empty() {
         let now = flush.now();
         let run = run_events(&head.state);
-        let append = Append { conn: flush.conn, kinds: flush.kinds, now, end: end_of(&head, run.len()) };
+        let append = Append {
+            conn: flush.conn,
+            kinds: flush.kinds,
+            hub: flush.hub,
+            now,
+            end: end_of(&head, run.len()),
+        };
         write_all(&append, &mut head, run.into(), ids)?;
         for written in initial {
-            queue(flush.conn, flush.kinds, &mut head, written)?;
+            queue(&append, &mut head, written)?;
         }
     }
     let shown = ((*head.record).clone(), head.state.clone());
@@ -88,7 +94,7 @@ pub(crate) fn send(
     prepared: Vec<Written>,
 ) -> Changed<Vec<Arc<Stored>>> {
     let now = flush.now();
-    let (conn, kinds) = (flush.conn, flush.kinds);
+    let (conn, kinds, hub) = (flush.conn, flush.kinds, flush.hub);
     let Some(head) = find(flush, workspace, id)? else { return Ok(Err(ChangeError::NotFound)) };
     let (papers, sent): (Vec<(EventId, String)>, Vec<Body>) =
         prepared.into_iter().map(|Written { id, body, json }| ((id, json), body)).unzip();
@@ -98,11 +104,11 @@ pub(crate) fn send(
         Err(refusal) => return Ok(Err(refusal.into())),
     };
     let logged = admitted.iter().filter(|admitted| matches!(admitted, Admitted::Log(_))).count();
-    let append = Append { conn, kinds, now, end: end_of(head, logged) };
+    let append = Append { conn, kinds, hub, now, end: end_of(head, logged) };
     let mut echoes = Vec::with_capacity(admitted.len());
     for (admitted, (id, json)) in admitted.into_iter().zip(papers) {
         let echo = match admitted {
-            Admitted::Queue(body) => queue(conn, kinds, head, Written { id, body, json })?,
+            Admitted::Queue(body) => queue(&append, head, Written { id, body, json })?,
             Admitted::Log(body) => {
                 let kind: Arc<str> = body.kind().into();
                 let placed = append.write(head, Written { id, body, json })?;
@@ -110,7 +116,7 @@ pub(crate) fn send(
                     position: Some(placed.position),
                     kind,
                     processed_at: Some(placed.at),
-                    json: Bytes::from(placed.json),
+                    json: placed.json,
                 }
             }
         };
@@ -121,7 +127,8 @@ pub(crate) fn send(
 }
 
 /// Puts an event at the end of the inbox.
-fn queue(conn: &Connection, kinds: &Kinds, head: &mut Head, written: Written) -> Result<Stored, Fault> {
+fn queue(append: &Append<'_>, head: &mut Head, written: Written) -> Result<Stored, Fault> {
+    let (conn, kinds) = (append.conn, append.kinds);
     let Written { id, body, json } = written;
     // Read before the row is written, so that it is not read as well.
     head.inbox(conn)?;
@@ -131,10 +138,11 @@ fn queue(conn: &Connection, kinds: &Kinds, head: &mut Head, written: Written) ->
     conn.prepare_cached(statement)?.execute(params![head.number, sequence, kind, json])?;
     let name = kinds.name(kind);
     let shown = Bytes::copy_from_slice(json.as_bytes());
+    head.begin_news(append.hub);
+    head.add_news(|| Item::Queued { kind: name.clone(), json: shown.clone() });
     head.state.queued.add(&body);
     head.inbox_last = sequence;
     head.inbox(conn)?.push(Event { body, id, processed_at: None }, Paper { sequence, kind, json });
-    head.has_news = true;
     Ok(Stored { position: None, kind: name, processed_at: None, json: shown })
 }
 
@@ -175,7 +183,7 @@ fn change(
     now: Timestamp,
     change: impl FnOnce(&mut Record, &State) -> Result<Vec<Body>, session::Refusal>,
 ) -> Changed<(Record, State)> {
-    let (conn, kinds) = (flush.conn, flush.kinds);
+    let (conn, kinds, hub) = (flush.conn, flush.kinds, flush.hub);
     let Some(head) = find(flush, workspace, id)? else { return Ok(Err(ChangeError::NotFound)) };
     let mut record = (*head.record).clone();
     let said = match change(&mut record, &head.state) {
@@ -186,7 +194,7 @@ fn change(
         save_session(conn, head.number, &record)?;
         head.record = Arc::new(record);
     }
-    write_all(&Append { conn, kinds, now, end: end_of(head, said.len()) }, head, said, ids)?;
+    write_all(&Append { conn, kinds, hub, now, end: end_of(head, said.len()) }, head, said, ids)?;
     let shown = ((*head.record).clone(), head.state.clone());
     flush.heads.touch(id);
     Ok(Ok(shown))

@@ -12,7 +12,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use session::state::Queued;
 use session::{Record, State};
 
+use crate::follow::Item;
+use crate::hub::{Fresh, Hub};
 use crate::lease::{LEASE, View};
+use crate::sqlite::catch_up::{Chunk, Progress};
 use crate::sqlite::fault::Fault;
 
 /// Sessions kept in memory between flushes: a few KiB each.
@@ -37,7 +40,9 @@ pub(crate) struct Head {
     /// `None` while it has not been read.
     inbox: Option<Inbox>,
     /// The log or the inbox changed in this flush.
-    pub(crate) has_news: bool,
+    has_news: bool,
+    /// What changed, if somebody watches.
+    fresh: Option<Fresh>,
     is_dirty: bool,
     saved: Saved,
     used: u64,
@@ -96,6 +101,7 @@ impl Head {
             inbox_last: 0,
             inbox: Some(Inbox::default()),
             has_news: false,
+            fresh: None,
             is_dirty: false,
             used: 0,
         }
@@ -118,6 +124,35 @@ impl Head {
             state: self.state.clone(),
             inbox,
         })
+    }
+
+    /// To be called before the log or the inbox changes.
+    pub(crate) fn begin_news(&mut self, hub: &Hub) {
+        if std::mem::replace(&mut self.has_news, true) || !hub.is_watched(&self.record.id) {
+            return;
+        }
+        let from = self.progress();
+        self.fresh = Some(Fresh { from, chunk: Chunk { items: Vec::new(), progress: from, is_all: true } });
+    }
+
+    /// To be called with what followers are to see.
+    pub(crate) fn add_news(&mut self, item: impl FnOnce() -> Item) {
+        if let Some(fresh) = &mut self.fresh {
+            fresh.chunk.items.push(item());
+        }
+    }
+
+    fn take_news(&mut self) -> Option<Fresh> {
+        let progress = self.progress();
+        self.fresh.take().map(|mut fresh| {
+            fresh.chunk.progress = progress;
+            fresh
+        })
+    }
+
+    /// That of a follower that has seen everything.
+    fn progress(&self) -> Progress {
+        Progress::at(self.number, self.state.head, self.inbox_last)
     }
 
     /// Whether somebody holds it at `now`.
@@ -202,7 +237,8 @@ impl Heads {
                 news.wanting.push(id.clone());
             }
             if std::mem::take(&mut head.has_news) {
-                news.changed.push(id);
+                let fresh = head.take_news();
+                news.changed.push((id, fresh));
             }
         }
         Ok(news)
@@ -229,7 +265,7 @@ impl Heads {
 /// Whom a flush concerns.
 #[derive(Default)]
 pub(crate) struct News {
-    pub(crate) changed: Vec<SessionId>,
+    pub(crate) changed: Vec<(SessionId, Option<Fresh>)>,
     pub(crate) wanting: Vec<SessionId>,
 }
 
@@ -255,6 +291,7 @@ fn load(conn: &Connection, id: &SessionId) -> Result<Option<Head>, Fault> {
         inbox_last: row.get(7)?,
         inbox: None,
         has_news: false,
+        fresh: None,
         is_dirty: false,
         saved: Saved { wants_brain: row.get(8)?, epoch, lease_until },
         used: 0,

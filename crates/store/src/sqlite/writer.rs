@@ -44,6 +44,7 @@ pub(crate) struct Flush<'a> {
     pub(crate) conn: &'a Connection,
     pub(crate) heads: &'a mut Heads,
     pub(crate) kinds: &'a Kinds,
+    pub(crate) hub: &'a Hub,
     pub(crate) ready: &'a Ready,
     pub(crate) clock: &'a dyn Clock,
     /// Sessions deleted in this flush, with the event that says so.
@@ -262,7 +263,7 @@ impl Desk {
         let mut deleted = Vec::new();
         match self.transact(jobs, &mut answers, &mut deleted) {
             Ok(news) => {
-                self.publish(&news, deleted);
+                self.publish(news, deleted);
                 for answer in answers {
                     answer(Ok(()));
                 }
@@ -290,6 +291,7 @@ impl Desk {
             conn: &self.conn,
             heads: &mut self.heads,
             kinds: &self.shared.kinds,
+            hub: &self.shared.hub,
             ready: &self.shared.ready,
             clock: &*self.shared.clock,
             deleted,
@@ -314,8 +316,8 @@ impl Desk {
         Ok(())
     }
 
-    fn publish(&self, news: &News, deleted: Vec<(SessionId, Bytes)>) {
-        self.shared.hub.changed(&news.changed);
+    fn publish(&self, news: News, deleted: Vec<(SessionId, Bytes)>) {
+        self.shared.hub.changed(news.changed);
         for (id, json) in deleted {
             self.shared.hub.deleted(&id, json);
         }

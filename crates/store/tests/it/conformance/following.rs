@@ -47,14 +47,27 @@ pub(crate) async fn a_message_is_shown_waiting_before_the_session_runs(world: &W
 }
 
 pub(crate) async fn a_message_taken_up_at_once_is_shown_waiting_all_the_same(world: &World) {
-    let (id, lease) = world.leased().await;
-    let mut follower = world.follow(&id, From::Now).await;
-    let echo = world.send(&id, vec![message("hello")]).await.remove(0);
-    world.append(&lease, take_up(world, id_of(&echo))).await;
-    let waiting = soon(follower.next()).await;
-    assert_eq!(waiting, Some(Item::Queued { kind: "user.message".into(), json: echo.json.clone() }));
-    assert_eq!(words(&mut follower, 2).await, TAKEN_UP[1..]);
-    assert!(is_quiet(&mut follower).await);
+    for behind in [0, FAR_BEHIND] {
+        let (id, lease) = world.leased().await;
+        let mut follower = world.follow(&id, From::Now).await;
+        let echo = world.send(&id, vec![message("hello")]).await.remove(0);
+        world.append(&lease, take_up(world, id_of(&echo))).await;
+        fall_behind(world, &lease, behind).await;
+        let waiting = soon(follower.next()).await;
+        assert_eq!(waiting, Some(Item::Queued { kind: "user.message".into(), json: echo.json.clone() }));
+        assert_eq!(words(&mut follower, 2).await, TAKEN_UP[1..]);
+        words(&mut follower, behind).await;
+        assert!(is_quiet(&mut follower).await);
+    }
+}
+
+/// So many flushes that what came before is no longer at hand in memory, but has to be read.
+const FAR_BEHIND: usize = 40;
+
+async fn fall_behind(world: &World, lease: &Lease, count: usize) {
+    for _ in 0..count {
+        world.append(lease, world.says(1)).await;
+    }
 }
 
 pub(crate) async fn a_message_that_waited_before_the_stream_is_shown_once(world: &World) {
@@ -111,27 +124,28 @@ pub(crate) async fn a_resumed_stream_shows_no_waiting_copy_of_what_was_taken_up_
 }
 
 pub(crate) async fn waiting_copies_keep_the_order_of_arrival(world: &World) {
-    let (id, lease) = world.leased().await;
-    let mut follower = world.follow(&id, From::Now).await;
-    let first = world.send(&id, vec![message("one"), message("two")]).await;
-    let second = world.send(&id, vec![interrupt()]).await;
-    let third = world.send(&id, vec![message("three")]).await;
-    // The interrupt overtakes; nothing has been shown yet.
-    world.append(&lease, vec![Draft::Take(id_of(&second[0]))]).await;
-    world.append(&lease, vec![Draft::Take(id_of(&first[0])), Draft::Take(id_of(&third[0]))]).await;
-    let expected = [
-        "(user.message)",
-        "(user.message)",
-        "(user.interrupt)",
-        "1 user.interrupt",
-        "(user.message)",
-        "2 user.message",
-        "3 user.message",
-    ];
-    assert_eq!(words(&mut follower, 7).await, expected);
-    world.append(&lease, vec![Draft::Take(id_of(&first[1]))]).await;
-    assert_eq!(words(&mut follower, 1).await, ["4 user.message"]);
-    assert!(is_quiet(&mut follower).await);
+    for behind in [0, FAR_BEHIND] {
+        let (id, lease) = world.leased().await;
+        let mut follower = world.follow(&id, From::Now).await;
+        let first = world.send(&id, vec![message("one"), message("two")]).await;
+        let second = world.send(&id, vec![interrupt()]).await;
+        let third = world.send(&id, vec![message("three")]).await;
+        // The interrupt overtakes; nothing has been shown yet.
+        world.append(&lease, vec![Draft::Take(id_of(&second[0]))]).await;
+        world.append(&lease, vec![Draft::Take(id_of(&first[0])), Draft::Take(id_of(&third[0]))]).await;
+        fall_behind(world, &lease, behind).await;
+        let shown = words(&mut follower, 7 + behind).await;
+        let waiting: Vec<_> = shown.iter().filter(|word| word.starts_with('(')).collect();
+        assert_eq!(waiting, ["(user.message)", "(user.message)", "(user.interrupt)", "(user.message)"]);
+        let place = |wanted: &str| shown.iter().position(|word| word == wanted).expect("shown");
+        // Each before the append that took it up.
+        assert!(place("(user.interrupt)") < place("1 user.interrupt"));
+        assert!(shown.iter().rposition(|word| word == "(user.message)") < Some(place("2 user.message")));
+        assert_eq!(place("2 user.message") + 1, place("3 user.message"));
+        world.append(&lease, vec![Draft::Take(id_of(&first[1]))]).await;
+        assert_eq!(words(&mut follower, 1).await, [format!("{} user.message", 4 + behind)]);
+        assert!(is_quiet(&mut follower).await);
+    }
 }
 
 pub(crate) async fn a_long_append_is_followed_across_chunks(world: &World) {
