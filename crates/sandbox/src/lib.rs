@@ -22,5 +22,5 @@ pub mod bench {
     pub use crate::namespaces::bare::Bare;
 }
 
-pub use supervisor::{Program, Settings, Supervised};
+pub use supervisor::{Patience, Program, Settings, Supervised};
 pub use tools::wire::Output;

@@ -16,7 +16,7 @@ use serde_json::value::to_raw_value;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tools::wire::{HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, Refusal, Reply, encode, frame_len};
 
 use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath};
@@ -36,6 +36,19 @@ const HELLO_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often a question is asked again when the connection breaks under it.
 const ATTEMPTS: usize = 3;
 
+/// The supervisor gives up on a sandbox that is not built within 30 seconds; its own word should come before ours.
+const PROVISION_TIME_MAX: Duration = Duration::from_secs(35);
+/// Cancelling, listing and destroying are done at once, on a busy machine within a second or two.
+const CONTROL_TIME_MAX: Duration = Duration::from_secs(10);
+/// One list or one piece of 4 MiB, read by a sandbox that may have used up its processor time.
+const COLLECT_TIME_MAX: Duration = Duration::from_secs(30);
+/// A call ends at its own time limit; this is for what comes before and after: waiting for a place in the sandbox, ending
+/// what it started, bringing the output here.
+const EXECUTE_GRACE: Duration = Duration::from_secs(30);
+
+/// Why a question ends at its deadline.
+const NO_ANSWER: &str = "the supervisor did not answer in time";
+
 /// Where the supervisor is, and how to start it.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -45,6 +58,36 @@ pub struct Settings {
     pub program: Program,
     /// How long it stays, with all sandboxes, when no server is connected.
     pub idle_exit: Duration,
+    /// How long it may take over each answer.
+    pub patience: Patience,
+}
+
+/// How long to wait for an answer, making the connection included. What is not answered by then is
+/// [`Error::Unavailable`]; a supervisor that does not even say hello then loses the connection.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    /// Who are you?
+    pub hello: Duration,
+    /// Making a sandbox, and the report of a supervisor that may have to be started for it.
+    pub provision: Duration,
+    /// Cancelling, listing, destroying.
+    pub control: Duration,
+    /// Each of the requests that copying deliverables takes.
+    pub collect: Duration,
+    /// What a call may take beyond its own time limit.
+    pub execute_grace: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            hello: HELLO_TIME_MAX,
+            provision: PROVISION_TIME_MAX,
+            control: CONTROL_TIME_MAX,
+            collect: COLLECT_TIME_MAX,
+            execute_grace: EXECUTE_GRACE,
+        }
+    }
 }
 
 impl Settings {
@@ -55,6 +98,7 @@ impl Settings {
             data_dir: data_dir.into(),
             program: Program::this("supervisor"),
             idle_exit: Duration::from_secs(600),
+            patience: Patience::default(),
         }
     }
 }
@@ -75,7 +119,7 @@ impl Supervised {
 
     /// What this machine allows, as the supervisor found out when it started. Starts it if need be.
     pub async fn report(&self) -> Result<Report, Error> {
-        match self.ask(|| Ask::Report {}).await? {
+        match self.ask(self.settings.patience.provision, || Ask::Report {}).await? {
             Answer::Report(report) => Ok(report),
             other => Err(unexpected(other)),
         }
@@ -83,25 +127,52 @@ impl Supervised {
 
     /// Destroys every sandbox of this data directory and ends the supervisor, if there is one.
     pub async fn end(&self) -> Result<(), Error> {
-        let mut current = self.link.lock().await;
-        let link = match current.take() {
-            Some(link) => Some(link),
-            None => connect(&self.settings).await.map_err(Error::unavailable)?,
+        let end = async {
+            let mut current = self.link.lock().await;
+            let link = match current.take() {
+                Some(link) => Some(link),
+                None => connect(&self.settings).await.map_err(Error::unavailable)?,
+            };
+            if let Some(link) = link {
+                // It closes the connection when it is done; an answer before that is a courtesy.
+                let _ = link.ask(Ask::End {}).await;
+                link.ended().await;
+            }
+            Ok(())
         };
-        if let Some(link) = link {
-            // It closes the connection when it is done; an answer before that is a courtesy.
-            let _ = link.ask(Ask::End {}).await;
-            link.ended().await;
+        match timeout(START_TIME_MAX, end).await {
+            Ok(ended) => ended,
+            Err(_) => Err(Error::unavailable(NO_ANSWER)),
         }
-        Ok(())
     }
 
-    /// Asks, again if the connection breaks. For questions that may be asked twice, which all of ours may.
-    async fn ask(&self, ask: impl Fn() -> Ask) -> Result<Answer, Error> {
+    /// Asks, again if the connection breaks, for at most `patience`. For questions that may be asked twice, which all of
+    /// ours may.
+    async fn ask(&self, patience: Duration, ask: impl Fn() -> Ask) -> Result<Answer, Error> {
+        let mut asked = None;
+        if let Ok(answer) = timeout(patience, self.ask_patiently(ask, &mut asked)).await {
+            return answer;
+        }
+        // A sandbox may be slow where its supervisor is not, and everybody else's questions share the connection: it goes
+        // only if the supervisor does not answer either. Whoever asks next then makes a new one.
+        if let Some(link) = asked
+            && let Err(Unsent::Lost(_)) = link.hello(&self.settings).await
+        {
+            link.close(NO_ANSWER);
+        }
+        Err(Error::unavailable(NO_ANSWER))
+    }
+
+    /// As [`Supervised::ask`], for as long as it takes; leaves the connection that was last asked on in `asked`.
+    async fn ask_patiently(
+        &self,
+        ask: impl Fn() -> Ask,
+        asked: &mut Option<Arc<Link>>,
+    ) -> Result<Answer, Error> {
         let mut lost = Lost("never asked".to_owned());
         for _ in 0..ATTEMPTS {
             let link = self.link().await?;
-            match link.ask(ask()).await {
+            match asked.insert(link).ask(ask()).await {
                 Ok(Answer::Failed(error)) => return Err(error),
                 Ok(answer) => return Ok(answer),
                 Err(Unsent::Lost(why)) => lost = why,
@@ -122,10 +193,16 @@ impl Supervised {
         Ok(link)
     }
 
-    async fn relay(&self, id: &SandboxId, fence: Option<u64>, op: &Op) -> Result<Reply, Error> {
+    async fn relay(
+        &self,
+        patience: Duration,
+        id: &SandboxId,
+        fence: Option<u64>,
+        op: &Op,
+    ) -> Result<Reply, Error> {
         let op = to_raw_value(op).map_err(|error| Error::refused(error.to_string()))?;
         let ask = || Ask::Relay { sandbox: id.clone(), fence, op: op.clone() };
-        match self.ask(ask).await? {
+        match self.ask(patience, ask).await? {
             Answer::Relayed(reply) => serde_json::from_str(reply.get()).map_err(Error::unavailable),
             other => Err(unexpected(other)),
         }
@@ -136,16 +213,18 @@ impl Supervised {
 impl Provider for Supervised {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let ask = || Ask::Provision { sandbox: id.clone(), fence, resources: resources.clone() };
-        done(self.ask(ask).await?)
+        done(self.ask(self.settings.patience.provision, ask).await?)
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
-        let Call { sandbox, call_id, fence, name, input, timeout } = call;
+        let Call { sandbox, call_id, fence, name, input, timeout: limit } = call;
         let Ok(_permit) = self.calls.try_acquire() else {
             return Err(Error::Busy { reason: format!("{CALLS_MAX} calls run already") });
         };
-        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1);
-        match self.relay(&sandbox, Some(fence), &Op::Execute { call_id, name, input, timeout_ms }).await? {
+        let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        let patience = limit.saturating_add(self.settings.patience.execute_grace);
+        let op = Op::Execute { call_id, name, input, timeout_ms };
+        match self.relay(patience, &sandbox, Some(fence), &op).await? {
             Reply::Output(output) => Ok(output),
             // For the model to see: it ran, once, and what it said is lost.
             Reply::Refused { reason: Refusal::Forgotten, message } => Ok(Output::error(message)),
@@ -154,18 +233,19 @@ impl Provider for Supervised {
     }
 
     async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error> {
-        match self.relay(id, Some(fence), &Op::Cancel { call_id: call_id.to_owned() }).await? {
+        let op = Op::Cancel { call_id: call_id.to_owned() };
+        match self.relay(self.settings.patience.control, id, Some(fence), &op).await? {
             Reply::Cancelled { known } => Ok(known),
             other => Err(refused(other)),
         }
     }
 
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
-        let files =
-            match self.relay(id, None, &Op::Collect { max_bytes: BYTES_MAX, max_files: FILES_MAX }).await? {
-                Reply::Files { files, truncated: _ } => files,
-                other => return Err(refused(other)),
-            };
+        let op = Op::Collect { max_bytes: BYTES_MAX, max_files: FILES_MAX };
+        let files = match self.relay(self.settings.patience.collect, id, None, &op).await? {
+            Reply::Files { files, truncated: _ } => files,
+            other => return Err(refused(other)),
+        };
         let mut collected = Vec::new();
         let mut budget = BYTES_MAX;
         for file in files.into_iter().take(usize::try_from(FILES_MAX).unwrap_or(usize::MAX)) {
@@ -179,11 +259,11 @@ impl Provider for Supervised {
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
-        done(self.ask(|| Ask::Destroy { sandbox: id.clone() }).await?)
+        done(self.ask(self.settings.patience.control, || Ask::Destroy { sandbox: id.clone() }).await?)
     }
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
-        match self.ask(|| Ask::List {}).await? {
+        match self.ask(self.settings.patience.control, || Ask::List {}).await? {
             Answer::List(list) => Ok(list),
             other => Err(unexpected(other)),
         }
@@ -205,7 +285,7 @@ impl Supervised {
         let mut offset = 0;
         loop {
             let op = Op::ReadOutput { path: path.to_owned(), offset, length: OUTPUT_PIECE_BYTES_MAX };
-            let data = match self.relay(id, None, &op).await? {
+            let data = match self.relay(self.settings.patience.collect, id, None, &op).await? {
                 Reply::Bytes { data, size_bytes: _ } => data,
                 Reply::Refused { .. } => return Ok(None),
                 other => return Err(unexpected(other)),
@@ -262,7 +342,7 @@ async fn connect_or_start(settings: &Settings) -> io::Result<Arc<Link>> {
     let deadline = Instant::now() + START_TIME_MAX;
     loop {
         if let Some(link) = connect(settings).await? {
-            match link.hello(settings.idle_exit).await {
+            match link.hello(settings).await {
                 Ok(PROTOCOL) => return Ok(link),
                 Ok(older) if older < PROTOCOL => {
                     tracing::info!(
@@ -284,7 +364,7 @@ async fn connect_or_start(settings: &Settings) -> io::Result<Arc<Link>> {
             let (place, program) = (Place::open(&settings.data_dir)?, settings.program.clone());
             tokio::task::spawn_blocking(move || place.start(&program)).await.map_err(io::Error::other)??;
             if let Some(link) = connect(settings).await?
-                && matches!(link.hello(settings.idle_exit).await, Ok(PROTOCOL))
+                && matches!(link.hello(settings).await, Ok(PROTOCOL))
             {
                 return Ok(link);
             }
@@ -354,11 +434,11 @@ impl Link {
         self.wire.state().closed.is_some()
     }
 
-    async fn hello(&self, idle_exit: Duration) -> Result<u32, Unsent> {
-        let idle_exit_ms = u64::try_from(idle_exit.as_millis()).ok();
+    async fn hello(&self, settings: &Settings) -> Result<u32, Unsent> {
+        let idle_exit_ms = u64::try_from(settings.idle_exit.as_millis()).ok();
         let asked = self.ask(Ask::Hello { protocol: PROTOCOL, idle_exit_ms });
-        let Ok(answer) = tokio::time::timeout(HELLO_TIME_MAX, asked).await else {
-            return Err(Unsent::Lost(Lost("the supervisor does not answer".to_owned())));
+        let Ok(answer) = timeout(settings.patience.hello, asked).await else {
+            return Err(Unsent::Lost(Lost(NO_ANSWER.to_owned())));
         };
         match answer? {
             Answer::Hello { protocol, pid: _ } => Ok(protocol),
@@ -385,6 +465,12 @@ impl Link {
         // Whoever stops waiting must not leave a place behind.
         let _forget = Forget { wire: &self.wire, id };
         receiver.await.map_err(|_| Unsent::Lost(Lost(self.wire.why_closed())))
+    }
+
+    /// Gives the connection up: whoever waits learns that it is lost.
+    fn close(&self, why: &str) {
+        self.driver.abort();
+        self.wire.close(why.to_owned());
     }
 
     async fn ended(&self) {
@@ -420,6 +506,17 @@ impl Wire {
 
     fn why_closed(&self) -> String {
         self.state().closed.clone().unwrap_or_else(|| "the connection to the supervisor is closed".to_owned())
+    }
+
+    /// Tells everybody who waits that there will be no answer.
+    fn close(&self, why: String) {
+        let waiting = {
+            let mut state = self.state();
+            state.closed.get_or_insert(why);
+            std::mem::take(&mut state.waiting)
+        };
+        drop(waiting);
+        self.ended.notify_waiters();
     }
 
     /// Writes at once what the socket takes, and leaves the rest to the driver.
@@ -464,13 +561,7 @@ async fn drive(wire: Arc<Wire>) {
         Ok(()) => "the supervisor has closed the connection".to_owned(),
         Err(error) => format!("the connection to the supervisor broke: {error}"),
     };
-    let waiting = {
-        let mut state = wire.state();
-        state.closed = Some(why);
-        std::mem::take(&mut state.waiting)
-    };
-    drop(waiting);
-    wire.ended.notify_waiters();
+    wire.close(why);
 }
 
 /// What woke the driver.

@@ -23,6 +23,6 @@ pub(crate) mod process;
 pub(crate) mod protocol;
 pub(crate) mod terms;
 
-pub use client::{Settings, Supervised};
+pub use client::{Patience, Settings, Supervised};
 pub use place::Program;
 pub use process::{main, probe};

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use sandbox::doctor::Report;
-use sandbox::{Call, Error, Output, Program, Provider, Resources, SandboxId, Settings, Supervised};
+use sandbox::{Call, Error, Output, Patience, Program, Provider, Resources, SandboxId, Settings, Supervised};
 use serde_json::{Value, json};
 use tools::wire::{Content, encode, read_frame};
 
@@ -66,6 +66,14 @@ impl Host {
     /// Another server on the same data directory.
     pub(crate) fn another(&self) -> Supervised {
         Supervised::new(self.settings.clone())
+    }
+
+    /// Another server on the same data directory, which does not wait long for answers.
+    pub(crate) fn impatient(&self) -> Supervised {
+        let soon = Duration::from_millis(500);
+        let patience =
+            Patience { hello: soon, provision: soon, control: soon, collect: soon, execute_grace: soon };
+        Supervised::new(Settings { patience, ..self.settings.clone() })
     }
 
     /// This server dies and comes back.
@@ -239,6 +247,27 @@ pub(crate) fn text(output: &Output) -> String {
         Content::Image { .. } | Content::Document { .. } => "",
     });
     texts.collect::<String>().trim_end().to_owned()
+}
+
+/// Processes that are stopped, until this is dropped.
+pub(crate) struct Stopped(Vec<Pid>);
+
+impl Stopped {
+    pub(crate) fn stop(pids: impl IntoIterator<Item = Pid>) -> Self {
+        let stopped = Self(pids.into_iter().collect());
+        for pid in &stopped.0 {
+            rustix::process::kill_process(*pid, Signal::STOP).unwrap();
+        }
+        stopped
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = rustix::process::kill_process(*pid, Signal::CONT);
+        }
+    }
 }
 
 /// A supervisor of an older version, as far as a newer server may rely on it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sandbox::{Error, Program, Provider, Resources, Settings, Supervised};
 
-use crate::host::{Host, eventually, fresh_id, text};
+use crate::host::{Host, Stopped, call, eventually, fresh_id, text};
 
 #[tokio::test]
 async fn a_call_goes_on_when_its_server_dies_and_another_gets_its_output() {
@@ -53,6 +53,68 @@ async fn sandboxes_die_with_a_supervisor_that_is_killed() {
     assert_eq!(host.provider.list().await.unwrap(), []);
     let another = host.sandbox(Resources::default()).await;
     assert_eq!(another.bash("echo fresh").await, "fresh");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_supervisor_that_is_stopped() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources::default()).await;
+    let (id, into) = (&sandbox.id, tempfile::tempdir().unwrap());
+    let connected = host.impatient();
+    connected.list().await.unwrap();
+    let stopped = Stopped::stop([host.supervisor()]);
+    // First with a connection, then without one.
+    for provider in [&connected, &connected, &host.impatient()] {
+        let call = sandbox::Call {
+            timeout: Duration::from_millis(200),
+            ..call(id, "bash", serde_json::json!({"command": "echo hi"}))
+        };
+        let resources = Resources::default();
+        let fresh = fresh_id();
+        let asked = async {
+            tokio::join!(
+                async { provider.provision(&fresh, 1, &resources).await.err() },
+                async { provider.execute(call).await.err() },
+                async { provider.cancel(id, 1, "call").await.err() },
+                async { provider.collect_outputs(id, into.path()).await.err() },
+                async { provider.destroy(&fresh).await.err() },
+                async { provider.list().await.err() },
+                async { provider.report().await.err() },
+            )
+        };
+        let (a, b, c, d, e, f, g) = tokio::time::timeout(Duration::from_secs(15), asked).await.unwrap();
+        for error in [a, b, c, d, e, f, g] {
+            assert!(matches!(error, Some(Error::Unavailable { .. })), "{error:?}");
+        }
+    }
+    // When it goes on, so does the server that gave its connection up.
+    drop(stopped);
+    let answered = async { while connected.list().await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(15), answered).await.unwrap();
+    assert_eq!(sandbox.bash("echo still here").await, "still here");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_slow_sandbox_does_not_cost_the_others_their_connection() {
+    let host = Host::new();
+    let slow = host.sandbox(Resources::default()).await;
+    let stopped = Stopped::stop(host.family());
+    let quick = host.sandbox(Resources::default()).await;
+    let impatient = host.impatient();
+    let long = quick.call("bash", serde_json::json!({"command": "sleep 3; echo done"}));
+    let collect = async {
+        // More often than a call is asked again on a new connection.
+        for _ in 0..4 {
+            let into = tempfile::tempdir().unwrap();
+            let collected = impatient.collect_outputs(&slow.id, into.path()).await;
+            assert!(matches!(collected, Err(Error::Unavailable { .. })), "{collected:?}");
+        }
+        drop(stopped);
+    };
+    let (output, ()) = tokio::join!(impatient.execute(long), collect);
+    assert_eq!(text(&output.unwrap()), "done");
     host.end().await;
 }
 
