@@ -17,9 +17,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use tools::wire::{HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, Refusal, Reply, encode, frame_len};
+use tools::wire::{
+    HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, OutputFile, Refusal, Reply, encode, frame_len,
+};
 
-use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath};
+use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath, Version};
 use super::place::{Place, Program};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
 use crate::doctor::Report;
@@ -242,18 +244,29 @@ impl Provider for Supervised {
 
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         let op = Op::Collect { max_bytes: BYTES_MAX, max_files: FILES_MAX };
-        let files = match self.relay(self.settings.patience.collect, id, None, &op).await? {
-            Reply::Files { files, truncated: _ } => files,
+        let (files, truncated) = match self.relay(self.settings.patience.collect, id, None, &op).await? {
+            Reply::Files { files, truncated } => (files, truncated),
             other => return Err(refused(other)),
         };
+        let listed = files.len();
         let mut collected = Vec::new();
         let mut budget = BYTES_MAX;
         for file in files.into_iter().take(usize::try_from(FILES_MAX).unwrap_or(usize::MAX)) {
             let Some(safe) = SafePath::parse(&file.path) else { continue };
-            if let Some(size_bytes) = self.copy_out(id, &file.path, &safe, into, budget).await? {
+            if let Some(size_bytes) = self.bring(id, &file, &safe, into, budget).await? {
                 budget -= size_bytes;
                 collected.push(Collected { path: safe.to_path(), size_bytes });
             }
+        }
+        if truncated || collected.len() < listed {
+            tracing::warn!(
+                sandbox.id = %id,
+                files.copied = collected.len(),
+                files.bytes = BYTES_MAX - budget,
+                files.left_out = listed - collected.len(),
+                files.unlisted = truncated,
+                "not all deliverables were copied: {FILES_MAX} files and {BYTES_MAX} bytes are the most, under plain names"
+            );
         }
         Ok(collected)
     }
@@ -271,20 +284,28 @@ impl Provider for Supervised {
 }
 
 impl Supervised {
-    /// Copies one file, piece by piece. `None` if it is gone meanwhile or over the budget.
-    async fn copy_out(
+    /// Copies one file, piece by piece, unless the copy of a former time is as good. `None` if it is gone meanwhile or
+    /// over the budget.
+    async fn bring(
         &self,
         id: &SandboxId,
-        path: &str,
+        file: &OutputFile,
         safe: &SafePath,
         into: &Path,
         budget: u64,
     ) -> Result<Option<u64>, Error> {
         let (into, safe) = (into.to_owned(), safe.clone());
-        let mut incoming = on_disk(move || Incoming::create(&into, &safe)).await?;
+        let version = Version::listed(file);
+        let found = on_disk(move || match version.is_copied(&into, &safe) {
+            true => Ok(None),
+            false => Incoming::create(&into, &safe).map(Some),
+        });
+        let Some(mut incoming) = found.await? else {
+            return Ok((version.size_bytes <= budget).then_some(version.size_bytes));
+        };
         let mut offset = 0;
         loop {
-            let op = Op::ReadOutput { path: path.to_owned(), offset, length: OUTPUT_PIECE_BYTES_MAX };
+            let op = Op::ReadOutput { path: file.path.clone(), offset, length: OUTPUT_PIECE_BYTES_MAX };
             let data = match self.relay(self.settings.patience.collect, id, None, &op).await? {
                 Reply::Bytes { data, size_bytes: _ } => data,
                 Reply::Refused { .. } => return Ok(None),
@@ -298,7 +319,7 @@ impl Supervised {
             }
             incoming = on_disk(move || incoming.append(&bytes).map(|()| incoming)).await?;
             if length < OUTPUT_PIECE_BYTES_MAX {
-                on_disk(move || incoming.finish()).await?;
+                on_disk(move || incoming.finish(version)).await?;
                 return Ok(Some(offset));
             }
         }

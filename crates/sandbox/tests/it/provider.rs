@@ -1,5 +1,10 @@
 //! The contract, kept by the sandboxes of namespaces.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex};
+
 use sandbox::{Error, Limits, Provider, Resources, conformance};
 
 use crate::host::{Host, fresh_id};
@@ -78,4 +83,83 @@ async fn many_files_and_large_ones_are_collected_whole() {
     let copied = std::process::Command::new("sha256sum").arg(into.path().join("a/b/large")).output().unwrap();
     assert!(String::from_utf8(copied.stdout).unwrap().starts_with(&sum));
     host.end().await;
+}
+
+#[tokio::test]
+async fn only_what_changed_is_copied_again() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources::default()).await;
+    let old = "touch -d 2020-01-01T00:00:00.5 same changed";
+    sandbox.bash(&format!("cd /mnt/session/outputs && echo one | tee same changed && {old}")).await;
+    let into = tempfile::tempdir().unwrap();
+    let collect = async || {
+        let mut collected = host.provider.collect_outputs(&sandbox.id, into.path()).await.unwrap();
+        collected.sort_by(|one, other| one.path.cmp(&other.path));
+        collected
+    };
+    let inode = |name: &str| fs::metadata(into.path().join(name)).unwrap().ino();
+    let first = collect().await;
+    let (same, changed) = (inode("same"), inode("changed"));
+
+    sandbox.bash("echo two > /mnt/session/outputs/changed").await;
+    assert_eq!(collect().await, first, "all is told, copied or not");
+    assert_eq!(inode("same"), same);
+    assert_ne!(inode("changed"), changed);
+    assert_eq!(fs::read_to_string(into.path().join("same")).unwrap(), "one\n");
+    assert_eq!(fs::read_to_string(into.path().join("changed")).unwrap(), "two\n");
+
+    // What is no longer there is brought again.
+    fs::remove_file(into.path().join("same")).unwrap();
+    assert_eq!(collect().await, first);
+    assert_eq!(fs::read_to_string(into.path().join("same")).unwrap(), "one\n");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn what_is_too_much_to_collect_is_told() {
+    let host = Host::new();
+    let sandbox = host.sandbox(Resources::default()).await;
+    sandbox.bash("cd /mnt/session/outputs && seq 1001 | xargs touch && touch $'0\\n1'").await;
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
+    let told = tracing::subscriber::set_default(subscriber);
+    let into = tempfile::tempdir().unwrap();
+    let collected = host.provider.collect_outputs(&sandbox.id, into.path()).await.unwrap();
+    drop(told);
+    assert_eq!((collected.len(), fs::read_dir(into.path()).unwrap().count()), (999, 999));
+    let log = log.text();
+    for expected in
+        ["not all deliverables were copied", "files.copied=999 ", "files.left_out=1 ", "files.unlisted=true"]
+    {
+        assert!(log.contains(expected), "{expected}: {log}");
+    }
+    host.end().await;
+}
+
+/// What is logged, kept.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }
