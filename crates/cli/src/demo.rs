@@ -44,16 +44,26 @@ pub(crate) async fn play(settings: &Settings, form: Form) -> anyhow::Result<()> 
     let mut store = store::Keys::open(&settings.data_dir, store::Options::default())?;
     let workspace = store.ensure_workspace()?;
     let made = store.create_key(&workspace, keys::INTERNAL, store::hash_key(&key))?;
+    let mut server = None;
     let summary = tokio::select! {
-        summary = on_servers(settings, &key, form) => summary,
+        summary = on_servers(settings, &key, form, &mut server) => summary,
         _ = tokio::signal::ctrl_c() => Err(anyhow!("left; the demonstration's session is kept")),
     };
-    // However that ended, no server of ours runs any more: dropping one kills it.
+    // However that ended, no server of ours is to run any more. One that was stopped is not there to be killed.
+    if let Some(mut server) = server {
+        let _ = server.kill().await;
+    }
     store.revoke_key(&workspace, &made.id)?;
     conclude(&summary?, form)
 }
 
-async fn on_servers(settings: &Settings, key: &str, form: Form) -> anyhow::Result<Summary> {
+/// Leaves the server that runs in `current`, so that the caller ends it if this does not come so far.
+async fn on_servers(
+    settings: &Settings,
+    key: &str,
+    form: Form,
+    current: &mut Option<Child>,
+) -> anyhow::Result<Summary> {
     let mut renderer = Renderer::new(form);
     renderer.announce(
         "No model is configured, so this is the scripted demonstration: a scripted model, but a real",
@@ -62,9 +72,10 @@ async fn on_servers(settings: &Settings, key: &str, form: Form) -> anyhow::Resul
     renderer.note(
         "To run your own task: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL and try again.\n",
     );
-    let (mut server, url) = start(settings, key).await?;
+    let (server, url) = start(settings, key).await?;
+    let server = current.insert(server);
     let client = Client::new(&url, key)?;
-    renderer.note(&format!("server {} listens on {url}", pid(&server)));
+    renderer.note(&format!("server {} listens on {url}", pid(server)));
     let session = prepare(&client, TASK, MODEL, None).await?;
     renderer.note(&format!("session {}\n\n> {TASK}", session.id));
 
@@ -72,12 +83,12 @@ async fn on_servers(settings: &Settings, key: &str, form: Form) -> anyhow::Resul
     until_slow_command(&mut watch, &mut renderer).await?;
     tokio::time::sleep(KILL_AFTER).await;
     renderer
-        .announce(&format!("\n✗ kill -9 {}: the server is dead in the middle of the command.", pid(&server)));
+        .announce(&format!("\n✗ kill -9 {}: the server is dead in the middle of the command.", pid(server)));
     server.kill().await?;
 
-    let (mut server, url) = start(settings, key).await?;
-    renderer
-        .announce(&format!("✓ server {} carries on with the same session, from its log.\n", pid(&server)));
+    let (server, url) = start(settings, key).await?;
+    let server = current.insert(server);
+    renderer.announce(&format!("✓ server {} carries on with the same session, from its log.\n", pid(server)));
     let client = Client::new(&url, key)?;
     watch.resume(&client).await?;
     let ended = watch.until_idle(&mut renderer).await?;
@@ -93,7 +104,7 @@ async fn on_servers(settings: &Settings, key: &str, form: Form) -> anyhow::Resul
         took: watch.began.elapsed(),
         session,
     };
-    stop(&mut server).await?;
+    stop(server).await?;
     Ok(summary)
 }
 

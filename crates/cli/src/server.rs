@@ -51,7 +51,8 @@ impl Server {
             ..Options::new(settings.data_dir.join("outputs"))
         };
         let brain = Arc::new(Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options));
-        let reaper = background::Reaper::new(store.clone(), hands);
+        let reaper =
+            background::Reaper::new(store.clone(), hands).and_outputs(settings.data_dir.join("outputs"));
         let app = api::App { store: store.clone(), models: Arc::new(catalog(&models)) };
 
         let shutdown = CancellationToken::new();

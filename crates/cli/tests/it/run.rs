@@ -3,12 +3,14 @@
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 use testkit::model::{Reply, Server as ModelServer};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout};
 
 use crate::keys::live_keys;
-use crate::server::{KEY, Server, posthouse, scripted, serve_at};
+use crate::server::{KEY, Server, posthouse, scripted, serve_at, signal};
 
 /// What a shell shows for a program whose reader went away.
 const CLOSED: i32 = 141;
@@ -86,6 +88,47 @@ async fn a_run_whose_reader_went_away_leaves_nothing_behind() {
     Server::start(dir.path(), &[]).await.stop().await;
 }
 
+/// Reads what a run shows until it shows this.
+async fn until(shown: &str, run: &mut Child) -> BufReader<ChildStdout> {
+    let mut stdout = BufReader::new(run.stdout.take().expect("piped"));
+    let mut text = String::new();
+    while !text.contains(shown) {
+        assert_ne!(stdout.read_line(&mut text).await.expect("readable"), 0, "it ended early: {text}");
+    }
+    stdout
+}
+
+#[tokio::test]
+async fn an_interrupted_run_interrupts_its_session_and_takes_its_key_with_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let script = json!({"replies": [{"blocks": [{"tool": "bash", "input": {"command": "sleep 100"}}]}]});
+    scripted(dir.path(), "m", &script);
+    let mut command = posthouse();
+    command.args(["run", "hi", "--data-dir"]).arg(dir.path());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stdout = until("sleep 100", &mut run).await;
+    signal(&run, Signal::INT);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).await.expect("readable");
+    let run = run.wait_with_output().await.expect("ends");
+    assert!(run.status.success() && rest.contains("tokens"), "{rest}\n{}", stderr(&run));
+    assert_eq!(live_keys(dir.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_interrupted_demonstration_leaves_no_key_and_no_server() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut command = posthouse();
+    command.args(["run", "hi", "--data-dir"]).arg(dir.path());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let _stdout = until("listens on", &mut run).await;
+    signal(&run, Signal::INT);
+    let run = run.wait_with_output().await.expect("ends");
+    assert!(stderr(&run).starts_with("posthouse: left"), "{}", stderr(&run));
+    assert_eq!(live_keys(dir.path()), Vec::<String>::new());
+    Server::start(dir.path(), &[]).await.stop().await;
+}
+
 #[tokio::test]
 async fn a_run_logs_what_the_file_says_and_only_trouble_if_nothing_does() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -116,11 +159,8 @@ async fn a_run_goes_on_when_the_server_that_it_watches_is_started_again() {
     let mut command = posthouse();
     command.args(["run", "hi", "--model", "m", "--url", &server.url]).env("POSTHOUSE_API_KEY", KEY);
     let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-    let mut stdout = BufReader::new(run.stdout.take().expect("piped"));
+    let mut stdout = until("sleep 2", &mut run).await;
     let mut shown = String::new();
-    while !shown.contains("sleep 2") {
-        assert_ne!(stdout.read_line(&mut shown).await.expect("readable"), 0, "it ended early: {shown}");
-    }
     server.kill().await;
     let mut again = serve_at(&address, dir.path());
     again.env("POSTHOUSE_API_KEY", KEY);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use client::Client;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
@@ -70,12 +71,16 @@ impl Server {
 
     /// SIGTERM, and waits for it to end.
     pub(crate) async fn stop(mut self) {
-        let pid = self.child.id().expect("it runs");
-        let status = Command::new("kill").arg(pid.to_string()).status().await.expect("kill can be started");
-        assert!(status.success());
+        signal(&self.child, Signal::TERM);
         let status = self.child.wait().await.expect("it is a child of ours");
         assert!(status.success(), "a server that is told to stop ends in peace: {status}");
     }
+}
+
+/// Sends a signal to a child that runs.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("it runs");
+    kill_process(pid, signal).expect("it is a child of ours");
 }
 
 /// Writes a configuration file that serves `model` by this script.
