@@ -1,6 +1,6 @@
 //! What runs without a request and without a model.
 //!
-//! Only the reaper of sandboxes so far. It never serves a request and never drives a session.
+//! Only the reaper of sandboxes and deliverables so far. It never serves a request and never drives a session.
 
 mod reaper;
 

@@ -1,20 +1,25 @@
-//! The reaper: destroys sandboxes that no session owns.
+//! The reaper: destroys sandboxes that no session owns, and removes deliverables of sessions that are no more.
 //!
 //! A sandbox loses its owner when its session is archived, deleted or dies, and when a brain dies between making a
-//! sandbox and recording it. The reaper compares what lives with what the store says is owned; it keeps no list of
-//! its own, so nothing it missed stays missed.
+//! sandbox and recording it. The reaper compares what is there with what the store says is owned; it keeps no list of
+//! its own, so nothing it missed stays missed. It may be stopped, and die, anywhere: what it was about to take away is
+//! still there for the next look.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::id::SandboxId;
+use protocol::id::{SandboxId, SessionId};
 use sandbox::{Provider, SandboxInfo};
 use store::Store;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often it looks.
+/// How often it looks for sandboxes: each one holds memory.
 const EVERY: Duration = Duration::from_secs(30);
+/// How often it looks for deliverables, which hold no more than disk; the look costs a question for every folder.
+const OUTPUTS_EVERY: Duration = Duration::from_secs(600);
 /// A sandbox younger than this may be one that its brain has not recorded yet.
 const GRACE: Duration = Duration::from_secs(60);
 
@@ -22,22 +27,32 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Reaper {
     store: Store,
     hands: Arc<dyn Provider>,
+    outputs_dir: Option<PathBuf>,
 }
 
 impl Reaper {
     /// A reaper of these hands, by the word of this store.
     pub fn new(store: Store, hands: Arc<dyn Provider>) -> Self {
-        Self { store, hands }
+        Self { store, hands, outputs_dir: None }
     }
 
-    /// Reaps until `shutdown`.
+    /// Also of the folders of deliverables in `outputs_dir`, each named after its session.
+    #[must_use]
+    pub fn and_outputs(self, outputs_dir: PathBuf) -> Self {
+        Self { outputs_dir: Some(outputs_dir), ..self }
+    }
+
+    /// Reaps until `shutdown`, which waits for nobody: neither for the supervisor nor for a slow disk.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut ticks = tokio::time::interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        shutdown.run_until_cancelled(self.reap_for_ever()).await;
+    }
+
+    async fn reap_for_ever(&self) {
+        let (mut sandboxes, mut outputs) = (every(EVERY), every(OUTPUTS_EVERY));
         loop {
             tokio::select! {
-                _ = ticks.tick() => self.reap(GRACE).await,
-                () = shutdown.cancelled() => return,
+                _ = sandboxes.tick() => self.reap(GRACE).await,
+                _ = outputs.tick() => self.reap_outputs().await,
             }
         }
     }
@@ -70,4 +85,68 @@ impl Reaper {
             }
         }
     }
+
+    /// Looks once, and removes the deliverables of sessions that the store does not know. Those of an archived session
+    /// stay, like its history.
+    pub async fn reap_outputs(&self) {
+        let Some(outputs_dir) = self.outputs_dir.clone() else { return };
+        // First the folders, then who is known: a session is on record before it has a folder.
+        let sessions = match on_disk(move || sessions_in(&outputs_dir)).await {
+            Ok(sessions) => sessions,
+            Err(error) => {
+                tracing::warn!(%error, "the deliverables could not be listed");
+                return;
+            }
+        };
+        for (session, folder) in sessions {
+            match self.store.look(&session).await {
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the owners of deliverables could not be read");
+                    return;
+                }
+            }
+            match on_disk(move || std::fs::remove_dir_all(folder)).await {
+                Ok(()) => tracing::info!(session.id = %session, "removed what a deleted session delivered"),
+                Err(error) => {
+                    tracing::warn!(session.id = %session, %error, "deliverables could not be removed")
+                }
+            }
+        }
+    }
+}
+
+/// The folders that are named as sessions are. What else lies there is not ours.
+fn sessions_in(outputs_dir: &Path) -> io::Result<Vec<(SessionId, PathBuf)>> {
+    let entries = match std::fs::read_dir(outputs_dir) {
+        Ok(entries) => entries,
+        // Nothing was delivered yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut sessions = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        // A link is no folder of ours, wherever it leads.
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        if let Ok(name) = entry.file_name().into_string()
+            && name.starts_with(SessionId::PREFIX)
+        {
+            sessions.push((SessionId::from_text(name), entry.path()));
+        }
+    }
+    Ok(sessions)
+}
+
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }

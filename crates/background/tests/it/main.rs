@@ -1,0 +1,3 @@
+//! The background from outside: a real store, pretended hands.
+
+mod reaper;

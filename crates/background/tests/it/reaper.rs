@@ -1,0 +1,232 @@
+//! What the reaper takes and what it leaves alone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use background::Reaper;
+use protocol::agent::{
+    AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent, Speed,
+};
+use protocol::environment::EnvironmentConfig;
+use protocol::event::Body;
+use protocol::id::{AgentId, EnvironmentId, SessionId, WorkspaceId};
+use sandbox::{Call, Collected, Error, Output, Provider, Resources, SandboxId, SandboxInfo};
+use session::Draft;
+use session::record::Record;
+use store::{NewSession, Store};
+use tempfile::TempDir;
+use testkit::hands::FakeHands;
+use tokio_util::sync::CancellationToken;
+
+const GRACE: Duration = Duration::from_secs(60);
+
+struct World {
+    store: Store,
+    hands: Arc<FakeHands>,
+    workspace: WorkspaceId,
+    dir: TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = TempDir::new().expect("a directory can be made");
+        let store = Store::open(dir.path(), store::Options::default()).expect("opens");
+        let workspace = store.ensure_workspace().await.expect("a workspace");
+        Self { store, hands: Arc::default(), workspace, dir }
+    }
+
+    fn reaper(&self) -> Reaper {
+        Reaper::new(self.store.clone(), self.hands.clone())
+    }
+
+    /// A sandbox that nobody owns.
+    async fn orphan(&self, name: &str, age: Duration) -> SandboxId {
+        let id = SandboxId::parse(name).expect("an id");
+        self.hands.provision(&id, 1, &Resources::default()).await.expect("made");
+        self.hands.set_age(&id, age);
+        id
+    }
+
+    /// An old sandbox, and the session that has it on record.
+    async fn owned(&self, name: &str) -> SessionId {
+        self.orphan(name, 2 * GRACE).await;
+        let session = self.session().await;
+        let lease = self.store.try_claim(&session, "test").await.expect("works").expect("free");
+        let head = self.store.look(&session).await.expect("works").expect("is there").state.head;
+        let body = Body::Sandbox { sandbox_id: protocol::id::SandboxId::from_text(name) };
+        let drafts = vec![Draft::New { id: self.store.ids().make(), body }];
+        self.store.append(&lease.token, head, drafts).await.expect("appended");
+        self.store.release(lease).await.expect("released");
+        session
+    }
+
+    async fn session(&self) -> SessionId {
+        let now = self.store.now();
+        let record = Record {
+            id: self.store.ids().make(),
+            agent: agent(),
+            environment_id: EnvironmentId::from_text("env_1"),
+            environment: EnvironmentConfig::SelfHosted {},
+            title: None,
+            metadata: BTreeMap::new(),
+            created_at: now,
+            updated_at: now,
+            archived_at: None,
+        };
+        let id = record.id.clone();
+        let thread_id = self.store.ids().make();
+        let new = NewSession { workspace: self.workspace.clone(), record, thread_id, initial: Vec::new() };
+        self.store.create_session(new).await.expect("created");
+        id
+    }
+
+    async fn archive(&self, session: &SessionId) {
+        self.store.archive_session(&self.workspace, session).await.expect("archived");
+    }
+
+    async fn delete(&self, session: &SessionId) {
+        self.store.delete_session(&self.workspace, session).await.expect("deleted");
+    }
+
+    /// The sandboxes that live, in the order of their names.
+    async fn living(&self) -> Vec<String> {
+        let living = self.hands.list().await.expect("listed");
+        let mut names: Vec<_> = living.into_iter().map(|info| info.id.to_string()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn agent() -> SessionAgent {
+    let model = ModelConfig {
+        id: "m".to_owned(),
+        effort: Effort { level: EffortLevel::High },
+        speed: Speed::Standard,
+        inference_geo: None,
+    };
+    let spec = AgentSpec {
+        name: "helper".to_owned(),
+        description: None,
+        model,
+        system: None,
+        tools: Vec::new(),
+        mcp_servers: Vec::new(),
+        skills: Vec::new(),
+        multiagent: None,
+        execution_identity: ExecutionIdentity::ServiceAccount {},
+    };
+    SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_1"), version: 1, spec }
+}
+
+#[tokio::test]
+async fn an_orphan_is_destroyed_once_it_is_older_than_the_grace() {
+    let world = World::new().await;
+    let young = world.orphan("young", GRACE - Duration::from_secs(1)).await;
+    world.orphan("old", GRACE).await;
+    world.reaper().reap(GRACE).await;
+    assert_eq!(world.living().await, ["young"]);
+    world.hands.set_age(&young, GRACE);
+    world.reaper().reap(GRACE).await;
+    assert_eq!(world.living().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_sandbox_lives_as_long_as_the_session_that_owns_it() {
+    let world = World::new().await;
+    let archived = world.owned("archived").await;
+    let deleted = world.owned("deleted").await;
+    world.owned("live").await;
+    world.reaper().reap(GRACE).await;
+    assert_eq!(world.living().await, ["archived", "deleted", "live"]);
+    world.archive(&archived).await;
+    world.reaper().reap(GRACE).await;
+    assert_eq!(world.living().await, ["deleted", "live"]);
+    world.delete(&deleted).await;
+    world.reaper().reap(GRACE).await;
+    assert_eq!(world.living().await, ["live"]);
+}
+
+#[tokio::test]
+async fn deliverables_go_with_their_session_and_nothing_else_goes() {
+    let world = World::new().await;
+    let outputs = world.dir.path().join("outputs");
+    let reaper = world.reaper().and_outputs(outputs.clone());
+    // Nothing was delivered yet.
+    reaper.reap_outputs().await;
+
+    let (live, archived, deleted) = (world.session().await, world.session().await, world.session().await);
+    let stranger = format!("{}of_another_store", SessionId::PREFIX);
+    for name in [live.as_str(), archived.as_str(), deleted.as_str(), &stranger, "notes of the operator"] {
+        fs::create_dir_all(outputs.join(name).join("below")).expect("made");
+        fs::write(outputs.join(name).join("below/report.md"), "text").expect("written");
+    }
+    let elsewhere = TempDir::new().expect("a directory can be made");
+    fs::write(elsewhere.path().join("kept"), "text").expect("written");
+    let link = format!("{}link", SessionId::PREFIX);
+    symlink(elsewhere.path(), outputs.join(&link)).expect("linked");
+    symlink(elsewhere.path(), outputs.join(deleted.as_str()).join("link")).expect("linked");
+
+    world.archive(&archived).await;
+    world.delete(&deleted).await;
+    reaper.reap_outputs().await;
+    let mut expected = [live.as_str(), archived.as_str(), "notes of the operator", &link];
+    expected.sort_unstable();
+    assert_eq!(names(&outputs), expected);
+    assert!(outputs.join(live.as_str()).join("below/report.md").exists());
+    assert_eq!(names(elsewhere.path()), ["kept"]);
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("listed").map(|entry| entry.expect("listed").file_name());
+    let mut names: Vec<_> = entries.map(|name| name.into_string().expect("text")).collect();
+    names.sort();
+    names
+}
+
+/// Hands whose keeper is stuck.
+struct Stuck(tokio::sync::Notify);
+
+#[async_trait]
+impl Provider for Stuck {
+    async fn provision(&self, _: &SandboxId, _: u64, _: &Resources) -> Result<(), Error> {
+        std::future::pending().await
+    }
+
+    async fn execute(&self, _: Call) -> Result<Output, Error> {
+        std::future::pending().await
+    }
+
+    async fn cancel(&self, _: &SandboxId, _: u64, _: &str) -> Result<bool, Error> {
+        std::future::pending().await
+    }
+
+    async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
+        std::future::pending().await
+    }
+
+    async fn destroy(&self, _: &SandboxId) -> Result<(), Error> {
+        std::future::pending().await
+    }
+
+    async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_look_that_is_stuck() {
+    let world = World::new().await;
+    let stuck = Arc::new(Stuck(tokio::sync::Notify::new()));
+    let shutdown = CancellationToken::new();
+    let reaper = Reaper::new(world.store.clone(), stuck.clone());
+    let running = tokio::spawn(reaper.run(shutdown.clone()));
+    stuck.0.notified().await;
+    shutdown.cancel();
+    tokio::time::timeout(Duration::from_secs(20), running).await.expect("in time").expect("no panic");
+}
