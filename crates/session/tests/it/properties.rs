@@ -74,7 +74,7 @@ fn finish(world: &mut World, act: Act, how: u8) -> Act {
             _ => world.fail(FailureKind::RequestFailed, false),
         },
         // Every other call finds the sandbox made, as the first call of a session does not.
-        Act::Execute { call } if how % 2 == 0 => world.result_in_sandbox(&call),
+        Act::Execute { call } if how.is_multiple_of(2) => world.result_in_sandbox(&call),
         Act::Execute { call } => world.result(&call),
         Act::Collect => world.collected(),
         Act::BackOff { .. } => world.retry(),
