@@ -43,7 +43,7 @@ def test_a_send_echoes_its_events_in_order_with_ids(start: Any) -> None:
 
 
 def test_what_was_sent_is_listed_at_once(start: Any) -> None:
-    conversation: Conversation = start(answer("hello"))
+    conversation: Conversation = start(answer("one"), answer("two"), answer("three"))
     for number in range(3):
         sent = conversation.say(f"number {number}")
         assert sent.id in {e.id for e in conversation.log()}
