@@ -162,17 +162,24 @@ impl Follower {
         }
     }
 
-    /// Takes in what was found when the log's mark was `mark`.
+    /// Takes in what was found when the log's mark was `mark`. Previews that were published before an event was
+    /// committed are shown before it: an answer that came at once is previewed all the same.
     fn take_in(&mut self, chunk: Chunk, mark: u64) {
-        let Chunk { items, progress, is_all } = chunk;
-        let ends = items.iter().filter_map(|item| match item {
-            Item::Event { position, kind, json: _ } if **kind == *REQUEST_END => Some(*position),
-            Item::Event { .. } | Item::Queued { .. } | Item::Preview { .. } | Item::Deleted { .. } => None,
-        });
-        if let Some(closed) = ends.last() {
-            self.previews.open.clear();
-            self.previews.closed = closed;
-            self.subscription.forget_previews_before(closed);
+        let Chunk { items: found, progress, is_all } = chunk;
+        let mut frames = self.waiting_previews().into_iter().peekable();
+        let mut items = Vec::with_capacity(found.len());
+        for item in found {
+            if let Item::Event { position, kind, json: _ } = &item {
+                while let Some(frame) = frames.next_if(|frame| frame.after < *position) {
+                    self.previews.next += 1;
+                    items.extend(self.previews.show(frame));
+                }
+                if **kind == *REQUEST_END {
+                    self.previews.open.clear();
+                    self.previews.closed = *position;
+                }
+            }
+            items.push(item);
         }
         self.progress = progress;
         self.items = items.into_iter();
@@ -181,16 +188,21 @@ impl Follower {
         }
     }
 
-    fn read_previews(&mut self, marks: &Marks) {
+    /// The previews that were published and not yet looked at.
+    fn waiting_previews(&mut self) -> Vec<Frame> {
         let (first, frames) = self.subscription.previews_from(self.previews.next);
         if first != self.previews.next {
             // Some are lost. A message with a hole would not be a prefix of the real one: the rest of it is shed.
             self.previews.open.clear();
             self.previews.next = first;
         }
+        frames
+    }
+
+    fn read_previews(&mut self, marks: &Marks) {
         let mut items = Vec::new();
         self.previews.held = None;
-        for frame in frames {
+        for frame in self.waiting_previews() {
             if frame.after > self.progress.cursor {
                 self.previews.held = Some(frame.after);
                 break;

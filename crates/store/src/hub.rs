@@ -225,14 +225,6 @@ impl Subscription {
         lock(&self.channel().previews).end()
     }
 
-    /// Forgets previews that an event at `closed` has overtaken.
-    pub(crate) fn forget_previews_before(&self, closed: Position) {
-        let mut ring = lock(&self.channel().previews);
-        while ring.frames.front().is_some_and(|frame| frame.after < closed) {
-            ring.drop_first();
-        }
-    }
-
     fn channel(&self) -> &Channel {
         self.channel.as_ref().expect("taken only when it is dropped")
     }

@@ -323,9 +323,10 @@ pub(crate) async fn late_previews_are_dropped(world: &World) {
     world.store.previews().publish(&id, after, start(&event));
     world.store.previews().publish(&id, after, delta(&event, "a"));
     answer(world, &lease, &event).await;
-    // The follower looks only now, and another piece comes later still.
-    let expected = ["1 span.model_request_start", "2 agent.message", "3 span.model_request_end"];
-    assert_eq!(words(&mut follower, 3).await, expected);
+    // The follower looks only now: what was there before the answer is shown before it, and nothing after it.
+    let expected =
+        ["1 span.model_request_start", "~start", "~a", "2 agent.message", "3 span.model_request_end"];
+    assert_eq!(words(&mut follower, 5).await, expected);
     world.store.previews().publish(&id, after, delta(&event, "b"));
     assert!(is_quiet(&mut follower).await);
 }
