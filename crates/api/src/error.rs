@@ -4,7 +4,7 @@
 //! trace, once, here; the client gets the request's id to ask with.
 
 use axum::response::{IntoResponse, Response};
-use http::header::{HeaderName, HeaderValue};
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode};
 use protocol::agent_request::VERSION_MISMATCH;
 use protocol::error::{ErrorBody, ErrorCode, ErrorDetail, ErrorKind, ErrorTag};
@@ -14,6 +14,11 @@ use store::ChangeError;
 
 /// Tells the official clients not to send the request again by themselves.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// After how many seconds a client may try again when too much waits: about as long as a turn takes.
+const QUEUE_FULL_SECONDS: u32 = 5;
+/// And when the store cannot write: about as long as a database takes to come back.
+const STORE_SECONDS: u32 = 1;
 
 /// Why a request is not answered as asked.
 #[derive(Debug)]
@@ -42,6 +47,8 @@ pub(crate) enum Error {
     TooSlow,
     /// The client went away in the middle of its request; nobody reads the answer.
     Gone,
+    /// Too much waits already.
+    QueueFull,
     /// The store failed.
     Store(store::Error),
     /// A panic, already logged by the panic hook.
@@ -95,6 +102,7 @@ impl Error {
                 Self::Conflict { message, code: None }
             }
             ChangeError::Conflict(message) => Self::Conflict { message, code: None },
+            ChangeError::QueueFull => Self::QueueFull,
             ChangeError::Store(error) => error.into(),
         }
     }
@@ -103,7 +111,7 @@ impl Error {
     fn public(&self) -> (StatusCode, ErrorKind, String, Option<&'static str>) {
         use ErrorKind::{
             ApiError, AuthenticationError, ConflictError, InvalidRequestError, NotFoundError,
-            OverloadedError, PermissionError, RequestTooLarge, TimeoutError,
+            OverloadedError, PermissionError, RateLimitError, RequestTooLarge, TimeoutError,
         };
         match self {
             Self::Invalid(invalid) => {
@@ -144,6 +152,15 @@ impl Error {
             Self::Gone => {
                 let message = "request body: ended before it was complete".to_owned();
                 (StatusCode::BAD_REQUEST, InvalidRequestError, message, None)
+            }
+            Self::QueueFull => {
+                let message =
+                    "too much waits already: in this session's inbox, or for a brain in this workspace";
+                (StatusCode::TOO_MANY_REQUESTS, RateLimitError, message.to_owned(), None)
+            }
+            Self::Store(store::Error::Unreachable(_)) => {
+                let message = "the database cannot be reached at the moment; try again".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, OverloadedError, message, None)
             }
             Self::Store(error) if error.may_try_again() => {
                 let message = "the server cannot write at the moment; try again".to_owned();
@@ -201,9 +218,17 @@ impl IntoResponse for Error {
             }
             _ => true,
         };
+        let retry_after = match &self {
+            Self::QueueFull => Some(QUEUE_FULL_SECONDS),
+            Self::Store(error) if error.may_try_again() => Some(STORE_SECONDS),
+            _ => None,
+        };
         let (status, kind, message, code) = self.public();
         let mut response = status.into_response();
         response.extensions_mut().insert(Problem { kind, message, code });
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if !may_retry {
             response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }

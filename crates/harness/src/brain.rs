@@ -20,6 +20,9 @@ use crate::model::Providers;
 
 /// How many sessions one brain drives at once: a bound on memory (a transcript each) and on open model requests.
 const SESSIONS_MAX: usize = 1_024;
+/// How many sessions are claimed at once: enough that the claiming does not hold up a busy brain, and few enough that
+/// other brains get their share.
+const CLAIMS_MAX: usize = 16;
 /// How long to wait after the store failed before asking it again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -67,19 +70,27 @@ impl Brain {
         let tracker = TaskTracker::new();
         let places = Arc::new(Semaphore::new(SESSIONS_MAX));
         loop {
-            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let first = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let mut held = vec![first];
+            while held.len() < CLAIMS_MAX
+                && let Ok(place) = Arc::clone(&places).try_acquire_owned()
+            {
+                held.push(place);
+            }
             let claimed = tokio::select! {
-                claimed = self.store.claim(&self.options.holder) => claimed,
+                claimed = self.store.claim(&self.options.holder, held.len()) => claimed,
                 () = shutdown.cancelled() => break,
             };
             match claimed {
-                Ok(lease) => {
-                    let brain = Arc::clone(&self);
-                    let shutdown = shutdown.clone();
-                    tracker.spawn(async move {
-                        brain.hold(lease, &shutdown).await;
-                        drop(place);
-                    });
+                Ok(leases) => {
+                    for (lease, place) in leases.into_iter().zip(held) {
+                        let brain = Arc::clone(&self);
+                        let shutdown = shutdown.clone();
+                        tracker.spawn(async move {
+                            brain.hold(lease, &shutdown).await;
+                            drop(place);
+                        });
+                    }
                 }
                 Err(error) => {
                     tracing::error!(%error, "no session can be claimed");

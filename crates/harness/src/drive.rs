@@ -28,7 +28,7 @@ use crate::model;
 use crate::speech::Speech;
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
-const RENEW_EVERY: Duration = Duration::from_secs(10);
+const RENEW_EVERY: Duration = Duration::from_millis(3_300);
 /// How long the end of a turn waits for its deliverables.
 const COLLECT_MAX: Duration = Duration::from_secs(20);
 /// How many events are read from the log at once.

@@ -25,6 +25,9 @@ pub enum Error {
     /// The database is damaged, or holds what this version cannot read. Nothing was written.
     #[error("the database cannot be read")]
     Corrupt(#[source] Source),
+    /// The database cannot be reached. Nothing was written.
+    #[error("the database cannot be reached")]
+    Unreachable(#[source] Source),
     /// It may have been written or not: the disk failed in the act, or the writer died.
     #[error("whether it was written is unknown")]
     Unknown(#[source] Source),
@@ -41,14 +44,19 @@ impl Error {
     pub fn may_have_happened(&self) -> bool {
         match self {
             Self::Unknown(_) => true,
-            Self::Full(_) | Self::Busy(_) | Self::Corrupt(_) | Self::Closed | Self::Exists(_) => false,
+            Self::Full(_)
+            | Self::Busy(_)
+            | Self::Unreachable(_)
+            | Self::Corrupt(_)
+            | Self::Closed
+            | Self::Exists(_) => false,
         }
     }
 
     /// Whether the same call can succeed later.
     pub fn may_try_again(&self) -> bool {
         match self {
-            Self::Full(_) | Self::Busy(_) => true,
+            Self::Full(_) | Self::Busy(_) | Self::Unreachable(_) => true,
             Self::Unknown(_) | Self::Corrupt(_) | Self::Closed | Self::Exists(_) => false,
         }
     }
@@ -102,6 +110,10 @@ pub enum ChangeError {
     /// Something else refers to it.
     #[error("it is in use")]
     InUse,
+    /// Too much waits already: events in the session's inbox, or sessions of the workspace for a brain. The same
+    /// request can succeed later.
+    #[error("too much waits already")]
+    QueueFull,
     /// It is not what the client thinks it is.
     #[error("conflict: {0}")]
     Conflict(String),

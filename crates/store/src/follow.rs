@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::event::PreviewKind;
@@ -19,7 +20,7 @@ use protocol::position::Position;
 
 use crate::error::Error;
 use crate::hub::{Frame, Marks, Subscription};
-use crate::sqlite::catch_up::{self, Chunk, Progress};
+use crate::rules::catch_up::{Caught, Chunk, Progress};
 use crate::{Inner, Store};
 
 /// Where a follower starts.
@@ -63,6 +64,9 @@ pub enum Item {
         json: Bytes,
     },
 }
+
+/// How long a follower waits before it reads again from a database that was away.
+const READ_PAUSE: Duration = Duration::from_millis(500);
 
 /// What closes all previews of its model request.
 const REQUEST_END: &str = "span.model_request_end";
@@ -148,11 +152,19 @@ impl Follower {
         if let Some((mark, chunk)) = self.subscription.recent_after(&self.progress) {
             return self.take_in(chunk, mark);
         }
-        let (progress, kinds) = (self.progress, self.store.kinds.clone());
-        match self.store.readers.read(move |conn| catch_up::read(conn, &kinds, progress)).await {
-            Ok(Some(chunk)) => self.take_in(chunk, marks.log),
+        match self.store.engine.catch_up(self.subscription.session(), self.progress).await {
+            Ok(Caught::Up(chunk)) => self.take_in(chunk, marks.log),
             // Deleted since it was subscribed to: its commit is done, so the mark that says so is on its way.
-            Ok(None) => self.log_seen = Some(marks.log),
+            Ok(Caught::Gone(None)) => self.log_seen = Some(marks.log),
+            Ok(Caught::Gone(Some(json))) => {
+                self.items = vec![Item::Deleted { json }].into_iter();
+                self.is_over = true;
+            }
+            Err(error) if error.may_try_again() => {
+                // A stream outlives a database that is away for a moment.
+                tracing::debug!(error = ?error, "a follower waits for the database");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
             Err(error) => {
                 self.is_over = true;
                 if !matches!(error, Error::Closed) {
@@ -272,9 +284,7 @@ impl Store {
         // Subscribe, then look: what is committed in between is found by the first read.
         let subscription = self.0.hub.subscribe(id);
         let previews_next = subscription.previews_end();
-        let session = id.clone();
-        let start = self.0.readers.read(move |conn| catch_up::start(conn, session.as_str())).await?;
-        let Some(start) = start else { return Ok(None) };
+        let Some(start) = self.0.engine.start(id).await? else { return Ok(None) };
         let (cursor, waited) = match from {
             From::Now => (start.head, start.inbox_last),
             // What has been taken up is shown as done; what still waits is shown again.

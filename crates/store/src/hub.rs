@@ -13,7 +13,7 @@ use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
 use tokio::sync::watch;
 
-use crate::sqlite::catch_up::{Chunk, Progress};
+use crate::rules::catch_up::{Chunk, Progress};
 
 /// Previews kept for one session. A follower that is further behind loses some; it never loses an event.
 const PREVIEWS_MAX: usize = 512;
@@ -193,6 +193,11 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
+    /// What is watched.
+    pub(crate) fn session(&self) -> &SessionId {
+        &self.id
+    }
+
     pub(crate) fn marks(&self) -> Marks {
         self.marks.borrow().clone()
     }

@@ -10,9 +10,7 @@ use protocol::time::Timestamp;
 use crate::clock::Ids;
 use crate::error::{ChangeError, Error, OpenError};
 use crate::lock::make_directory;
-use crate::sqlite::connect::Database;
-use crate::sqlite::keys;
-use crate::sqlite::writer::Flush;
+use crate::sqlite::{Database, keys};
 use crate::{Options, Store};
 
 /// The SHA-256 of a key.
@@ -42,8 +40,19 @@ pub fn hash_key(key: &str) -> KeyHash {
 impl Store {
     /// The first workspace; made if there is none yet.
     pub async fn ensure_workspace(&self) -> Result<WorkspaceId, Error> {
-        let (ids, now) = (self.ids().clone(), self.now());
-        self.0.writer.run(0, move |flush| keys::ensure_workspace(flush.conn, &ids, now)).await
+        self.0.engine.ensure_workspace(self.ids().make(), self.now()).await
+    }
+
+    /// Makes another workspace.
+    pub async fn create_workspace(&self) -> Result<WorkspaceId, Error> {
+        let made = self.ids().make();
+        self.0.engine.create_workspace(&made, self.now()).await?;
+        Ok(made)
+    }
+
+    /// All workspaces, oldest first.
+    pub async fn workspaces(&self) -> Result<Vec<WorkspaceId>, Error> {
+        self.0.engine.workspaces().await
     }
 
     /// Keeps a new key. [`ChangeError::Exists`] if the same key is kept already.
@@ -54,28 +63,23 @@ impl Store {
         hash: KeyHash,
     ) -> Result<ApiKey, ChangeError> {
         let key = ApiKey::new(self.ids(), workspace, name, self.now());
-        let job = move |flush: &mut Flush<'_>| Ok((keys::create(flush.conn, &key, &hash)?, key));
-        let (is_new, key) = self.0.writer.run(0, job).await?;
+        let is_new = self.0.engine.create_key(&key, hash).await?;
         if is_new { Ok(key) } else { Err(ChangeError::Exists) }
     }
 
     /// A workspace's keys, oldest first, revoked ones included.
     pub async fn list_keys(&self, workspace: &WorkspaceId) -> Result<Vec<ApiKey>, Error> {
-        let workspace = workspace.clone();
-        self.0.readers.read(move |conn| keys::list(conn, &workspace)).await
+        self.0.engine.keys(workspace).await
     }
 
     /// Revokes a key for good. Doing it again changes nothing.
     pub async fn revoke_key(&self, workspace: &WorkspaceId, id: &ApiKeyId) -> Result<ApiKey, ChangeError> {
-        let (workspace, id, now) = (workspace.clone(), id.clone(), self.now());
-        let revoked =
-            self.0.writer.run(0, move |flush| keys::revoke(flush.conn, &workspace, &id, now)).await?;
-        revoked.ok_or(ChangeError::NotFound)
+        self.0.engine.revoke_key(workspace, id, self.now()).await?.ok_or(ChangeError::NotFound)
     }
 
     /// The key with that hash, unless it is revoked or was never made.
     pub async fn find_key(&self, hash: KeyHash) -> Result<Option<ApiKey>, Error> {
-        self.0.readers.read(move |conn| keys::find(conn, &hash)).await
+        self.0.engine.find_key(hash).await
     }
 }
 
@@ -109,13 +113,16 @@ impl Keys {
     /// See [`Store::ensure_workspace`].
     pub fn ensure_workspace(&mut self) -> Result<WorkspaceId, Error> {
         let now = self.options.clock.now();
-        self.database.write(|conn| keys::ensure_workspace(conn, &self.options.ids, now))
+        let made = self.options.ids.make();
+        self.database.write(|conn| keys::ensure_workspace(conn, made, now))
     }
 
     /// Makes another workspace.
     pub fn create_workspace(&mut self) -> Result<WorkspaceId, Error> {
         let now = self.options.clock.now();
-        self.database.write(|conn| keys::create_workspace(conn, &self.options.ids, now))
+        let made = self.options.ids.make();
+        self.database.write(|conn| keys::create_workspace(conn, &made, now))?;
+        Ok(made)
     }
 
     /// All workspaces, oldest first.

@@ -9,29 +9,24 @@
 //! A lease carries an epoch, which grows with each claim of the session and is durable. Every append names it, and
 //! the writer refuses what does not carry the newest: two brains never drive one session, whatever they believe.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::event::Event;
 use protocol::id::{SessionId, WorkspaceId};
 use protocol::position::Position;
+use protocol::time::Timestamp;
+use serde::{Deserialize, Serialize};
 use session::{Draft, Record, State};
 
 use crate::Store;
 use crate::error::{AppendError, Error};
-use crate::ready::Ready;
-use crate::sqlite::appends::{self, Prepared, Refused};
-use crate::sqlite::writer::Flush;
-use crate::sqlite::{claims, listing};
+use crate::rules::append::{self, Prepared};
+use crate::rules::leases;
 
 /// How long a lease lasts without a renewal, by the store's clock. Long against a pause of the process, short
 /// against the patience of whoever waits for a dead brain's session.
-pub const LEASE: Duration = Duration::from_secs(30);
-
-/// Lapsed leases that are looked for at once; the next look finds the rest.
-const LAPSED_MAX: usize = 1_024;
+pub const LEASE: Duration = Duration::from_secs(10);
 
 /// The right to drive one session. Give it back with [`Store::release`]; one that is dropped lapses by itself.
 #[must_use = "a lease that is not released keeps its session from other brains until it lapses"]
@@ -39,6 +34,9 @@ const LAPSED_MAX: usize = 1_024;
 pub struct Lease {
     /// What every append and every call to a hand carries.
     pub token: Token,
+    /// How many holders in a row died, without giving their lease back and without recording an answer or a result:
+    /// a session that kills its brain tells itself by this.
+    pub deaths: u32,
 }
 
 /// Names a lease. A stale one is refused by the store and by the hands.
@@ -48,6 +46,26 @@ pub struct Token {
     pub session: SessionId,
     /// Grows with each claim of the session.
     pub epoch: u64,
+}
+
+/// What keeps a session from going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// It wants a brain, and none has taken it yet.
+    Brain,
+    /// Its brain waits for a permit to ask the model.
+    Model,
+}
+
+/// What a session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What for. Stored.
+    #[serde(rename = "for")]
+    pub reason: WaitsFor,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// A session at one moment: its log's meaning and what waits in its inbox.
@@ -64,58 +82,27 @@ pub struct View {
 }
 
 impl Store {
-    /// Waits until some session wants a brain, and claims the one that has waited longest.
+    /// Waits until some session wants a brain, and claims up to `max` of those that want one, fairly between
+    /// workspaces; within a workspace the one that has waited longest comes first.
     ///
     /// May be dropped while it waits: nothing is lost.
-    pub async fn claim(&self, holder: &str) -> Result<Lease, Error> {
-        let ready = &self.0.ready;
-        loop {
-            // Look, then sleep: a wake-up between the two is kept by the queue.
-            if ready.is_closed() {
-                ready.pass_on();
-                return Err(Error::Closed);
-            }
-            // However busy the queue is: what has lapsed is in no queue.
-            if ready.is_look_due(self.0.options.lapsed_poll) {
-                self.look_for_lapsed().await?;
-            }
-            if ready.is_worth_a_claim() {
-                let holder = holder.to_owned();
-                let queue = ready.clone();
-                let claim = move |flush: &mut Flush<'_>| claims::claim_ready(flush, &holder);
-                let claimed = |token: Option<Token>| token.map(|token| Claimed::new(token, queue));
-                if let Some(claimed) = self.0.writer.run_then(0, claim, claimed).await? {
-                    ready.pass_on();
-                    return Ok(claimed.into_lease());
-                }
-                continue;
-            }
-            let poll = jittered(self.0.options.lapsed_poll);
-            // A wake-up or the time: either way there may be something to see.
-            let _ = tokio::time::timeout(poll, ready.woken()).await;
-        }
-    }
-
-    /// Nothing tells that a lease has lapsed; so now and then somebody looks.
-    async fn look_for_lapsed(&self) -> Result<(), Error> {
-        let now = self.now();
-        let ids = self.0.readers.read(move |conn| claims::wanting(conn, now, LAPSED_MAX)).await?;
-        self.0.ready.push(&ids);
-        Ok(())
+    pub async fn claim(&self, holder: &str, max: usize) -> Result<Vec<Lease>, Error> {
+        self.0.engine.claim(holder, max).await
     }
 
     /// Claims this session, whether it wants a brain or not; `None` if somebody else holds it or it does not exist.
     pub async fn try_claim(&self, id: &SessionId, holder: &str) -> Result<Option<Lease>, Error> {
-        let (id, holder, queue) = (id.clone(), holder.to_owned(), self.0.ready.clone());
-        let claim = move |flush: &mut Flush<'_>| claims::claim(flush, &id, &holder);
-        let claimed = |token: Option<Token>| token.map(|token| Claimed::new(token, queue));
-        Ok(self.0.writer.run_then(0, claim, claimed).await?.map(Claimed::into_lease))
+        self.0.engine.try_claim(id, holder).await
+    }
+
+    /// How many processes claim sessions of this database now, roughly; at least 1.
+    pub fn live_brains(&self) -> u32 {
+        self.0.engine.live_brains()
     }
 
     /// The session as it is now; `None` if it does not exist.
     pub async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
-        let id = id.clone();
-        self.0.readers.read(move |conn| listing::look(conn, &id)).await
+        self.0.engine.look(id).await
     }
 
     /// Appends to the session's log, all of the drafts or none, if its last event is at `expected`; gives the
@@ -128,61 +115,41 @@ impl Store {
         expected: Position,
         drafts: Vec<Draft>,
     ) -> Result<View, AppendError> {
+        let session = token.session.clone();
         let token = token.clone();
         let drafts: Vec<Prepared> = drafts.into_iter().map(Prepared::new).collect();
         let size_bytes = drafts.iter().map(Prepared::size_bytes).sum();
-        let job = move |flush: &mut Flush<'_>| appends::append(flush, &token, expected, drafts);
-        match self.0.writer.run(size_bytes, job).await? {
-            Ok(view) => Ok(view),
-            Err(Refused::Moved(view)) => Err(AppendError::Moved(view)),
-            Err(Refused::Fenced) => Err(AppendError::Fenced),
-        }
+        self.change(&session, size_bytes, move |head, moment| {
+            append::append(head.as_mut(), &token, expected, &drafts, moment)
+        })
+        .await?
     }
 
     /// Makes the lease last its full length again.
     pub async fn renew(&self, token: &Token) -> Result<(), AppendError> {
+        if self.0.engine.renew(token).await? { Ok(()) } else { Err(AppendError::Fenced) }
+    }
+
+    /// Notes what the holder waits for, so that clients can see it; the next append takes the note away.
+    pub async fn set_waiting(&self, token: &Token, reason: Option<WaitsFor>) -> Result<(), AppendError> {
+        let waiting = reason.map(|reason| Waiting { reason, since: self.now() });
+        let session = token.session.clone();
         let token = token.clone();
-        let is_ours = self.0.writer.run(0, move |flush| claims::renew(flush, &token)).await?;
-        if is_ours { Ok(()) } else { Err(AppendError::Fenced) }
+        let set = self.change(&session, 0, move |head, _| {
+            head.as_mut().is_some_and(|head| leases::set_waiting(head, &token, waiting))
+        });
+        if set.await? { Ok(()) } else { Err(AppendError::Fenced) }
     }
 
     /// Gives the lease back. If the session still wants a brain it can be claimed at once. A lease that has lapsed
     /// meanwhile is given back without effect.
     pub async fn release(&self, lease: Lease) -> Result<(), Error> {
-        let Lease { token } = lease;
-        self.0.writer.run(0, move |flush| claims::release(flush, &token)).await?;
-        Ok(())
+        let session = lease.token.session.clone();
+        self.change(&session, 0, move |head, _| {
+            if let Some(head) = head {
+                leases::release(head, &lease.token);
+            }
+        })
+        .await
     }
-}
-
-/// A lease on its way from the writer to whoever asked for it. If they are gone meanwhile it goes back, so that the
-/// session does not wait until it lapses.
-struct Claimed {
-    token: Option<Token>,
-    ready: Arc<Ready>,
-}
-
-impl Claimed {
-    fn new(token: Token, ready: Arc<Ready>) -> Self {
-        Self { token: Some(token), ready }
-    }
-
-    fn into_lease(mut self) -> Lease {
-        Lease { token: self.token.take().expect("taken once") }
-    }
-}
-
-impl Drop for Claimed {
-    fn drop(&mut self) {
-        if let Some(token) = self.token.take() {
-            self.ready.push_orphan(token);
-        }
-    }
-}
-
-/// Between three and five quarters of `period`, so that many processes do not look at the same moment.
-fn jittered(period: Duration) -> Duration {
-    // Every such state is seeded anew: enough randomness to spread a poll.
-    let spread = RandomState::new().hash_one(()) % 512;
-    period.mul_f64(0.75 + spread as f64 / 1024.0)
 }

@@ -22,18 +22,24 @@
 //!
 //! It does not know what an event means: admission, states and steps come from `session`. It never runs a model, a
 //! hand or a request. It keeps no secret: keys are hashed. All SQL is in `sqlite/`.
+//!
+//! What a change does to a session is decided in `rules/`, the same for every engine; `engine` is the seam below.
 
 pub mod clock;
+mod engine;
 pub mod error;
+mod fair;
 pub mod follow;
 mod hub;
 pub mod keys;
 pub mod lease;
+pub mod limits;
 mod lock;
 pub mod log;
 pub mod previews;
 mod ready;
 pub mod resources;
+mod rules;
 pub mod sessions;
 mod sqlite;
 
@@ -48,33 +54,26 @@ pub use clock::{Clock, Ids, ManualClock, SystemClock};
 pub use error::{AppendError, ChangeError, Error, OpenError};
 pub use follow::{Changed, Follower, From, Item};
 pub use keys::{ApiKey, KeyHash, Keys, hash_key};
-pub use lease::{LEASE, Lease, Token, View};
+pub use lease::{LEASE, Lease, Token, View, Waiting, WaitsFor};
+pub use limits::Limits;
 pub use log::{Order, Slice, Stored, TimeBounds};
 pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
-pub use sessions::{Cursor, NewSession, SessionQuery};
+pub use sessions::{Cursor, NewSession, Seen, SessionQuery};
 
+use engine::Engine;
 use hub::Hub;
-use ready::Ready;
-use sqlite::fault::Fault;
-use sqlite::kinds::Kinds;
-use sqlite::readers::Readers;
-use sqlite::writer::{Shared, Writer};
-use sqlite::{claims, connect};
+use sqlite::Sqlite;
 
-/// The store of one data directory. Cheap to clone; all clones are the same store.
+/// The store of one database. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
 struct Inner {
     options: Options,
     hub: Arc<Hub>,
-    ready: Arc<Ready>,
-    kinds: Kinds,
     previews: Previews,
-    readers: Readers,
-    /// Last, so that when the store is dropped the writer ends after all that it may wake.
-    writer: Writer,
+    engine: Arc<dyn Engine>,
 }
 
 /// How to open a store.
@@ -91,6 +90,8 @@ pub struct Options {
     /// in place does not. It grows to what it needs anyway and is then used again, so this matters for the first
     /// seconds only; a server may like it, a test does not need it.
     pub log_space_bytes: u64,
+    /// How many sessions may run and wait.
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -98,8 +99,9 @@ impl Default for Options {
         Self {
             clock: Arc::new(SystemClock),
             ids: Ids::system(),
-            lapsed_poll: Duration::from_secs(5),
+            lapsed_poll: Duration::from_millis(700),
             log_space_bytes: 0,
+            limits: Limits::default(),
         }
     }
 }
@@ -108,37 +110,30 @@ impl Store {
     /// Opens the data directory, making it if need be: takes its lock, brings the database to the current format,
     /// voids the leases of whoever had it before.
     pub fn open(data_dir: &Path, options: Options) -> Result<Self, OpenError> {
-        lock::make_directory(data_dir)?;
-        let lock = lock::take(data_dir)?;
-        let path = connect::database(data_dir);
-        let mut conn = connect::writer(&path).map_err(Error::from)?;
-        connect::migrate(&mut conn)?;
-        let (hub, ready, kinds) = (Arc::new(Hub::default()), Arc::new(Ready::default()), Kinds::default());
-        let prepare = || -> Result<(Readers, Writer), Fault> {
-            kinds.load(&conn)?;
-            claims::void_leases(&conn)?;
-            claims::refill(&conn, &ready, options.clock.now())?;
-            connect::make_space(&path, options.log_space_bytes);
-            let readers = Readers::open(path.clone())?;
-            let shared = Shared {
-                clock: options.clock.clone(),
-                hub: hub.clone(),
-                ready: ready.clone(),
-                kinds: kinds.clone(),
-            };
-            Ok((readers, Writer::start(&path, conn, shared, lock)?))
-        };
-        let (readers, writer) = prepare().map_err(Error::from)?;
-        let previews = Previews::new(hub.clone());
-        Ok(Self(Arc::new(Inner { options, hub, ready, kinds, previews, readers, writer })))
+        let hub = Arc::new(Hub::default());
+        let engine = Sqlite::open(data_dir, options.clone(), &hub)?;
+        Ok(Self::over(options, hub, Arc::new(engine)))
+    }
+
+    fn over(options: Options, hub: Arc<Hub>, engine: Arc<dyn Engine>) -> Self {
+        let previews = Previews::new(hub.clone(), engine.clone());
+        Self(Arc::new(Inner { options, hub, previews, engine }))
+    }
+
+    /// Whether the database answers. Bounded in time.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.0.engine.ping().await
+    }
+
+    /// Whether changes made by other processes are heard of at once. If not, they are seen with the next poll.
+    pub fn is_listening(&self) -> bool {
+        self.0.engine.is_listening()
     }
 
     /// Finishes what has been accepted, then closes: waiting claims and followers end, and calls on other clones
     /// fail with [`Error::Closed`].
     pub async fn close(self) {
-        self.0.writer.close().await;
-        self.0.readers.close();
-        self.0.ready.close();
+        self.0.engine.close().await;
         self.0.hub.close();
     }
 

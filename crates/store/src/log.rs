@@ -10,7 +10,6 @@ use session::State;
 
 use crate::Store;
 use crate::error::Error;
-use crate::sqlite::slices;
 
 /// An event as it lies in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,14 +115,12 @@ impl Default for Slice {
 impl Store {
     /// A slice of a session's log. Empty if there is no such session.
     pub async fn get_events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {
-        let (id, kinds) = (id.clone(), self.0.kinds.clone());
-        self.0.readers.read(move |conn| slices::events(conn, &kinds, &id, &slice)).await
+        self.0.engine.events(id, slice).await
     }
 
     /// What clients sent to the session and no brain has taken up, oldest first.
     pub async fn get_inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error> {
-        let (id, kinds) = (id.clone(), self.0.kinds.clone());
-        self.0.readers.read(move |conn| slices::inbox(conn, &kinds, &id)).await
+        self.0.engine.inbox(id).await
     }
 
     /// A slice of the log and the inbox, both at the same moment: an event on its way from one to the other is in
@@ -133,14 +130,27 @@ impl Store {
         id: &SessionId,
         slice: Slice,
     ) -> Result<(Vec<Stored>, Vec<Stored>), Error> {
-        let (id, kinds) = (id.clone(), self.0.kinds.clone());
-        self.0.readers.read(move |conn| slices::history(conn, &kinds, &id, &slice)).await
+        self.0.engine.history(id, slice).await
     }
 
     /// The session's state, folded anew from its log and its inbox. Always equal to the state that is kept beside
     /// the log; a test compares them. `None` if there is no such session.
     pub async fn rebuild(&self, id: &SessionId) -> Result<Option<State>, Error> {
-        let id = id.clone();
-        self.0.readers.read(move |conn| slices::rebuild(conn, &id)).await
+        self.0.engine.rebuild(id).await
+    }
+
+    /// Puts the state that the log gives in the place of the one that is kept beside it; gives whether they differed.
+    /// For a session that nobody works on meanwhile.
+    pub async fn put_rebuilt(&self, id: &SessionId) -> Result<bool, Error> {
+        let Some(rebuilt) = self.rebuild(id).await? else { return Ok(false) };
+        self.change(id, 0, move |head, _| match head {
+            Some(head) if head.state != rebuilt => {
+                head.state = rebuilt.clone();
+                head.pending.is_dirty = true;
+                true
+            }
+            Some(_) | None => false,
+        })
+        .await
     }
 }

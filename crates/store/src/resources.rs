@@ -10,9 +10,6 @@ use crate::Store;
 use crate::error::{ChangeError, Error};
 use crate::log::TimeBounds;
 use crate::sessions::Cursor;
-use crate::sqlite::fault::Fault;
-use crate::sqlite::writer::Flush;
-use crate::sqlite::{agents, environments};
 
 /// Which agents to list, newest first.
 #[derive(Clone, Debug)]
@@ -57,9 +54,7 @@ pub type Change<T> = Box<dyn FnOnce(&T) -> Result<Option<T>, ChangeError> + Send
 impl Store {
     /// Keeps a new agent, at the version it carries (1). [`Error::Exists`] if its id is taken.
     pub async fn create_agent(&self, workspace: &WorkspaceId, agent: Agent) -> Result<Agent, Error> {
-        let workspace = workspace.clone();
-        let job = move |flush: &mut Flush<'_>| Ok((agents::create(flush.conn, &workspace, &agent)?, agent));
-        let (is_new, agent) = self.0.writer.run(0, job).await?;
+        let is_new = self.0.engine.create_agent(workspace, &agent).await?;
         if is_new { Ok(agent) } else { Err(Error::Exists(agent.id.to_string())) }
     }
 
@@ -70,14 +65,12 @@ impl Store {
         id: &AgentId,
         version: Option<i64>,
     ) -> Result<Option<Agent>, Error> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        self.0.readers.read(move |conn| agents::get(conn, &workspace, &id, version)).await
+        self.0.engine.agent(workspace, id, version).await
     }
 
     /// Agents at their latest versions, newest first.
     pub async fn list_agents(&self, workspace: &WorkspaceId, query: AgentQuery) -> Result<Vec<Agent>, Error> {
-        let workspace = workspace.clone();
-        self.0.readers.read(move |conn| agents::list(conn, &workspace, &query)).await
+        self.0.engine.agents(workspace, query).await
     }
 
     /// An agent's versions, newest first; those before `before` if it is given. `None` if there is no such agent.
@@ -88,8 +81,7 @@ impl Store {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Option<Vec<Agent>>, Error> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        self.0.readers.read(move |conn| agents::versions(conn, &workspace, &id, before, limit)).await
+        self.0.engine.agent_versions(workspace, id, before, limit).await
     }
 
     /// Changes an agent. If the changed agent has the next version number it becomes a new version; if it has the
@@ -100,14 +92,7 @@ impl Store {
         id: &AgentId,
         change: Change<Agent>,
     ) -> Result<Agent, ChangeError> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        let job = move |flush: &mut Flush<'_>| {
-            let Some(before) = agents::get(flush.conn, &workspace, &id, None)? else {
-                return Ok(Ok(Err(ChangeError::NotFound)));
-            };
-            change_in_place(before, change, |before, after| agents::replace(flush.conn, before, after))
-        };
-        unwound(self.0.writer.run(0, job).await?)
+        self.0.engine.change_agent(workspace, id, change).await
     }
 
     /// Keeps a new environment. [`ChangeError::Exists`] if one that is not archived has its name.
@@ -116,11 +101,8 @@ impl Store {
         workspace: &WorkspaceId,
         environment: Environment,
     ) -> Result<Environment, ChangeError> {
-        let workspace = workspace.clone();
-        let job = move |flush: &mut Flush<'_>| {
-            Ok(environments::put(flush.conn, &workspace, &environment)?.map(|()| environment))
-        };
-        self.0.writer.run(0, job).await?
+        self.0.engine.create_environment(workspace, &environment).await?;
+        Ok(environment)
     }
 
     /// An environment.
@@ -129,8 +111,7 @@ impl Store {
         workspace: &WorkspaceId,
         id: &EnvironmentId,
     ) -> Result<Option<Environment>, Error> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        self.0.readers.read(move |conn| environments::get(conn, &workspace, &id)).await
+        self.0.engine.environment(workspace, id).await
     }
 
     /// Environments, newest first.
@@ -139,8 +120,7 @@ impl Store {
         workspace: &WorkspaceId,
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error> {
-        let workspace = workspace.clone();
-        self.0.readers.read(move |conn| environments::list(conn, &workspace, &query)).await
+        self.0.engine.environments(workspace, query).await
     }
 
     /// Changes an environment. [`ChangeError::Exists`] if its new name is taken.
@@ -150,14 +130,7 @@ impl Store {
         id: &EnvironmentId,
         change: Change<Environment>,
     ) -> Result<Environment, ChangeError> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        let job = move |flush: &mut Flush<'_>| {
-            let Some(before) = environments::get(flush.conn, &workspace, &id)? else {
-                return Ok(Ok(Err(ChangeError::NotFound)));
-            };
-            change_in_place(before, change, |_, after| environments::put(flush.conn, &workspace, after))
-        };
-        unwound(self.0.writer.run(0, job).await?)
+        self.0.engine.change_environment(workspace, id, change).await
     }
 
     /// Deletes an environment. [`ChangeError::InUse`] while any session, archived ones included, was made in it.
@@ -166,31 +139,30 @@ impl Store {
         workspace: &WorkspaceId,
         id: &EnvironmentId,
     ) -> Result<(), ChangeError> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        self.0.writer.run(0, move |flush| environments::delete(flush.conn, &workspace, &id)).await?
+        self.0.engine.delete_environment(workspace, id).await
     }
 }
 
-/// What a caller's function came to: a panic is brought back to the caller, because it must not end the writer.
-type Ran<T> = std::thread::Result<Result<T, ChangeError>>;
+/// What a caller's function came to: a panic is brought back to the caller, because it must not end an engine.
+pub(crate) type Ran<T> = std::thread::Result<Result<T, ChangeError>>;
 
-fn change_in_place<T>(
-    before: T,
-    change: Change<T>,
-    put: impl FnOnce(&T, &T) -> Result<Result<(), ChangeError>, Fault>,
-) -> Result<Ran<T>, Fault> {
+/// Runs a caller's function.
+pub(crate) fn ran<T>(change: Change<T>, before: &T) -> Ran<Option<T>> {
     // It gets a reference to a value of ours and hands back a new one: there is nothing it could leave half changed.
-    let changed = match catch_unwind(AssertUnwindSafe(|| change(&before))) {
-        Ok(changed) => changed,
-        Err(panic) => return Ok(Err(panic)),
-    };
-    match changed {
-        Ok(Some(after)) => Ok(Ok(put(&before, &after)?.map(|()| after))),
-        Ok(None) => Ok(Ok(Ok(before))),
-        Err(refused) => Ok(Ok(Err(refused))),
-    }
+    catch_unwind(AssertUnwindSafe(|| change(before)))
 }
 
-fn unwound<T>(ran: Ran<T>) -> Result<T, ChangeError> {
+/// A panic goes on where it belongs.
+pub(crate) fn unwound<T>(ran: Ran<T>) -> Result<T, ChangeError> {
     ran.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// Whether an agent may take the place of this one.
+pub(crate) fn may_follow(before: &Agent, after: &Agent) -> Result<(), ChangeError> {
+    let is_next = after.version == before.version || after.version == before.version + 1;
+    if after.id == before.id && is_next {
+        return Ok(());
+    }
+    let message = format!("version {} cannot follow version {}", after.version, before.version);
+    Err(ChangeError::Conflict(message))
 }

@@ -12,10 +12,12 @@ use session::{Record, State};
 
 use crate::Store;
 use crate::error::{ChangeError, Error};
+use crate::lease::Waiting;
 use crate::log::{Order, Stored, TimeBounds};
-use crate::sqlite::appends::Written;
-use crate::sqlite::writer::Flush;
-use crate::sqlite::{changes, listing};
+use crate::rules::append::Written;
+use crate::rules::changes::{self, Making};
+use crate::rules::head::Head;
+use crate::rules::jobs::{Moment, job};
 
 /// A session to be made.
 #[derive(Clone, Debug)]
@@ -91,25 +93,37 @@ impl Cursor {
     }
 }
 
+/// A session as clients see it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// Its own facts.
+    pub record: Record,
+    /// What its log says.
+    pub state: State,
+    /// What it waits for, if it waits for its turn.
+    pub waiting: Option<Waiting>,
+}
+
 impl Store {
-    /// Makes a session, and with its initial events sets it running, in one transaction. [`Error::Exists`] if its id
-    /// is taken.
-    pub async fn create_session(&self, mut new: NewSession) -> Result<(Record, State), Error> {
-        let initial = self.written(std::mem::take(&mut new.initial));
-        let (size_bytes, ids) = (size_bytes(&initial), self.ids().clone());
-        let id = new.record.id.clone();
-        let job = move |flush: &mut Flush<'_>| changes::create(flush, new, initial, &ids);
-        self.0.writer.run(size_bytes, job).await?.ok_or_else(|| Error::Exists(id.to_string()))
+    /// Makes a session, and with its initial events sets it running, in one transaction. [`ChangeError::Exists`] if
+    /// its id is taken, [`ChangeError::QueueFull`] if it would have to wait where too many wait already.
+    pub async fn create_session(&self, new: NewSession) -> Result<Seen, ChangeError> {
+        let NewSession { workspace, record, thread_id, initial } = new;
+        if !initial.is_empty() && self.0.engine.is_full(&workspace).await? {
+            return Err(ChangeError::QueueFull);
+        }
+        let (initial, ids, id) = (self.written(initial), self.ids().clone(), record.id.clone());
+        let size_bytes = size_bytes(&initial);
+        let making = Making { workspace, record: Arc::new(record), thread_id, initial };
+        let made = self
+            .change(&id, size_bytes, move |slot, moment| changes::create(slot, &making, &ids, moment))
+            .await?;
+        made.ok_or(ChangeError::Exists)
     }
 
     /// A session; `None` if this workspace has none with that id.
-    pub async fn get_session(
-        &self,
-        workspace: &WorkspaceId,
-        id: &SessionId,
-    ) -> Result<Option<(Record, State)>, Error> {
-        let (workspace, id) = (workspace.clone(), id.clone());
-        self.0.readers.read(move |conn| listing::get(conn, &workspace, &id)).await
+    pub async fn get_session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
+        self.0.engine.session(workspace, id).await
     }
 
     /// A page of the workspace's sessions.
@@ -117,15 +131,23 @@ impl Store {
         &self,
         workspace: &WorkspaceId,
         query: SessionQuery,
-    ) -> Result<Vec<(Record, State)>, Error> {
-        let workspace = workspace.clone();
-        self.0.readers.read(move |conn| listing::list(conn, &workspace, &query)).await
+    ) -> Result<Vec<Seen>, Error> {
+        self.0.engine.sessions(workspace, query).await
+    }
+
+    /// Sessions of all workspaces in the order of their ids, after this one. For the operator's tools.
+    pub async fn sessions_after(
+        &self,
+        after: Option<SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>, Error> {
+        self.0.engine.sessions_after(after, limit).await
     }
 
     /// The sandboxes that sessions which are not over have on record, in whatever workspace. Reads every head: for
     /// a sweep now and then.
     pub async fn sandboxes_in_use(&self) -> Result<HashSet<SandboxId>, Error> {
-        self.0.readers.read(listing::sandboxes).await
+        self.0.engine.sandboxes().await
     }
 
     /// Changes a session's own facts, and says so in its log if anything really changed.
@@ -134,9 +156,12 @@ impl Store {
         workspace: &WorkspaceId,
         id: &SessionId,
         update: Update,
-    ) -> Result<(Record, State), ChangeError> {
-        let (workspace, id, ids) = (workspace.clone(), id.clone(), self.ids().clone());
-        self.0.writer.run(0, move |flush| changes::update(flush, &workspace, &id, update, &ids)).await?
+    ) -> Result<Seen, ChangeError> {
+        let (workspace, ids) = (workspace.clone(), self.ids().clone());
+        self.change(id, 0, move |head, moment| {
+            changes::update(head.as_mut(), &workspace, &update, &ids, moment)
+        })
+        .await?
     }
 
     /// Ends a session for good; its history stays. Archiving it again changes nothing.
@@ -144,32 +169,55 @@ impl Store {
         &self,
         workspace: &WorkspaceId,
         id: &SessionId,
-    ) -> Result<(Record, State), ChangeError> {
-        let (workspace, id, ids) = (workspace.clone(), id.clone(), self.ids().clone());
-        self.0.writer.run(0, move |flush| changes::archive(flush, &workspace, &id, &ids)).await?
+    ) -> Result<Seen, ChangeError> {
+        let (workspace, ids) = (workspace.clone(), self.ids().clone());
+        self.change(id, 0, move |head, moment| changes::archive(head.as_mut(), &workspace, &ids, moment))
+            .await?
     }
 
     /// Removes a session and all it holds. Its followers are told.
     pub async fn delete_session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<(), ChangeError> {
-        let (workspace, id, event) = (workspace.clone(), id.clone(), self.ids().make());
-        self.0.writer.run(0, move |flush| changes::delete(flush, &workspace, &id, event)).await?
+        let (workspace, event) = (workspace.clone(), self.ids().make());
+        self.change(id, 0, move |head, moment| changes::delete(head.as_mut(), &workspace, &event, moment.now))
+            .await?
     }
 
     /// Takes in what a client sends, all of it or nothing: into the inbox, or into the log at once for what is
     /// processed on receipt. Gives the events as they now stand, in the order in which they were sent.
+    /// [`ChangeError::QueueFull`] if the session's inbox is full, or if it would have to wait for a brain where too
+    /// many wait already.
     pub async fn send_events(
         &self,
         workspace: &WorkspaceId,
         id: &SessionId,
         sent: Vec<Body>,
     ) -> Result<Vec<Arc<Stored>>, ChangeError> {
-        let (workspace, id, sent) = (workspace.clone(), id.clone(), self.written(sent));
+        let is_full = self.0.engine.is_full(workspace).await?;
+        let (workspace, sent) = (workspace.clone(), self.written(sent));
         let size_bytes = size_bytes(&sent);
-        let job = move |flush: &mut Flush<'_>| changes::send(flush, &workspace, &id, sent);
-        self.0.writer.run(size_bytes, job).await?
+        self.change(id, size_bytes, move |head, moment| {
+            changes::send(head.as_mut(), &workspace, &sent, is_full, moment)
+        })
+        .await?
     }
 
-    /// Gives each an id, and makes its text ready before the writer sees it.
+    /// Runs a job on a session; see [`Job`](crate::rules::jobs::Job).
+    pub(crate) async fn change<T, Decide>(
+        &self,
+        id: &SessionId,
+        size_bytes: usize,
+        decide: Decide,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        Decide: FnMut(&mut Option<Head>, &Moment<'_>) -> T + Send + 'static,
+    {
+        let (job, answered) = job(id.clone(), size_bytes, decide);
+        self.0.engine.submit(job).await;
+        answered.await.unwrap_or_else(|_| Err(Error::Unknown("the engine is gone".into())))
+    }
+
+    /// Gives each an id, and makes its text ready before an engine sees it.
     fn written(&self, bodies: Vec<Body>) -> Vec<Written> {
         bodies.into_iter().map(|body| Written::new(self.ids().make(), body)).collect()
     }

@@ -34,7 +34,7 @@ pub(crate) async fn send(
 /// A `system.message` needs a model that takes one in the middle of a conversation. The model of a session never
 /// changes, so that looking before the store's transaction is as good as looking inside it.
 async fn refuse_unfit_model(door: &Door, caller: &Caller, id: &SessionId, index: usize) -> Result<(), Error> {
-    let (record, _) = find(door, caller, id).await?;
+    let record = find(door, caller, id).await?.record;
     let model = &record.agent.spec.model.id;
     if door.app.models.has_mid_conversation_system(model) {
         return Ok(());

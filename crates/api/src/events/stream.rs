@@ -107,7 +107,7 @@ pub(crate) async fn open(
     let missing = || Error::missing(SESSION, id);
     let store = &door.app.store;
     let follower = store.follow(id, wanted.from).await?.ok_or_else(missing)?;
-    let (_, state) = store.get_session(&caller.workspace, id).await?.ok_or_else(missing)?;
+    let state = store.get_session(&caller.workspace, id).await?.ok_or_else(missing)?.state;
     if let From::After(position) = wanted.from
         && position > state.head
     {

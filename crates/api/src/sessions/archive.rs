@@ -5,7 +5,7 @@ use axum::extract::State;
 use protocol::id::SessionId;
 use protocol::session::Session;
 
-use super::SESSION;
+use super::{SESSION, shown};
 use crate::Door;
 use crate::auth::Caller;
 use crate::error::Error;
@@ -20,6 +20,6 @@ pub(crate) async fn archive(
 ) -> Result<Json<Session>, Error> {
     let store = &door.app.store;
     let archived = store.archive_session(&caller.workspace, &id).await;
-    let (record, state) = archived.map_err(|error| Error::change(error, SESSION, &id))?;
-    Ok(Json(record.show(&state, store.now())))
+    let archived = archived.map_err(|error| Error::change(error, SESSION, &id))?;
+    Ok(Json(shown(&archived, store)))
 }

@@ -11,6 +11,7 @@ use protocol::session_request::SessionCreate;
 use session::Record;
 use store::NewSession;
 
+use super::{SESSION, shown};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::extract::{Body, NoQuery};
@@ -54,8 +55,9 @@ pub(crate) async fn create(
         thread_id: store.ids().make(),
         initial: initial_events,
     };
-    let (record, state) = store.create_session(new).await?;
-    Ok(Json(record.show(&state, store.now())))
+    let id = new.record.id.clone();
+    let made = store.create_session(new).await.map_err(|error| Error::change(error, SESSION, id))?;
+    Ok(Json(shown(&made, store)))
 }
 
 fn refuse_archived(agent: &Agent) -> Result<(), Invalid> {

@@ -8,6 +8,7 @@ use protocol::session::{Session, Status};
 use session::Record;
 use store::{Order, SessionQuery};
 
+use super::shown;
 use crate::Door;
 use crate::auth::Caller;
 use crate::cursor::RowCursor;
@@ -56,15 +57,14 @@ pub(crate) async fn list(
     rows.truncate(limit);
     let (has_before, has_after) = if is_backward { (has_more, true) } else { (cursor.is_some(), has_more) };
     let ends = rows.first().zip(rows.last());
-    let prev_page = ends.filter(|_| has_before).map(|((first, _), _)| before(first, order));
+    let prev_page = ends.filter(|_| has_before).map(|(first, _)| before(&first.record, order));
     let next_page = match (ends, &cursor) {
-        (Some((_, (last, _))), _) => has_after.then(|| after(last, order)),
+        (Some((_, last)), _) => has_after.then(|| after(&last.record, order)),
         // Nothing is left before the place: what comes next begins at the place itself, or at the front of the list.
         (None, Some(cursor)) if is_backward => Some(RowCursor::front(LIST, order, cursor).encode()),
         (None, _) => None,
     };
-    let now = door.app.store.now();
-    let data = rows.iter().map(|(record, state)| record.show(state, now)).collect();
+    let data = rows.iter().map(|seen| shown(seen, &door.app.store)).collect();
     Ok(Json(BidirectionalPage { data, next_page, prev_page }))
 }
 

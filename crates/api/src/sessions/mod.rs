@@ -8,7 +8,8 @@ mod retrieve;
 mod update;
 
 use protocol::id::SessionId;
-use session::{Record, State};
+use protocol::session::Session;
+use store::{Seen, Store};
 
 pub(crate) use archive::archive;
 pub(crate) use create::create;
@@ -25,7 +26,12 @@ use crate::error::Error;
 pub(crate) const SESSION: &str = "Session";
 
 /// The caller's session of that id.
-pub(crate) async fn find(door: &Door, caller: &Caller, id: &SessionId) -> Result<(Record, State), Error> {
+/// A session as clients see it now.
+pub(crate) fn shown(seen: &Seen, store: &Store) -> Session {
+    seen.record.show(&seen.state, store.now())
+}
+
+pub(crate) async fn find(door: &Door, caller: &Caller, id: &SessionId) -> Result<Seen, Error> {
     let found = door.app.store.get_session(&caller.workspace, id).await?;
     found.ok_or_else(|| Error::missing(SESSION, id))
 }

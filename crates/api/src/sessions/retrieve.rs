@@ -5,7 +5,7 @@ use axum::extract::State;
 use protocol::id::SessionId;
 use protocol::session::Session;
 
-use super::find;
+use super::{find, shown};
 use crate::Door;
 use crate::auth::Caller;
 use crate::error::Error;
@@ -17,6 +17,6 @@ pub(crate) async fn retrieve(
     Ids(id): Ids<SessionId>,
     _: NoQuery,
 ) -> Result<Json<Session>, Error> {
-    let (record, state) = find(&door, &caller, &id).await?;
-    Ok(Json(record.show(&state, door.app.store.now())))
+    let found = find(&door, &caller, &id).await?;
+    Ok(Json(shown(&found, &door.app.store)))
 }

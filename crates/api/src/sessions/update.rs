@@ -7,7 +7,7 @@ use protocol::session::Session;
 use protocol::session_request::SessionUpdate;
 use session::record::Update;
 
-use super::SESSION;
+use super::{SESSION, shown};
 use crate::Door;
 use crate::auth::Caller;
 use crate::error::Error;
@@ -23,6 +23,6 @@ pub(crate) async fn update(
     let SessionUpdate { tools, title, metadata } = SessionUpdate::parse(body)?;
     let store = &door.app.store;
     let updated = store.update_session(&caller.workspace, &id, Update { tools, title, metadata }).await;
-    let (record, state) = updated.map_err(|error| Error::change(error, SESSION, &id))?;
-    Ok(Json(record.show(&state, store.now())))
+    let updated = updated.map_err(|error| Error::change(error, SESSION, &id))?;
+    Ok(Json(shown(&updated, store)))
 }

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::extract::Ids;
 use crate::query::Query;
 use crate::sessions;
+use store::Seen;
 
 const LIMIT: usize = 1_000;
 const LIMIT_MAX: usize = 1_000;
@@ -29,7 +30,7 @@ pub(crate) async fn list(
     RowCursor::take(&mut query, "threads", Order::Asc, &TimeBounds::default())?;
     let statuses = sessions::statuses(&mut query)?;
     query.finish()?;
-    let (record, state) = sessions::find(&door, &caller, &id).await?;
+    let Seen { record, state, .. } = sessions::find(&door, &caller, &id).await?;
     let thread = record.show_thread(&state, door.app.store.now());
     let is_asked_for = statuses.is_empty() || statuses.contains(&thread.status);
     let data = if is_asked_for { vec![thread] } else { Vec::new() };

@@ -20,6 +20,7 @@ use crate::Door;
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::sessions;
+use store::Seen;
 
 /// What errors call it.
 const THREAD: &str = "Thread";
@@ -31,6 +32,6 @@ async fn find(
     id: &SessionId,
     thread: &ThreadId,
 ) -> Result<(Record, State), Error> {
-    let (record, state) = sessions::find(door, caller, id).await?;
+    let Seen { record, state, .. } = sessions::find(door, caller, id).await?;
     if state.thread_id == *thread { Ok((record, state)) } else { Err(Error::missing(THREAD, thread)) }
 }

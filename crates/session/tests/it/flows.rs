@@ -2,6 +2,7 @@
 
 use protocol::event::{Finish, Verdict};
 use protocol::session::Status;
+use session::is_progress;
 use session::step::{Act, FailureKind};
 
 use crate::invariants::check;
@@ -532,4 +533,69 @@ fn an_interrupt_of_a_session_whose_initial_message_nobody_took_up_stops_that_mes
             span.model_request_start"#
         ),
     );
+}
+
+#[test]
+fn a_server_that_gives_up_leaves_nothing_open_that_the_next_turn_would_run_into() {
+    let mut world = asked();
+    world.answer(&[Say::Bash("boom"), Say::Custom("weather")]);
+    let call = world.call(0);
+    world.result_in_sandbox(&call);
+    world.send(vec![message("are you there?")]).expect("queued");
+    world.skip_news();
+    assert_eq!(world.give_up(), Act::Rest);
+    shows(
+        &mut world,
+        r#"agent.tool_result #6 "Tool execution was interrupted before completion. Please retry." error
+        session.error UnknownError Exhausted
+        user.message "are you there?"
+        session.thread_status_idle retries_exhausted
+        session.usage
+        session.status_idle retries_exhausted"#,
+    );
+    world.send(vec![message("again")]).expect("queued");
+    assert!(matches!(world.go(), Act::CallModel { .. }));
+}
+
+#[test]
+fn a_session_that_is_given_up_before_it_began_has_begun_and_is_idle() {
+    let mut world = World::new();
+    world.send(vec![message("hi")]).expect("queued");
+    assert_eq!(world.give_up(), Act::Rest);
+    shows(
+        &mut world,
+        r#"session.status_running
+        session.thread_status_running
+        session.error UnknownError Exhausted
+        user.message "hi"
+        session.thread_status_idle retries_exhausted
+        session.usage
+        session.status_idle retries_exhausted"#,
+    );
+}
+
+#[test]
+fn a_call_that_was_pending_when_the_server_gave_up_has_an_unknown_outcome() {
+    let mut world = asked();
+    assert!(matches!(world.answer(&[Say::Bash("boom")]), Act::Execute { .. }));
+    world.skip_news();
+    assert_eq!(world.give_up(), Act::Rest);
+    let news = world.news();
+    assert!(news.starts_with("agent.tool_result #5 \"harness: the server failed repeatedly"), "{news}");
+    check(&world);
+}
+
+#[test]
+fn brains_that_die_one_after_the_other_record_no_progress_and_one_that_gets_an_answer_does() {
+    let mut world = asked();
+    for _ in 0..3 {
+        // Each closes the request of the one before, and asks again.
+        assert!(matches!(world.go(), Act::CallModel { .. }));
+    }
+    assert!(!world.log.iter().any(|event| is_progress(&event.body)));
+    world.answer(&[Say::Bash("boom")]);
+    assert!(world.log.iter().any(|event| is_progress(&event.body)));
+    let asked = world.log.len();
+    assert!(matches!(world.go(), Act::Execute { .. }));
+    assert!(!world.log[asked..].iter().any(|event| is_progress(&event.body)));
 }

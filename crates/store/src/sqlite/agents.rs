@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use crate::error::ChangeError;
-use crate::resources::AgentQuery;
+use crate::resources::{AgentQuery, may_follow};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::json;
 use crate::sqlite::listing::Conditions;
@@ -119,10 +119,8 @@ pub(crate) fn replace(
     before: &Agent,
     after: &Agent,
 ) -> Result<Result<(), ChangeError>, Fault> {
-    let is_next = after.version == before.version || after.version == before.version + 1;
-    if after.id != before.id || !is_next {
-        let message = format!("version {} cannot follow version {}", after.version, before.version);
-        return Ok(Err(ChangeError::Conflict(message)));
+    if let Err(refused) = may_follow(before, after) {
+        return Ok(Err(refused));
     }
     conn.prepare_cached("UPDATE agent SET version = ?2, archived_at = ?3 WHERE id = ?1")?
         .execute(params![after.id.as_str(), after.version, after.archived_at.map(Timestamp::as_micros),])?;

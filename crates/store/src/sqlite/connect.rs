@@ -14,7 +14,8 @@ use crate::lock::FILE_MODE;
 use crate::sqlite::fault::{Fault, Stage};
 
 /// Numbered from 1; stored as `user_version`. Only ever add to the end.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_many_brains.sql")];
 
 /// The newest format that this version knows.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;

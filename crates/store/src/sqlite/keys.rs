@@ -4,28 +4,29 @@ use protocol::id::{ApiKeyId, WorkspaceId};
 use protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::clock::Ids;
 use crate::keys::{ApiKey, KeyHash};
 use crate::sqlite::fault::Fault;
 
 /// The first workspace, made if there is none.
-pub(crate) fn ensure_workspace(conn: &Connection, ids: &Ids, now: Timestamp) -> Result<WorkspaceId, Fault> {
+pub(crate) fn ensure_workspace(
+    conn: &Connection,
+    made: WorkspaceId,
+    now: Timestamp,
+) -> Result<WorkspaceId, Fault> {
     const FIRST: &str = "SELECT id FROM workspace ORDER BY created_at, id LIMIT 1";
     let found: Option<String> = conn.query_row(FIRST, [], |row| row.get(0)).optional()?;
     if let Some(id) = found {
         return Ok(WorkspaceId::from_text(id));
     }
-    create_workspace(conn, ids, now)
+    create_workspace(conn, &made, now)?;
+    Ok(made)
 }
 
 /// Makes another workspace.
-pub(crate) fn create_workspace(conn: &Connection, ids: &Ids, now: Timestamp) -> Result<WorkspaceId, Fault> {
-    let id: WorkspaceId = ids.make();
-    conn.execute(
-        "INSERT INTO workspace (id, created_at) VALUES (?1, ?2)",
-        params![id.as_str(), now.as_micros()],
-    )?;
-    Ok(id)
+pub(crate) fn create_workspace(conn: &Connection, made: &WorkspaceId, now: Timestamp) -> Result<(), Fault> {
+    const INSERT: &str = "INSERT INTO workspace (id, created_at) VALUES (?1, ?2)";
+    conn.execute(INSERT, params![made.as_str(), now.as_micros()])?;
+    Ok(())
 }
 
 /// All workspaces, oldest first.

@@ -6,30 +6,39 @@ use std::sync::Arc;
 use protocol::event::Event;
 use protocol::id::{SandboxId, SessionId, WorkspaceId};
 use protocol::session::Status;
+use protocol::time::Timestamp;
 use rusqlite::types::Value;
-use rusqlite::{Connection, params_from_iter};
-use session::{Record, State};
+use rusqlite::{Connection, Row, params, params_from_iter};
+use session::Record;
 
-use crate::lease::View;
+use crate::lease::{View, Waiting, WaitsFor};
 use crate::log::Order;
-use crate::sessions::{Cursor, SessionQuery};
+use crate::rules::head::status_number;
+use crate::sessions::{Cursor, Seen, SessionQuery};
 use crate::sqlite::fault::Fault;
-use crate::sqlite::heads::{json, status_number};
+use crate::sqlite::heads::{json, waiting};
 use crate::sqlite::slices::limit_of;
 
 /// A session of this workspace.
-pub(crate) fn get(
-    conn: &Connection,
-    workspace: &WorkspaceId,
-    id: &SessionId,
-) -> Result<Option<(Record, State)>, Fault> {
+pub(crate) fn get(conn: &Connection, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Fault> {
     const GET: &str = "
-        SELECT s.record, h.state FROM session s JOIN head h ON h.session = s.number
+        SELECT s.record, h.state, h.wanted_since, h.waiting FROM session s JOIN head h ON h.session = s.number
         WHERE s.id = ?1 AND s.workspace = ?2";
     let mut statement = conn.prepare_cached(GET)?;
     let mut rows = statement.query([id.as_str(), workspace.as_str()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some((json(row, 0)?, json(row, 1)?)))
+    seen(row).map(Some)
+}
+
+fn seen(row: &Row<'_>) -> Result<Seen, Fault> {
+    let wanted_since: Option<i64> = row.get(2)?;
+    let wanted =
+        wanted_since.map(|since| Waiting { reason: WaitsFor::Brain, since: Timestamp::from_micros(since) });
+    let waiting = match wanted {
+        Some(waiting) => Some(waiting),
+        None => waiting(row, 3)?,
+    };
+    Ok(Seen { record: json(row, 0)?, state: json(row, 1)?, waiting })
 }
 
 /// A session as a brain sees it.
@@ -62,6 +71,22 @@ pub(crate) fn sandboxes(conn: &Connection) -> Result<HashSet<SandboxId>, Fault> 
         sandboxes.insert(SandboxId::from_text(row.get::<_, String>(0)?));
     }
     Ok(sandboxes)
+}
+
+/// Sessions of all workspaces in the order of their ids, after this one.
+pub(crate) fn after(
+    conn: &Connection,
+    after: Option<&SessionId>,
+    limit: usize,
+) -> Result<Vec<SessionId>, Fault> {
+    let mut statement = conn.prepare_cached("SELECT id FROM session WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let after = after.map_or("", SessionId::as_str);
+    let mut rows = statement.query(params![after, limit_of(limit)])?;
+    let mut ids = Vec::new();
+    while let Some(row) = rows.next()? {
+        ids.push(SessionId::from_text(row.get::<_, String>(0)?));
+    }
+    Ok(ids)
 }
 
 fn inbox(conn: &Connection, session: i64) -> Result<Vec<Event>, Fault> {
@@ -112,7 +137,7 @@ pub(crate) fn list(
     conn: &Connection,
     workspace: &WorkspaceId,
     query: &SessionQuery,
-) -> Result<Vec<(Record, State)>, Fault> {
+) -> Result<Vec<Seen>, Fault> {
     let SessionQuery {
         agent_id,
         agent_version,
@@ -157,7 +182,7 @@ pub(crate) fn list(
         (Order::Desc, false) | (Order::Asc, true) => "DESC",
     };
     let statement = format!(
-        "SELECT record, state FROM session JOIN head ON head.session = session.number{}
+        "SELECT record, state, wanted_since, waiting FROM session JOIN head ON head.session = session.number{}
          ORDER BY created_at {direction}, id {direction} LIMIT {}",
         conditions.text(),
         limit_of(*limit),
@@ -166,7 +191,7 @@ pub(crate) fn list(
     let mut rows = statement.query(params_from_iter(conditions.values))?;
     let mut page = Vec::new();
     while let Some(row) = rows.next()? {
-        page.push((json(row, 0)?, json(row, 1)?));
+        page.push(seen(row)?);
     }
     if is_backwards {
         page.reverse();

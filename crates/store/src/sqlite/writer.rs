@@ -14,7 +14,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use protocol::id::SessionId;
 use protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -25,9 +24,12 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::hub::Hub;
 use crate::ready::Ready;
+use crate::rules::head::{Head, News};
+use crate::rules::jobs::{Job as SessionJob, Moment};
 use crate::sqlite::checkpoint::Checkpointer;
+use crate::sqlite::claims;
 use crate::sqlite::fault::{Fault, Stage};
-use crate::sqlite::heads::{Heads, News};
+use crate::sqlite::heads::Heads;
 use crate::sqlite::kinds::Kinds;
 
 /// Jobs that may wait. Whoever comes next waits for a place: that is the back-pressure on clients.
@@ -44,17 +46,23 @@ pub(crate) struct Flush<'a> {
     pub(crate) conn: &'a Connection,
     pub(crate) heads: &'a mut Heads,
     pub(crate) kinds: &'a Kinds,
-    pub(crate) hub: &'a Hub,
     pub(crate) ready: &'a Ready,
     pub(crate) clock: &'a dyn Clock,
-    /// Sessions deleted in this flush, with the event that says so.
-    pub(crate) deleted: &'a mut Vec<(SessionId, Bytes)>,
-    pub(crate) has_doomed: &'a mut bool,
 }
 
 impl Flush<'_> {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// A session that is to be changed; `None` if there is no such session.
+    pub(crate) fn with<T>(
+        &mut self,
+        id: &SessionId,
+        change: impl FnOnce(&mut Head) -> T,
+    ) -> Result<Option<T>, Fault> {
+        let now = self.now();
+        self.heads.with(self.conn, self.kinds, id, now, change)
     }
 }
 
@@ -71,9 +79,20 @@ type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
 /// Decides, writes, and gives the answer.
 type Run = Box<dyn FnOnce(Turn<'_, '_>) -> (Answer, Result<(), Fault>) + Send>;
 
-struct Job {
-    size_bytes: usize,
-    run: Run,
+enum Job {
+    /// Anything.
+    Run { size_bytes: usize, run: Run },
+    /// A change to one session.
+    Session(Box<dyn SessionJob>),
+}
+
+impl Job {
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Run { size_bytes, .. } => *size_bytes,
+            Self::Session(job) => job.size_bytes(),
+        }
+    }
 }
 
 enum Message {
@@ -167,9 +186,25 @@ impl Writer {
             (Box::new(answer), result)
         };
         let jobs = self.jobs.as_ref().expect("kept until the end");
-        let message = Message::Job(Job { size_bytes, run: Box::new(run) });
+        let message = Message::Job(Job::Run { size_bytes, run: Box::new(run) });
         jobs.send(message).await.map_err(|_| Error::Closed)?;
         answered.await.unwrap_or_else(|_| Err(Error::Unknown("the writer is gone".into())))
+    }
+
+    /// Takes a job on a session.
+    pub(crate) async fn submit(&self, job: Box<dyn SessionJob>) {
+        let jobs = self.jobs.as_ref().expect("kept until the end");
+        if let Err(mpsc::error::SendError(Message::Job(Job::Session(job)))) =
+            jobs.send(Message::Job(Job::Session(job))).await
+        {
+            job.answer(Err(Error::Closed));
+        }
+    }
+
+    /// Whether the thread has ended, though nobody told it to.
+    pub(crate) fn is_dead(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Finishes what waits, then ends the thread.
@@ -223,7 +258,7 @@ impl Desk {
                 None => return false,
             }
         }
-        let mut size_bytes: usize = jobs.iter().map(|job| job.size_bytes).sum();
+        let mut size_bytes: usize = jobs.iter().map(Job::size_bytes).sum();
         while jobs.len() < JOBS_MAX && size_bytes < BYTES_MAX {
             match self.waiting.try_recv() {
                 Ok(message) => self.accept(message, jobs),
@@ -233,7 +268,7 @@ impl Desk {
                     break;
                 }
             }
-            size_bytes += jobs.back().map_or(0, |job| job.size_bytes);
+            size_bytes += jobs.back().map_or(0, Job::size_bytes);
         }
         // At the end, what is doomed can wait for the next start.
         self.is_open || !jobs.is_empty() || !self.waiting.is_empty()
@@ -255,15 +290,19 @@ impl Desk {
             tracing::error!(error = ?fault, jobs = jobs.len(), "the store could not begin to write");
             self.has_doomed = false;
             for job in jobs.drain(..) {
-                let (_, _) = (job.run)(Turn::Refuse(fault.at(Stage::Before)));
+                match job {
+                    Job::Run { run, .. } => {
+                        let (_, _) = run(Turn::Refuse(fault.at(Stage::Before)));
+                    }
+                    Job::Session(job) => job.answer(Err(fault.at(Stage::Before))),
+                }
             }
             return;
         }
         let mut answers = Vec::with_capacity(jobs.len());
-        let mut deleted = Vec::new();
-        match self.transact(jobs, &mut answers, &mut deleted) {
+        match self.transact(jobs, &mut answers) {
             Ok(news) => {
-                self.publish(news, deleted);
+                self.publish(news);
                 for answer in answers {
                     answer(Ok(()));
                 }
@@ -284,26 +323,41 @@ impl Desk {
         &mut self,
         jobs: &mut VecDeque<Job>,
         answers: &mut Vec<Answer>,
-        deleted: &mut Vec<(SessionId, Bytes)>,
     ) -> Result<News, (Fault, Stage)> {
         let before = |fault: Fault| (fault, Stage::Before);
+        let hub = self.shared.hub.clone();
         let mut flush = Flush {
             conn: &self.conn,
             heads: &mut self.heads,
             kinds: &self.shared.kinds,
-            hub: &self.shared.hub,
             ready: &self.shared.ready,
             clock: &*self.shared.clock,
-            deleted,
-            has_doomed: &mut self.has_doomed,
         };
         while let Some(job) = jobs.pop_front() {
-            let (answer, result) = (job.run)(Turn::Run(&mut flush));
-            answers.push(answer);
-            result.map_err(before)?;
+            match job {
+                Job::Run { run, .. } => {
+                    let (answer, result) = run(Turn::Run(&mut flush));
+                    answers.push(answer);
+                    result.map_err(before)?;
+                }
+                Job::Session(job) if job.is_abandoned() => {}
+                Job::Session(mut job) => {
+                    let moment = Moment { now: flush.now(), hub: &hub };
+                    let ran = flush.heads.run(flush.conn, flush.kinds, &mut *job, &moment);
+                    match ran {
+                        // It fails alone: nothing was written, and the others do not hang on what cannot be read.
+                        Err(fault @ Fault::Json(_)) => job.answer(Err(fault.at(Stage::Before))),
+                        ran => {
+                            answers.push(Box::new(move |outcome| job.answer(outcome)));
+                            ran.map_err(before)?;
+                        }
+                    }
+                }
+            }
         }
         let now = flush.now();
-        let news = self.heads.save(&self.conn, now).map_err(before)?;
+        let news = self.heads.save(&self.conn, &self.shared.kinds, now).map_err(before)?;
+        self.has_doomed |= !news.deleted.is_empty();
         if self.has_doomed {
             self.has_doomed = remove_doomed(&self.conn).map_err(before)?;
         }
@@ -316,12 +370,12 @@ impl Desk {
         Ok(())
     }
 
-    fn publish(&self, news: News, deleted: Vec<(SessionId, Bytes)>) {
-        self.shared.hub.changed(news.changed);
-        for (id, json) in deleted {
-            self.shared.hub.deleted(&id, json);
+    fn publish(&self, news: News) {
+        for id in &news.freed {
+            self.shared.ready.ended(id);
         }
         self.shared.ready.push(&news.wanting);
+        news.publish(&self.shared.hub);
     }
 
     /// Nothing of the flush has happened: neither in the database nor in memory.
@@ -337,7 +391,10 @@ impl Desk {
         if let Err(fault) = self.shared.kinds.load(&self.conn) {
             tracing::error!(error = ?fault, "the kinds of event could not be read again");
         }
-        // A claim of this flush may have taken sessions out of the queue.
+        // A claim of this flush may have taken sessions out of the queue, and counted them as running.
+        if let Err(fault) = claims::recount(&self.conn, &self.shared.ready, self.shared.clock.now()) {
+            tracing::error!(error = ?fault, "the running sessions could not be counted again");
+        }
         self.shared.ready.look_again();
     }
 }

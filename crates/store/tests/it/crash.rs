@@ -15,7 +15,7 @@ use protocol::position::Position;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use session::Draft;
-use store::{NewSession, Options, SessionQuery, Slice, Store, Stored};
+use store::{NewSession, Options, Seen, SessionQuery, Slice, Store, Stored};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -85,7 +85,7 @@ async fn work(dir: &Path) {
     let mut workers = JoinSet::new();
     let found =
         store.list_sessions(&workspace(), SessionQuery { limit: SESSIONS, ..SessionQuery::default() }).await;
-    let mut ids: Vec<SessionId> = found.expect("works").into_iter().map(|(record, _)| record.id).collect();
+    let mut ids: Vec<SessionId> = found.expect("works").into_iter().map(|seen| seen.record.id).collect();
     while ids.len() < SESSIONS {
         ids.push(create(&store).await);
     }
@@ -129,7 +129,7 @@ async fn create(store: &Store) -> SessionId {
     let record = serde_json::from_value(record).expect("a record");
     let new =
         NewSession { workspace: workspace(), record, thread_id: store.ids().make(), initial: Vec::new() };
-    store.create_session(new).await.expect("made").0.id
+    store.create_session(new).await.expect("made").record.id
 }
 
 fn acknowledge(marker: &str) {
@@ -145,7 +145,7 @@ fn check(dir: &Path, acknowledged: &HashSet<String>) {
         let sessions = store.list_sessions(&workspace(), SessionQuery::default()).await.expect("works");
         let mut found: HashMap<String, usize> = HashMap::new();
         let mut from_clients = HashSet::new();
-        for (record, state) in sessions {
+        for Seen { record, state, .. } in sessions {
             assert_eq!(store.rebuild(&record.id).await.expect("works"), Some(state.clone()));
             let slice = Slice { limit: usize::MAX >> 1, bytes_max: usize::MAX, ..Slice::default() };
             let (log, inbox) = store.get_history(&record.id, slice).await.expect("works");

@@ -13,7 +13,7 @@ use session::record::{Update, may_delete};
 use session::{Admitted, Draft, Record, State, admit};
 use store::{AppendError, ChangeError, From, LEASE, Lease, Order, Slice};
 
-use crate::world::{World, custom_call, event, interrupt, message, said, words};
+use crate::world::{World, custom_call, event, interrupt, message, pair, said, words};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -142,7 +142,7 @@ impl Model {
     async fn create(&mut self) {
         let record = self.world.record();
         let new = self.world.new_session(record.clone(), Vec::new());
-        let (_, state) = self.world.store.create_session(new).await.expect("made");
+        let state = self.world.store.create_session(new).await.expect("made").state;
         let session = Modelled { record, state, log: Vec::new(), inbox: Vec::new(), epoch: 0, lease: None };
         self.sessions.push(session);
     }
@@ -333,7 +333,7 @@ impl Modelled {
             let id = self.last_id(world).await;
             self.logged(world, id, body);
         }
-        assert_eq!(result.expect("updated"), (self.record.clone(), self.state.clone()));
+        assert_eq!(pair(result.expect("updated")), (self.record.clone(), self.state.clone()));
     }
 
     async fn archive(&mut self, world: &World) {
@@ -350,7 +350,7 @@ impl Modelled {
             let id = event(&log[self.log.len()]).id;
             self.logged(world, id, body);
         }
-        assert_eq!(result.expect("archived"), (self.record.clone(), self.state.clone()));
+        assert_eq!(pair(result.expect("archived")), (self.record.clone(), self.state.clone()));
     }
 
     async fn last_id(&self, world: &World) -> EventId {

@@ -42,7 +42,7 @@ async fn a_database_of_a_later_version_is_left_alone() {
     store.close().await;
     conn.pragma_update(None, "user_version", 99).expect("written");
     let refused = Store::open(dir.path(), Options::default());
-    assert!(matches!(refused, Err(OpenError::Newer { found: 99, known: 1 })));
+    assert!(matches!(refused, Err(OpenError::Newer { found: 99, known: 2 })));
 }
 
 #[tokio::test]
@@ -94,12 +94,12 @@ async fn a_restart_voids_leases_and_finds_who_wants_a_brain() {
     for id in &ids[1..] {
         world.send(id, vec![message("hello")]).await;
     }
-    let held = soon(world.store.claim("dead")).await.expect("works");
+    let held = soon(world.claim("dead")).await.expect("works");
     assert_eq!(held.token.session, ids[1]);
     // The clock stands still: the lease has not lapsed.
     let world = world.restarted().await;
     for id in &ids[1..] {
-        let lease = soon(world.store.claim("next")).await.expect("works");
+        let lease = soon(world.claim("next")).await.expect("works");
         assert_eq!(lease.token.session, *id);
     }
     let stale = world.store.append(&held.token, START, world.says(1)).await;

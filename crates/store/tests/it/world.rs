@@ -11,7 +11,9 @@ use protocol::position::Position;
 use protocol::time::Timestamp;
 use serde_json::{Value, json};
 use session::{Draft, Record, State};
-use store::{Follower, From, Ids, Item, Lease, ManualClock, NewSession, Options, Slice, Store, Stored, View};
+use store::{
+    Follower, From, Ids, Item, Lease, ManualClock, NewSession, Options, Seen, Slice, Store, Stored, View,
+};
 use tempfile::TempDir;
 
 pub(crate) struct World {
@@ -84,6 +86,11 @@ impl World {
         self.store.try_claim(id, "test").await.expect("works").expect("free")
     }
 
+    /// Waits for a session that wants a brain.
+    pub(crate) async fn claim(&self, holder: &str) -> Result<Lease, store::Error> {
+        claim(&self.store, holder).await
+    }
+
     pub(crate) async fn send(&self, id: &SessionId, sent: Vec<Body>) -> Vec<Arc<Stored>> {
         self.store.send_events(&self.workspace, id, sent).await.expect("accepted")
     }
@@ -135,6 +142,11 @@ impl World {
     }
 }
 
+/// Waits for a session that wants a brain.
+pub(crate) async fn claim(store: &Store, holder: &str) -> Result<Lease, store::Error> {
+    Ok(store.claim(holder, 1).await?.pop().expect("a claim that returns has something"))
+}
+
 fn open(dir: &TempDir, clock: &Arc<ManualClock>, seed: u64) -> Store {
     let options = Options {
         clock: clock.clone(),
@@ -143,6 +155,11 @@ fn open(dir: &TempDir, clock: &Arc<ManualClock>, seed: u64) -> Store {
         ..Options::default()
     };
     Store::open(dir.path(), options).expect("opens")
+}
+
+/// A session's own facts and its state.
+pub(crate) fn pair(seen: Seen) -> (Record, State) {
+    (seen.record, seen.state)
 }
 
 pub(crate) fn agent_json(id: &str, version: i64) -> Value {

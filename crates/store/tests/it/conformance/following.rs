@@ -6,7 +6,9 @@ use protocol::position::Position;
 use session::Draft;
 use store::{From, Item, Lease};
 
-use crate::world::{START, World, custom_call, id_of, interrupt, is_quiet, message, said, soon, word, words};
+use crate::world::{
+    START, World, claim, custom_call, id_of, interrupt, is_quiet, message, said, soon, word, words,
+};
 
 pub(crate) async fn a_fresh_stream_shows_what_comes(world: &World) {
     let (id, lease) = world.leased().await;
@@ -404,7 +406,7 @@ pub(crate) async fn closing_ends_the_stream(world: &World) {
     let waiting = tokio::spawn(async move { follower.next().await });
     let claim = tokio::spawn({
         let store = world.store.clone();
-        async move { store.claim("test").await }
+        async move { claim(&store, "test").await }
     });
     world.store.clone().close().await;
     assert_eq!(soon(waiting).await.expect("no panic"), None);

@@ -6,7 +6,7 @@ use protocol::position::Position;
 use session::Draft;
 use store::{AppendError, LEASE, Slice};
 
-use crate::world::{START, World, id_of, message, positions, soon};
+use crate::world::{START, World, claim, id_of, message, positions, soon};
 
 pub(crate) async fn a_claimed_session_is_nobody_elses(world: &World) {
     let (id, lease) = world.leased().await;
@@ -115,7 +115,7 @@ pub(crate) async fn sessions_are_claimed_in_the_order_in_which_they_wanted(world
         world.send(id, vec![message("again")]).await;
     }
     for id in &ids {
-        let lease = soon(world.store.claim("test")).await.expect("works");
+        let lease = soon(world.claim("test")).await.expect("works");
         assert_eq!(lease.token.session, *id);
     }
 }
@@ -124,7 +124,7 @@ pub(crate) async fn a_claim_waits_until_somebody_wants_a_brain(world: &World) {
     let id = world.session().await;
     let claim = tokio::spawn({
         let store = world.store.clone();
-        async move { store.claim("test").await }
+        async move { claim(&store, "test").await }
     });
     world.session().await;
     assert!(!claim.is_finished());
@@ -140,7 +140,7 @@ pub(crate) async fn a_satisfied_session_is_not_claimed(world: &World) {
     let lease = world.lease(&first).await;
     world.append(&lease, vec![Draft::Take(id_of(&echo))]).await;
     world.store.release(lease).await.expect("works");
-    let lease = soon(world.store.claim("test")).await.expect("works");
+    let lease = soon(world.claim("test")).await.expect("works");
     assert_eq!(lease.token.session, second);
 }
 
@@ -149,11 +149,11 @@ pub(crate) async fn a_released_session_that_still_wants_is_claimed_again(world: 
     for id in [&first, &second] {
         world.send(id, vec![message("hello")]).await;
     }
-    let lease = soon(world.store.claim("test")).await.expect("works");
+    let lease = soon(world.claim("test")).await.expect("works");
     world.store.release(lease).await.expect("works");
     // It goes to the end of the queue.
     for id in [&second, &first] {
-        let lease = soon(world.store.claim("test")).await.expect("works");
+        let lease = soon(world.claim("test")).await.expect("works");
         assert_eq!(lease.token.session, *id);
     }
 }
@@ -161,10 +161,10 @@ pub(crate) async fn a_released_session_that_still_wants_is_claimed_again(world: 
 pub(crate) async fn a_lapsed_lease_is_found_by_waiting_claims(world: &World) {
     let id = world.session().await;
     world.send(&id, vec![message("hello")]).await;
-    let dead = soon(world.store.claim("dead")).await.expect("works");
+    let dead = soon(world.claim("dead")).await.expect("works");
     let claim = tokio::spawn({
         let store = world.store.clone();
-        async move { store.claim("next").await }
+        async move { claim(&store, "next").await }
     });
     world.clock.advance(LEASE);
     let lease = soon(claim).await.expect("no panic").expect("works");
@@ -175,7 +175,7 @@ pub(crate) async fn many_claims_get_one_session_each(world: &World) {
     let mut claims = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let store = world.store.clone();
-        claims.spawn(async move { store.claim("test").await.expect("works").token.session });
+        claims.spawn(async move { claim(&store, "test").await.expect("works").token.session });
     }
     let mut ids = Vec::new();
     for _ in 0..20 {
@@ -195,14 +195,14 @@ pub(crate) async fn a_claim_dropped_while_it_waits_loses_nothing(world: &World) 
     for _ in 0..10 {
         let claim = tokio::spawn({
             let store = world.store.clone();
-            async move { store.claim("test").await }
+            async move { claim(&store, "test").await }
         });
         tokio::task::yield_now().await;
         claim.abort();
         assert!(claim.await.expect_err("aborted").is_cancelled());
     }
     world.send(&id, vec![message("hello")]).await;
-    let lease = soon(world.store.claim("test")).await.expect("works");
+    let lease = soon(world.claim("test")).await.expect("works");
     assert_eq!(lease.token.session, id);
 }
 
@@ -212,7 +212,7 @@ pub(crate) async fn a_claim_dropped_as_it_succeeds_gives_the_session_back(world:
     for patience in 0..60 {
         let claim = tokio::spawn({
             let store = world.store.clone();
-            async move { store.claim("test").await }
+            async move { claim(&store, "test").await }
         });
         for _ in 0..patience % 20 {
             tokio::task::yield_now().await;
@@ -223,7 +223,7 @@ pub(crate) async fn a_claim_dropped_as_it_succeeds_gives_the_session_back(world:
         }
     }
     // The clock stands still: a lease that nobody gave back would never lapse.
-    let lease = soon(world.store.claim("test")).await.expect("works");
+    let lease = soon(world.claim("test")).await.expect("works");
     assert_eq!(lease.token.session, id);
 }
 

@@ -1,0 +1,146 @@
+//! The seam below the store: what an engine must do. SQLite and PostgreSQL implement it, and one in memory for
+//! simulations.
+//!
+//! What a change means is decided in [`rules`](crate::rules), the same for all; an engine loads, writes and reads.
+//! `tests/it/conformance` is the contract in full, and every engine runs it.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use protocol::agent::Agent;
+use protocol::environment::Environment;
+use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::time::Timestamp;
+use session::State;
+
+use crate::error::{ChangeError, Error};
+use crate::hub::Frame;
+use crate::keys::{ApiKey, KeyHash};
+use crate::lease::{Lease, Token, View};
+use crate::log::{Slice, Stored};
+use crate::resources::{AgentQuery, Change, EnvironmentQuery};
+use crate::rules::catch_up::{Caught, Progress, Start};
+use crate::rules::jobs::Job;
+use crate::sessions::{Seen, SessionQuery};
+
+/// Where sessions last. All calls may be made at once; a future may be dropped at any point, and then what it asked
+/// for has happened or not.
+#[async_trait]
+pub(crate) trait Engine: Send + Sync {
+    /// Runs the job on its session and answers it once what it left is durable, all or nothing; then publishes what it
+    /// means to the hub and to whoever claims. Jobs on one session run one after the other. Returns when the job is
+    /// accepted, which is the back-pressure on callers; an error means that it is not, and was answered so.
+    async fn submit(&self, job: Box<dyn Job>);
+
+    /// Waits until some session wants a brain; leases up to `max` of them, fairly between workspaces.
+    async fn claim(&self, holder: &str, max: usize) -> Result<Vec<Lease>, Error>;
+
+    /// Leases this session, whether it wants a brain or not; `None` if somebody holds it or it does not exist.
+    async fn try_claim(&self, id: &SessionId, holder: &str) -> Result<Option<Lease>, Error>;
+
+    /// Makes the lease last its full length again; gives whether it was still this one.
+    async fn renew(&self, token: &Token) -> Result<bool, Error>;
+
+    /// Whether a session of this workspace that begins to wait for a brain now would be one too many.
+    async fn is_full(&self, workspace: &WorkspaceId) -> Result<bool, Error>;
+
+    /// How many processes claim sessions of this database now; at least 1.
+    fn live_brains(&self) -> u32;
+
+    /// Whether the session is followed in another process by somebody who wants previews.
+    fn is_watched_elsewhere(&self, session: &SessionId) -> bool;
+
+    /// Passes a preview on to followers in other processes. May lose it.
+    fn announce(&self, session: &SessionId, frame: &Frame);
+
+    /// Tells the other processes something that concerns none of the store's own. May lose it.
+    fn tell(&self, word: &str);
+
+    async fn look(&self, id: &SessionId) -> Result<Option<View>, Error>;
+    async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error>;
+    async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error>;
+    async fn sessions_after(&self, after: Option<SessionId>, limit: usize) -> Result<Vec<SessionId>, Error>;
+    async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error>;
+    async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error>;
+    async fn inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error>;
+    /// Both, of one moment.
+    async fn history(&self, id: &SessionId, slice: Slice) -> Result<(Vec<Stored>, Vec<Stored>), Error>;
+    async fn rebuild(&self, id: &SessionId) -> Result<Option<State>, Error>;
+    /// Where a session stands now; `None` if there is no such session.
+    async fn start(&self, id: &SessionId) -> Result<Option<Start>, Error>;
+    /// What comes next for a follower of this session.
+    async fn catch_up(&self, id: &SessionId, progress: Progress) -> Result<Caught, Error>;
+
+    /// False if its id is taken.
+    async fn create_agent(&self, workspace: &WorkspaceId, agent: &Agent) -> Result<bool, Error>;
+    async fn agent(
+        &self,
+        workspace: &WorkspaceId,
+        id: &AgentId,
+        version: Option<i64>,
+    ) -> Result<Option<Agent>, Error>;
+    async fn agents(&self, workspace: &WorkspaceId, query: AgentQuery) -> Result<Vec<Agent>, Error>;
+    async fn agent_versions(
+        &self,
+        workspace: &WorkspaceId,
+        id: &AgentId,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Option<Vec<Agent>>, Error>;
+    async fn change_agent(
+        &self,
+        workspace: &WorkspaceId,
+        id: &AgentId,
+        change: Change<Agent>,
+    ) -> Result<Agent, ChangeError>;
+
+    async fn create_environment(
+        &self,
+        workspace: &WorkspaceId,
+        environment: &Environment,
+    ) -> Result<(), ChangeError>;
+    async fn environment(
+        &self,
+        workspace: &WorkspaceId,
+        id: &EnvironmentId,
+    ) -> Result<Option<Environment>, Error>;
+    async fn environments(
+        &self,
+        workspace: &WorkspaceId,
+        query: EnvironmentQuery,
+    ) -> Result<Vec<Environment>, Error>;
+    async fn change_environment(
+        &self,
+        workspace: &WorkspaceId,
+        id: &EnvironmentId,
+        change: Change<Environment>,
+    ) -> Result<Environment, ChangeError>;
+    async fn delete_environment(
+        &self,
+        workspace: &WorkspaceId,
+        id: &EnvironmentId,
+    ) -> Result<(), ChangeError>;
+
+    /// The first workspace; `made` if there is none yet.
+    async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error>;
+    async fn create_workspace(&self, made: &WorkspaceId, now: Timestamp) -> Result<(), Error>;
+    /// Oldest first.
+    async fn workspaces(&self) -> Result<Vec<WorkspaceId>, Error>;
+    /// False if the same key is kept already.
+    async fn create_key(&self, key: &ApiKey, hash: KeyHash) -> Result<bool, Error>;
+    async fn keys(&self, workspace: &WorkspaceId) -> Result<Vec<ApiKey>, Error>;
+    async fn revoke_key(
+        &self,
+        workspace: &WorkspaceId,
+        id: &ApiKeyId,
+        now: Timestamp,
+    ) -> Result<Option<ApiKey>, Error>;
+    async fn find_key(&self, hash: KeyHash) -> Result<Option<ApiKey>, Error>;
+
+    /// Whether the database answers. Bounded in time.
+    async fn ping(&self) -> Result<(), Error>;
+    /// Whether changes made by other processes are heard of at once.
+    fn is_listening(&self) -> bool;
+    /// Finishes what has been accepted, then refuses everything; waiting claims end with [`Error::Closed`].
+    async fn close(&self);
+}
