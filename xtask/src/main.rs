@@ -1,5 +1,7 @@
 //! Project chores: `cargo xtask check` is everything that must pass before a change lands.
 
+mod apt;
+mod database;
 mod python;
 mod shell;
 mod tidy;
@@ -55,7 +57,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn check() -> anyhow::Result<()> {
-    step("install what the tests need", python::prepare)?;
+    step("install what the tests need", prepare)?;
     step("tidy", tidy)?;
     step("build", || cargo(&["build", "--workspace", "--bins"]).run())?;
     step("tests", || cargo(&["test", "--workspace"]).run())?;
@@ -65,6 +67,11 @@ fn check() -> anyhow::Result<()> {
     }
     println!("\n── a real model: left out; `cargo xtask real-model` or POSTHOUSE_REAL_MODEL=1 runs it");
     Ok(())
+}
+
+fn prepare() -> anyhow::Result<()> {
+    database::prepare()?;
+    python::prepare().map(drop)
 }
 
 fn tidy() -> anyhow::Result<()> {

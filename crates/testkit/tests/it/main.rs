@@ -1,3 +1,5 @@
-//! The scripted model server, over real connections.
+//! What tests stand on, tested itself: over real connections, with real servers.
 
+mod cut;
 mod model;
+mod postgres;
