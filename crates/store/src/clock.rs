@@ -15,6 +15,12 @@ use ring::rand::{SecureRandom, SystemRandom};
 pub trait Clock: Send + Sync {
     /// The time now.
     fn now(&self) -> Timestamp;
+
+    /// Whether this is not the machine's time. A database that many processes share uses its own clock for leases,
+    /// unless a test says what time it is.
+    fn is_manual(&self) -> bool {
+        true
+    }
 }
 
 /// The machine's clock.
@@ -26,6 +32,10 @@ impl Clock for SystemClock {
         #[expect(clippy::disallowed_methods, reason = "this is the clock that everybody else asks")]
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp::from_micros(i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX))
+    }
+
+    fn is_manual(&self) -> bool {
+        false
     }
 }
 

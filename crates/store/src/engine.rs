@@ -29,7 +29,7 @@ use crate::sessions::{Seen, SessionQuery};
 pub(crate) trait Engine: Send + Sync {
     /// Runs the job on its session and answers it once what it left is durable, all or nothing; then publishes what it
     /// means to the hub and to whoever claims. Jobs on one session run one after the other. Returns when the job is
-    /// accepted, which is the back-pressure on callers; an error means that it is not, and was answered so.
+    /// accepted, which is the back-pressure on callers, or answered because it cannot be.
     async fn submit(&self, job: Box<dyn Job>);
 
     /// Waits until some session wants a brain; leases up to `max` of them, fairly between workspaces.
@@ -53,8 +53,11 @@ pub(crate) trait Engine: Send + Sync {
     /// Passes a preview on to followers in other processes. May lose it.
     fn announce(&self, session: &SessionId, frame: &Frame);
 
-    /// Tells the other processes something that concerns none of the store's own. May lose it.
-    fn tell(&self, word: &str);
+    /// Somebody here follows this session and wants previews.
+    async fn want_previews(&self, session: &SessionId);
+
+    /// Tells the other processes something that is not the store's own business. May lose it.
+    async fn tell(&self, word: &str);
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error>;
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error>;

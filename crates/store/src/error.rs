@@ -73,6 +73,12 @@ pub enum OpenError {
         /// Who holds it, as far as the lock file says.
         pid: String,
     },
+    /// The database's address cannot be used.
+    #[error("the database's address {rule}")]
+    Address {
+        /// What is wrong with it.
+        rule: String,
+    },
     /// The database was written by a later version.
     #[error("the database has format {found}, this version knows up to {known}")]
     Newer {

@@ -126,6 +126,13 @@ impl Follower {
         }
     }
 
+    /// Says that previews are wanted, so that other processes tell theirs. Without it they are shown if they are made
+    /// in this one.
+    pub async fn want_previews(&mut self) {
+        self.subscription.want_previews();
+        self.store.engine.want_previews(self.subscription.session()).await;
+    }
+
     fn decide(&mut self, marks: &Marks) -> Next {
         if let Some(item) = self.items.next() {
             return Next::Show(item);

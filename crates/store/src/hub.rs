@@ -4,14 +4,16 @@
 //! A session that nobody watches costs nothing here. One that is watched has one channel, whatever the number of
 //! watchers; it also holds what its followers are likely to want next: the last few flushes, and the previews.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use protocol::event::PreviewKind;
 use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::rules::catch_up::{Chunk, Progress};
 
@@ -35,12 +37,19 @@ pub(crate) struct Hub {
 struct Channels {
     by_id: HashMap<SessionId, Arc<Channel>>,
     is_closed: bool,
+    /// What other processes say that is not the store's own business.
+    words: Option<broadcast::Sender<String>>,
 }
+
+/// Words that may wait for somebody who listens; a slow listener misses the oldest.
+const WORDS_MAX: usize = 64;
 
 struct Channel {
     marks: watch::Sender<Marks>,
     previews: Mutex<Ring>,
     recent: Mutex<Recent>,
+    /// How many watch who want previews.
+    wanting_previews: AtomicUsize,
 }
 
 /// What the last flushes committed to a session, for followers that are just as far as it was: a thousand of them
@@ -119,12 +128,49 @@ impl Hub {
         let is_closed = channels.is_closed;
         let channel = channels.by_id.entry(id.clone()).or_insert_with(|| {
             let marks = watch::Sender::new(Marks { is_closed, ..Marks::default() });
-            Arc::new(Channel { marks, previews: Mutex::default(), recent: Mutex::default() })
+            Arc::new(Channel {
+                marks,
+                previews: Mutex::default(),
+                recent: Mutex::default(),
+                wanting_previews: AtomicUsize::new(0),
+            })
         });
         let channel = channel.clone();
         drop(channels);
         let marks = channel.marks.subscribe();
-        Subscription { hub: self.clone(), id: id.clone(), channel: Some(channel), marks }
+        Subscription {
+            hub: self.clone(),
+            id: id.clone(),
+            channel: Some(channel),
+            marks,
+            wants_previews: false,
+        }
+    }
+
+    /// The sessions that somebody watches.
+    pub(crate) fn watched(&self) -> HashSet<SessionId> {
+        lock(&self.channels).by_id.keys().cloned().collect()
+    }
+
+    /// The sessions that somebody watches who wants previews.
+    pub(crate) fn wanting_previews(&self) -> Vec<SessionId> {
+        let channels = lock(&self.channels);
+        let wanting = channels.by_id.iter().filter(|(_, channel)| channel.wanting_previews.load(Relaxed) > 0);
+        wanting.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Another process says something.
+    pub(crate) fn say(&self, word: &str) {
+        if let Some(words) = &lock(&self.channels).words {
+            // Nobody listens any more.
+            let _ = words.send(word.to_owned());
+        }
+    }
+
+    /// What other processes say from now on.
+    pub(crate) fn words(&self) -> broadcast::Receiver<String> {
+        let mut channels = lock(&self.channels);
+        channels.words.get_or_insert_with(|| broadcast::Sender::new(WORDS_MAX)).subscribe()
     }
 
     /// After a commit: these sessions' logs or inboxes have changed.
@@ -190,9 +236,17 @@ pub(crate) struct Subscription {
     /// Taken only when it is dropped.
     channel: Option<Arc<Channel>>,
     marks: watch::Receiver<Marks>,
+    wants_previews: bool,
 }
 
 impl Subscription {
+    /// From now on previews are wanted.
+    pub(crate) fn want_previews(&mut self) {
+        if !std::mem::replace(&mut self.wants_previews, true) {
+            self.channel().wanting_previews.fetch_add(1, Relaxed);
+        }
+    }
+
     /// What is watched.
     pub(crate) fn session(&self) -> &SessionId {
         &self.id
@@ -237,6 +291,9 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        if self.wants_previews {
+            self.channel().wanting_previews.fetch_sub(1, Relaxed);
+        }
         let mut channels = lock(&self.hub.channels);
         drop(self.channel.take());
         // Counted under the lock under which it is handed out: if only the map holds it, nobody watches.

@@ -21,7 +21,8 @@
 //! # What this crate refuses to do
 //!
 //! It does not know what an event means: admission, states and steps come from `session`. It never runs a model, a
-//! hand or a request. It keeps no secret: keys are hashed. All SQL is in `sqlite/`.
+//! hand or a request. It keeps no secret: keys are hashed. All SQL is in `sqlite/`
+//! and `postgres/`.
 //!
 //! What a change does to a session is decided in `rules/`, the same for every engine; `engine` is the seam below.
 
@@ -36,6 +37,7 @@ pub mod lease;
 pub mod limits;
 mod lock;
 pub mod log;
+mod postgres;
 pub mod previews;
 mod ready;
 pub mod resources;
@@ -63,6 +65,7 @@ pub use sessions::{Cursor, NewSession, Seen, SessionQuery};
 
 use engine::Engine;
 use hub::Hub;
+use postgres::Postgres;
 use sqlite::Sqlite;
 
 /// The store of one database. Cheap to clone; all clones are the same store.
@@ -115,6 +118,25 @@ impl Store {
         Ok(Self::over(options, hub, Arc::new(engine)))
     }
 
+    /// Opens a database of PostgreSQL, which many processes may share: brings it to the current format first. `url` is
+    /// such as `postgres://user:password@host/name`; `listen_url` the same database without a pooler in between, if
+    /// `url` has one that does not keep connections.
+    pub async fn connect(url: &str, listen_url: Option<&str>, options: Options) -> Result<Self, OpenError> {
+        let hub = Arc::new(Hub::default());
+        let engine = Postgres::connect(url, listen_url, options.clone(), &hub).await?;
+        Ok(Self::over(options, hub, Arc::new(engine)))
+    }
+
+    /// Tells the other processes of this database a short word, of a few hundred bytes at most. It may be lost.
+    pub async fn tell(&self, word: &str) {
+        self.0.engine.tell(word).await;
+    }
+
+    /// What the other processes tell from now on.
+    pub fn words(&self) -> tokio::sync::broadcast::Receiver<String> {
+        self.0.hub.words()
+    }
+
     fn over(options: Options, hub: Arc<Hub>, engine: Arc<dyn Engine>) -> Self {
         let previews = Previews::new(hub.clone(), engine.clone());
         Self(Arc::new(Inner { options, hub, previews, engine }))
@@ -151,6 +173,12 @@ impl Store {
     pub fn previews(&self) -> &Previews {
         &self.0.previews
     }
+}
+
+/// Brings the database of PostgreSQL at this address to the format of this version; gives the format found and the one
+/// reached. Opening a store does the same.
+pub async fn migrate(url: &str) -> Result<(u32, u32), OpenError> {
+    postgres::migrate_at(url).await
 }
 
 impl fmt::Debug for Store {

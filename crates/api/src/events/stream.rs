@@ -106,13 +106,16 @@ pub(crate) async fn open(
 ) -> Result<Opened, Error> {
     let missing = || Error::missing(SESSION, id);
     let store = &door.app.store;
-    let follower = store.follow(id, wanted.from).await?.ok_or_else(missing)?;
+    let mut follower = store.follow(id, wanted.from).await?.ok_or_else(missing)?;
     let state = store.get_session(&caller.workspace, id).await?.ok_or_else(missing)?.state;
     if let From::After(position) = wanted.from
         && position > state.head
     {
         let rule = format!("is beyond the last event of the session, which is {}", state.head);
         return Err(Invalid::new(wanted.place, rule).into());
+    }
+    if !wanted.previews.is_empty() {
+        follower.want_previews().await;
     }
     Ok(Opened { follower, state })
 }

@@ -166,7 +166,9 @@ impl Engine for Sqlite {
 
     fn announce(&self, _: &SessionId, _: &Frame) {}
 
-    fn tell(&self, _: &str) {}
+    async fn want_previews(&self, _: &SessionId) {}
+
+    async fn tell(&self, _: &str) {}
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
         let id = id.clone();

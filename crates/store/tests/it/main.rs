@@ -31,3 +31,23 @@ macro_rules! on_sqlite {
 }
 
 conformance::suite!(on_sqlite);
+
+/// Runs each function of the list in a database of its own, on PostgreSQL.
+macro_rules! on_postgres {
+    ($($topic:ident { $($name:ident,)* })*) => {
+        mod on_postgres {$(
+            mod $topic {
+                $(
+                    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                    async fn $name() {
+                        let world = crate::World::on_postgres().await;
+                        crate::conformance::$topic::$name(&world).await;
+                        world.check_rebuild().await;
+                    }
+                )*
+            }
+        )*}
+    };
+}
+
+conformance::suite!(on_postgres);

@@ -38,6 +38,15 @@ impl World {
         Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
     }
 
+    pub(crate) async fn on_postgres() -> Self {
+        let dir = TempDir::new().expect("a directory can be made");
+        let clock = Arc::new(ManualClock::new(noon()));
+        let url = testkit::postgres::Cluster::shared().database();
+        let store = Store::connect(&url, None, options(&clock, 1)).await.expect("connects");
+        let workspace = store.ids().make();
+        Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
+    }
+
     /// Closes the store and opens it again, as a restart does.
     pub(crate) async fn restarted(self) -> Self {
         let Self { store, clock, workspace, dir, sessions, starts } = self;
@@ -148,13 +157,16 @@ pub(crate) async fn claim(store: &Store, holder: &str) -> Result<Lease, store::E
 }
 
 fn open(dir: &TempDir, clock: &Arc<ManualClock>, seed: u64) -> Store {
-    let options = Options {
+    Store::open(dir.path(), options(clock, seed)).expect("opens")
+}
+
+fn options(clock: &Arc<ManualClock>, seed: u64) -> Options {
+    Options {
         clock: clock.clone(),
         ids: Ids::seeded(seed),
         lapsed_poll: Duration::from_millis(20),
         ..Options::default()
-    };
-    Store::open(dir.path(), options).expect("opens")
+    }
 }
 
 /// A session's own facts and its state.
