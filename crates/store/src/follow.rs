@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use protocol::event::PreviewKind;
 use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
@@ -81,6 +83,9 @@ pub struct Follower {
     /// The mark of the log as it was before the last read that found all.
     log_seen: Option<u64>,
     previews: PreviewsSeen,
+    /// A read under way and the log's mark when it began. Kept here so that a wait which is dropped does not begin it
+    /// anew.
+    reading: Option<(u64, BoxFuture<'static, Result<Caught, Error>>)>,
     is_over: bool,
 }
 
@@ -156,13 +161,22 @@ impl Follower {
 
     /// Durable first: what the log holds is shown before any preview that was published meanwhile.
     async fn read(&mut self, marks: &Marks) {
-        if let Some((mark, chunk)) = self.subscription.recent_after(&self.progress) {
+        if self.reading.is_none()
+            && let Some((mark, chunk)) = self.subscription.recent_after(&self.progress)
+        {
             return self.take_in(chunk, mark);
         }
-        match self.store.engine.catch_up(self.subscription.session(), self.progress).await {
-            Ok(Caught::Up(chunk)) => self.take_in(chunk, marks.log),
+        let (mark, reading) = self.reading.get_or_insert_with(|| {
+            let engine = self.store.engine.clone();
+            let (session, progress) = (self.subscription.session().clone(), self.progress);
+            (marks.log, async move { engine.catch_up(&session, progress).await }.boxed())
+        });
+        let (mark, caught) = (*mark, reading.await);
+        self.reading = None;
+        match caught {
+            Ok(Caught::Up(chunk)) => self.take_in(chunk, mark),
             // Deleted since it was subscribed to: its commit is done, so the mark that says so is on its way.
-            Ok(Caught::Gone(None)) => self.log_seen = Some(marks.log),
+            Ok(Caught::Gone(None)) => self.log_seen = Some(mark),
             Ok(Caught::Gone(Some(json))) => {
                 self.items = vec![Item::Deleted { json }].into_iter();
                 self.is_over = true;
@@ -318,6 +332,7 @@ impl Store {
                 open: Vec::new(),
                 closed: Position::START,
             },
+            reading: None,
             is_over: false,
         }))
     }
