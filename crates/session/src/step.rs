@@ -21,6 +21,9 @@ pub const ROUNDS_MAX: u32 = 200;
 /// What the model is told about a call that an interrupt cut off (api reference, flow D5).
 pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
 
+/// What the model is told about a call that was pending when the server gave up.
+pub const ABANDONED: &str = "harness: the server failed repeatedly while this call was pending. It is not known whether it had any effect.";
+
 /// Something to append.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Draft {
@@ -135,6 +138,29 @@ pub fn failed(state: &State, failure: Failure, mut new_id: impl FnMut() -> Event
         });
         bodies.push(Body::StatusRescheduled {});
     }
+    bodies.into_iter().map(|body| Draft::New { id: new_id(), body }).collect()
+}
+
+/// The drafts that record that the server gives this turn up, whatever it was at: the client may prompt again. What
+/// follows is for [`next_step`].
+///
+/// Nothing is left over that the next turn would take up where this one failed: what is open is closed, calls get a
+/// result that says what is not known, and deliverables are left where they are.
+pub fn give_up(state: &State, message: String, mut new_id: impl FnMut() -> EventId) -> Vec<Draft> {
+    let mut bodies = Vec::new();
+    if state.status != Status::Running {
+        bodies.extend(run_events(state));
+    }
+    bodies.extend(state.request.iter().map(|request| end_of(request, ModelUsage::default())));
+    for call in &state.calls {
+        let text = if call.is_blocking() { INTERRUPTED } else { ABANDONED };
+        bodies.push(result_of(&call.id, text.to_owned()));
+    }
+    if state.sandbox.is_some() {
+        bodies.push(Body::OutputsCollected {});
+    }
+    let kind = SessionErrorKind::UnknownError;
+    bodies.push(Body::Error { error: SessionError { kind, message, retry_status: RetryStatus::Exhausted } });
     bodies.into_iter().map(|body| Draft::New { id: new_id(), body }).collect()
 }
 

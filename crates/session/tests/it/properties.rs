@@ -21,6 +21,8 @@ enum Move {
     Finish(u8),
     /// The brain dies; another takes over.
     Crash,
+    /// Brains died too often; the next one gives up.
+    GiveUp,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -32,6 +34,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         4 => (0..4_usize, any::<bool>()).prop_map(|(n, yes)| Move::Answer(n, yes)),
         12 => any::<u8>().prop_map(Move::Finish),
         2 => Just(Move::Crash),
+        1 => Just(Move::GiveUp),
     ];
     prop::collection::vec(one, 0..80)
 }
@@ -98,6 +101,8 @@ proptest! {
                 Move::Answer(n, yes) => answer_call(&mut world, act, n, yes),
                 Move::Finish(how) => finish(&mut world, act, how),
                 Move::Crash => world.go(),
+                Move::GiveUp if world.state.wants_brain() => world.give_up(),
+                Move::GiveUp => act,
             };
             check(&world);
             prop_assert_eq!(world.state.wants_brain(), !matches!(act, Act::Rest | Act::Stop), "{:?}", act);

@@ -10,7 +10,7 @@ use protocol::id::{EventId, FromBits, SandboxId, ThreadId};
 use protocol::time::Timestamp;
 use serde_json::json;
 use session::state::{State, stamp};
-use session::step::{Act, Draft, Failure, FailureKind, Ready, Step, failed, next_step, run_events};
+use session::step::{Act, Draft, Failure, FailureKind, Ready, Step, failed, give_up, next_step, run_events};
 use session::{Admitted, Refusal, admit};
 
 #[derive(Clone, Debug)]
@@ -197,6 +197,17 @@ impl World {
         let failure = Failure { kind, message: "model: no".to_owned(), retryable, attempts_max: 3, usage };
         let mut ids = self.ids;
         let facts = failed(&self.state, failure, || {
+            ids += 1;
+            EventId::from_bits(ids)
+        });
+        self.ids = ids;
+        self.step(facts, Ready::Wait)
+    }
+
+    /// The brain gives up.
+    pub(crate) fn give_up(&mut self) -> Act {
+        let mut ids = self.ids;
+        let facts = give_up(&self.state, "harness: no".to_owned(), || {
             ids += 1;
             EventId::from_bits(ids)
         });
