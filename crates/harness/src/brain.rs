@@ -20,6 +20,10 @@ use crate::model::Providers;
 
 /// How many sessions one brain drives at once: a bound on memory (a transcript each) and on open model requests.
 const SESSIONS_MAX: usize = 1_024;
+/// A session over which so many brains died in a row, without an answer or a result in between, is not driven any
+/// further. Few enough that the others' patience is not lost, and enough that a machine which is restarted a few times
+/// is not mistaken for it.
+const DEATHS_MAX: u32 = 5;
 /// How many sessions are claimed at once: enough that the claiming does not hold up a busy brain, and few enough that
 /// other brains get their share.
 const CLAIMS_MAX: usize = 16;
@@ -122,7 +126,18 @@ impl Brain {
         let span = tracing::info_span!("drive", session.id = %lease.token.session, epoch = lease.token.epoch);
         self.faults.reached(Point::Claimed).await;
         async {
-            let driven = AssertUnwindSafe(drive::drive(self, &lease.token, shutdown)).catch_unwind().await;
+            let driving = async {
+                if lease.deaths >= DEATHS_MAX {
+                    tracing::error!(
+                        deaths = lease.deaths,
+                        "brains die over this session: its turn is given up"
+                    );
+                    drive::give_up(self, &lease.token, lease.deaths).await
+                } else {
+                    drive::drive(self, &lease.token, shutdown).await
+                }
+            };
+            let driven = AssertUnwindSafe(driving).catch_unwind().await;
             let failure = match driven {
                 Ok(Ok(()) | Err(Halt::ShuttingDown)) => None,
                 Ok(Err(Halt::Lost)) => return,

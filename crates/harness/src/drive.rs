@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use protocol::event::{Body, Event, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
-use session::step::{Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
+use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
 use store::{AppendError, Order, Slice, Token, View};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,25 @@ pub(crate) async fn record_internal_failure(brain: &Brain, token: &Token, messag
         Err(AppendError::Fenced) => Err(Halt::Lost),
         Err(AppendError::Store(error)) => Err(error.into()),
     }
+}
+
+/// Records that brains died over this session one after the other, and that the turn is given up: it must not go
+/// round for ever. The client may prompt again.
+pub(crate) async fn give_up(brain: &Brain, token: &Token, deaths: u32) -> Result<(), Halt> {
+    let mut view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
+    // Its client may have ended the turn meanwhile.
+    while view.state.wants_brain() {
+        let message = format!("harness: the brain died {deaths} times in a row while driving this session");
+        let facts = step::give_up(&view.state, message, || brain.store.ids().make());
+        let step = next_step(&view.state, &view.inbox, facts, Ready::Wait, || brain.store.ids().make());
+        match brain.store.append(token, view.state.head, step.drafts).await {
+            Ok(_) => return Ok(()),
+            Err(AppendError::Moved(moved)) => view = *moved,
+            Err(AppendError::Fenced) => return Err(Halt::Lost),
+            Err(AppendError::Store(error)) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Ends a session by the shortest way, without asking what else would follow. For a session whose next step cannot be

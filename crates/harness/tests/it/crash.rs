@@ -118,6 +118,53 @@ async fn a_brain_may_die_at_any_point_and_the_next_one_comes_to_the_same_end() {
 }
 
 #[tokio::test]
+async fn a_session_that_kills_brain_after_brain_ends_in_a_visible_error_and_may_be_prompted_again() {
+    for (points, killer) in [(3, "the request"), (9, "the call")] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hands = Arc::new(FakeHands::default());
+        let models = scripted(replies());
+        let world = World::open(dir.path(), Arc::clone(&models), Arc::clone(&hands)).await;
+        let session = world.session(PermissionPolicy::AlwaysAllow {}, "go").await;
+        world.store.clone().close().await;
+        drop(world);
+        // The first gets to where the others die, too.
+        let dies_at = std::iter::once(points).chain(std::iter::repeat(1));
+        let mut deaths = 0;
+        let world = loop {
+            let world = World::open(dir.path(), Arc::clone(&models), Arc::clone(&hands)).await;
+            let faults = DieAt::new(dies_at.clone().nth(deaths).expect("endless"));
+            let brain = world.brain(Some(Arc::clone(&faults) as Arc<dyn Faults>));
+            let shutdown = CancellationToken::new();
+            tokio::select! {
+                woken = brain.wake(&session, &shutdown) => {
+                    assert!(woken.expect("the store works"));
+                    break world;
+                }
+                () = faults.died.notified() => {}
+            }
+            drop(brain);
+            world.store.clone().close().await;
+            drop(world);
+            deaths += 1;
+            assert!(deaths < 20, "it goes round for ever by {killer}");
+        };
+        assert_eq!(deaths, 5, "{killer}");
+        let told = world.told(&session).await;
+        let expected = "failed: harness: the brain died 5 times in a row while driving this session\n\
+            idle: retries_exhausted";
+        assert!(told.ends_with(expected), "{killer}: {told}");
+        check_log(&world, &session).await;
+        let before = hands.runs().len();
+        world.send(&session, vec![crate::world::message("again")]).await;
+        world.wake(&session).await;
+        let told = world.told(&session).await;
+        assert!(told.ends_with("agent: done\nidle: end_turn"), "{killer}: {told}");
+        assert!(hands.runs().len() <= before + 3, "{killer}: nothing ran twice");
+        check_log(&world, &session).await;
+    }
+}
+
+#[tokio::test]
 async fn brains_may_die_one_after_the_other() {
     let dir = tempfile::tempdir().expect("a folder");
     let hands = Arc::new(FakeHands::default());
