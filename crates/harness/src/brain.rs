@@ -17,8 +17,9 @@ use tracing::Instrument as _;
 use crate::drive::{self, Halt};
 use crate::faults::{Faults, NoFaults, Point};
 use crate::model::Providers;
+use crate::permits::{ModelLimits, Permits};
 
-/// How many sessions one brain drives at once: a bound on memory (a transcript each) and on open model requests.
+/// How many sessions one brain drives at once unless told otherwise.
 const SESSIONS_MAX: usize = 1_024;
 /// A session over which so many brains died in a row, without an answer or a result in between, is not driven any
 /// further. Few enough that the others' patience is not lost, and enough that a machine which is restarted a few times
@@ -38,6 +39,10 @@ pub struct Options {
     pub outputs_dir: PathBuf,
     /// Names this brain in leases.
     pub holder: String,
+    /// How many sessions it drives at once: a bound on memory (a transcript each) and on open connections.
+    pub sessions_max: usize,
+    /// Limits on model requests in flight, for all brains together.
+    pub model_limits: ModelLimits,
     /// Where it may die. [`NoFaults`] outside the crash tests.
     pub faults: Arc<dyn Faults>,
 }
@@ -49,6 +54,8 @@ impl Options {
             resources: Resources::default(),
             outputs_dir,
             holder: format!("brain-{}", std::process::id()),
+            sessions_max: SESSIONS_MAX,
+            model_limits: ModelLimits::default(),
             faults: Arc::new(NoFaults),
         }
     }
@@ -60,19 +67,21 @@ pub struct Brain {
     pub(crate) models: Arc<Providers>,
     pub(crate) hands: Arc<dyn Provider>,
     pub(crate) faults: Arc<dyn Faults>,
+    pub(crate) permits: Permits,
     pub(crate) options: Options,
 }
 
 impl Brain {
     /// A brain over a store, the models it may ask and the hands it may use.
     pub fn new(store: Store, models: Arc<Providers>, hands: Arc<dyn Provider>, options: Options) -> Self {
-        Self { store, models, hands, faults: Arc::clone(&options.faults), options }
+        let permits = Permits::new(options.model_limits);
+        Self { store, models, hands, faults: Arc::clone(&options.faults), permits, options }
     }
 
     /// Claims and drives sessions until `shutdown`, then hands over what it holds.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let tracker = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let places = Arc::new(Semaphore::new(self.options.sessions_max));
         loop {
             let first = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
             let mut held = vec![first];

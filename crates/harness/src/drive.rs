@@ -11,15 +11,17 @@
 //! The process may die between any two lines. What is not in the log has not happened, except in a sandbox, whose
 //! ledger answers for it. A drive that loses its lease stops at once and leaves everything to the next holder.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::event::{Body, Event, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
 use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
-use store::{AppendError, Order, Slice, Token, View};
+use store::{AppendError, Order, Slice, Token, View, WaitsFor};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Request;
 use crate::brain::Brain;
 use crate::context::Transcript;
 use crate::faults::Point;
@@ -264,10 +266,33 @@ impl Drive<'_> {
     }
 
     async fn call_model(&mut self, request: EventId) -> Result<Vec<Draft>, Halt> {
+        let (brain, token) = (self.brain, self.token);
+        let record = Arc::clone(&self.view.record);
+        let model = &record.agent.spec.model.id;
+        let provider = brain.models.resolve(model);
+        let attempts_max = provider.map_or(1, |provider| provider.retry().attempts_max);
+        // Held until the answer has ended; and taken before the log is read, so that who waits holds no transcript.
+        let _permit = {
+            let workspace = &self.view.workspace.clone();
+            let (brains, draw) = (brain.store.live_brains(), self.draw());
+            let asking = Request { workspace, model, provider, brains, draw };
+            let waits = async || say_waiting(brain, token, Some(WaitsFor::Model)).await;
+            match self.wait_for(asking.admitted(&brain.permits, waits)).await? {
+                Woken::Done(Ok(admitted)) => {
+                    if admitted.has_waited {
+                        say_waiting(brain, token, None).await;
+                    }
+                    admitted.permit
+                }
+                Woken::Done(Err(failure)) => return Ok(self.request_failed(failure, attempts_max)),
+                Woken::Interrupted => {
+                    let speech = Speech::new(request, self.view.state.head);
+                    return Ok(speech.cut_off(|| self.new_id()));
+                }
+            }
+        };
         self.catch_up().await?;
         let prompt = self.transcript.prompt(&self.view.record.agent);
-        let attempts_max =
-            self.brain.models.resolve(&prompt.model).map_or(1, |provider| provider.retry().attempts_max);
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(&prompt);
         let mut speech = Speech::new(request, self.view.state.head);
@@ -289,14 +314,16 @@ impl Drive<'_> {
                         speech.follow(self.view.state.head);
                     }
                 }
-                Woken::Done(Some(Err(failure))) => {
-                    self.retry_after = failure.retry_after;
-                    return Ok(failed(&self.view.state, failure_of(failure, attempts_max), || self.new_id()));
-                }
+                Woken::Done(Some(Err(failure))) => return Ok(self.request_failed(failure, attempts_max)),
                 Woken::Done(None) => unreachable!("an answer ends with Done or a failure"),
                 Woken::Interrupted => return Ok(speech.cut_off(|| self.new_id())),
             }
         }
+    }
+
+    fn request_failed(&mut self, failure: model::Failure, attempts_max: u32) -> Vec<Draft> {
+        self.retry_after = failure.retry_after;
+        failed(&self.view.state, failure_of(failure, attempts_max), || self.new_id())
     }
 
     async fn execute(&mut self, call: EventId) -> Result<Vec<Draft>, Halt> {
@@ -357,9 +384,14 @@ impl Drive<'_> {
         Ok(matches!(self.wait_for(tokio::time::sleep(wait)).await?, Woken::Done(())))
     }
 
+    /// From 0 to 1: sessions that failed or waited together must not come back together. The microseconds are random
+    /// enough.
+    fn draw(&self) -> f64 {
+        f64::from(self.view.state.last_at.as_micros() as u32 % 1_000) / 1_000.0
+    }
+
     fn back_off_for(&self, failures: u32) -> Duration {
-        // Sessions that failed together must not come back together; the microseconds are random enough.
-        let jitter = f64::from(self.view.state.last_at.as_micros() as u32 % 1_000) / 1_000.0;
+        let jitter = self.draw();
         match self.brain.models.resolve(&self.view.record.agent.spec.model.id) {
             Some(provider) => provider.retry().wait(failures, self.retry_after, jitter),
             None => Duration::ZERO,
@@ -383,6 +415,14 @@ impl Drive<'_> {
             Woken::Interrupted => return Ok(Vec::new()),
         }
         Ok(self.drafts(vec![Body::OutputsCollected {}]))
+    }
+}
+
+/// Notes for clients what the session waits for. If that fails, a lost lease is noticed at the next renewal, and the
+/// note is worth no more.
+async fn say_waiting(brain: &Brain, token: &Token, reason: Option<WaitsFor>) {
+    if let Err(error) = brain.store.set_waiting(token, reason).await {
+        tracing::debug!(%error, "what the session waits for could not be noted");
     }
 }
 

@@ -7,13 +7,16 @@
 //! in sandboxes, and keeps nothing. It never serves a request and is never called by the door: the two meet in the
 //! store.
 
+mod admission;
 mod brain;
 mod context;
 mod drive;
 pub mod faults;
 mod hands;
 pub mod model;
+mod permits;
 mod speech;
 mod toolset;
 
 pub use brain::{Brain, Options};
+pub use permits::ModelLimits;

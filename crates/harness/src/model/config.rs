@@ -28,6 +28,9 @@ pub(super) const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 /// nothing for minutes.
 pub(super) const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
 
+/// The longest wait for a provider's limits: the window of most is a minute.
+pub(super) const PACE_WAIT_MAX_DEFAULT: Duration = Duration::from_secs(60);
+
 /// One provider: a `[[provider]]` table of the configuration file. The first whose patterns match a model answers
 /// for it.
 #[derive(Clone, Deserialize)]
@@ -81,6 +84,13 @@ pub struct ProviderConfig {
     /// The longest silence in an exchange.
     #[serde(default, deserialize_with = "duration")]
     pub idle_timeout: Option<Duration>,
+    /// The longest that a request waits because the provider's limits are used up. Then it fails as rate limited and
+    /// is tried again like any other.
+    #[serde(default, deserialize_with = "duration")]
+    pub pace_wait_max: Option<Duration>,
+    /// Whether what responses say of limits is believed. It is, unless a gateway gets it wrong.
+    #[serde(default)]
+    pub rate_headers: Option<bool>,
     /// Tries of one request before the turn is given up.
     #[serde(default)]
     pub attempts_max: Option<u32>,
@@ -125,6 +135,8 @@ impl ProviderConfig {
             mid_conversation_system: None,
             connect_timeout: None,
             idle_timeout: None,
+            pace_wait_max: None,
+            rate_headers: None,
             attempts_max: None,
             retry_base_ms: None,
             extra_headers: BTreeMap::new(),

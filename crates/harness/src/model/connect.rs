@@ -2,6 +2,7 @@
 //!
 //! Nothing is sent here. What is wrong is said in a way that shows neither a key nor a password in an address.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -11,6 +12,7 @@ use super::anthropic;
 use super::config::{CONNECT_TIMEOUT_DEFAULT, IDLE_TIMEOUT_DEFAULT, Kind, ProviderConfig};
 use super::http::{Endpoint, install_crypto};
 use super::key::ApiKey;
+use super::pace::SharedPace;
 
 /// How long an unused connection is kept for the next request.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -25,6 +27,7 @@ const SECRET_CHARS_MIN: usize = 6;
 /// The endpoint of a provider with a wire. `lookup` reads an environment variable.
 pub(super) fn endpoint(
     config: &mut ProviderConfig,
+    pace: Arc<SharedPace>,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Endpoint, String> {
     let key = key(config, lookup)?;
@@ -56,6 +59,7 @@ pub(super) fn endpoint(
         headers,
         secrets,
         idle_timeout: config.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT),
+        pace: config.rate_headers.unwrap_or(true).then_some(pace),
     })
 }
 

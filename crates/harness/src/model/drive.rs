@@ -39,14 +39,16 @@ pub(super) enum Trouble {
     Reported(Value),
 }
 
-/// An answer from this endpoint to this body.
+/// An answer of this model from this endpoint to this body.
 pub(super) fn drive(
     endpoint: Arc<Endpoint>,
+    model: &str,
     body: Vec<u8>,
     headers: HeaderMap,
     reader: impl Reader,
 ) -> Asking {
-    let driver = Driver { endpoint, reader, deltas: VecDeque::new(), phase: Phase::Unsent(body, headers) };
+    let unsent = Unsent { model: model.to_owned(), body, headers };
+    let driver = Driver { endpoint, reader, deltas: VecDeque::new(), phase: Phase::Unsent(unsent) };
     Asking::new(stream::unfold(driver, |mut driver| async move {
         driver.next().await.map(|delta| (delta, driver))
     }))
@@ -61,10 +63,16 @@ struct Driver<R> {
 }
 
 enum Phase {
-    Unsent(Vec<u8>, HeaderMap),
+    Unsent(Unsent),
     Reading(Frames),
     Finishing(Option<Frames>, Answer),
     Over,
+}
+
+struct Unsent {
+    model: String,
+    body: Vec<u8>,
+    headers: HeaderMap,
 }
 
 impl<R: Reader> Driver<R> {
@@ -89,8 +97,8 @@ impl<R: Reader> Driver<R> {
     /// Does the next thing; gives the answer as the last one. On failure the phase is `Over` already.
     async fn advance(&mut self) -> Result<Option<Answer>, Failure> {
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::Unsent(body, headers) => {
-                self.phase = Phase::Reading(self.endpoint.post(body, headers).await?);
+            Phase::Unsent(Unsent { model, body, headers }) => {
+                self.phase = Phase::Reading(self.endpoint.post(&model, body, headers).await?);
                 Ok(None)
             }
             Phase::Reading(mut frames) => {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::key::ApiKey;
 
 /// No retry waits longer than this because a provider says so.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Enough for every documented message; a page of HTML is not one.
 const MESSAGE_CHARS_MAX: usize = 400;
@@ -122,6 +122,14 @@ impl Failure {
             status: None,
             usage: ModelUsage::default(),
         }
+    }
+
+    /// The provider's limits are used up for longer than a request waits.
+    pub(crate) fn out_of_pace(wait: Duration) -> Self {
+        let detail = format!("by its own figures none may leave for another {} s", wait.as_secs_f64().ceil());
+        let mut failure = Self::new(FailureKind::RateLimited, &detail);
+        failure.retry_after = Some(wait);
+        failure
     }
 
     pub(super) fn disconnected() -> Self {

@@ -13,6 +13,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 
 use super::failure::{Failure, FailureKind, Reported, redact};
 use super::key::ApiKey;
+use super::pace::SharedPace;
 
 /// An error body is a few lines; what goes on longer is not read.
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
@@ -34,6 +35,8 @@ pub(super) struct Endpoint {
     pub(super) secrets: Vec<ApiKey>,
     /// The longest silence: before the response's head and between its bytes.
     pub(super) idle_timeout: Duration,
+    /// Hears what responses say of the provider's limits. `None` where they are not to be believed.
+    pub(super) pace: Option<Arc<SharedPace>>,
 }
 
 /// Makes *ring* the process's provider of cryptography for TLS, unless one is set. May be called more than once.
@@ -45,18 +48,27 @@ pub fn install_crypto() {
 }
 
 impl Endpoint {
-    /// Sends a request and gives the frames of its response once the head says that there are any.
-    pub(super) async fn post(self: &Arc<Self>, body: Vec<u8>, extra: HeaderMap) -> Result<Frames, Failure> {
+    /// Sends a request to a model and gives the frames of its response once the head says that there are any.
+    pub(super) async fn post(
+        self: &Arc<Self>,
+        model: &str,
+        body: Vec<u8>,
+        extra: HeaderMap,
+    ) -> Result<Frames, Failure> {
         let mut headers = self.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         headers.extend(extra);
         let request = self.client.post(self.url.clone()).headers(headers).body(body);
+        let sent = self.pace.as_ref().map(|pace| pace.sent(model));
         let response = match tokio::time::timeout(self.idle_timeout, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.transport_failure(&error, FailureKind::Connection)),
             Err(_) => return Err(self.silence()),
         };
+        if let Some(sent) = sent {
+            sent.heard(response.headers());
+        }
         if response.status() != reqwest::StatusCode::OK {
             return Err(self.refused(response).await);
         }
@@ -71,7 +83,15 @@ impl Endpoint {
     async fn refused(&self, mut response: Response) -> Failure {
         let status = response.status().as_u16();
         let body = self.bounded_body(&mut response).await;
-        Reported::read(&body).into_failure(Some(status), response.headers(), &self.secrets)
+        let failure = Reported::read(&body).into_failure(Some(status), response.headers(), &self.secrets);
+        // One that says nothing of the time holds up only its own request, which waits longer with each try.
+        let is_refusal = matches!(failure.kind, FailureKind::RateLimited | FailureKind::Overloaded);
+        if let (Some(pace), true, 429 | 529, Some(wait)) =
+            (&self.pace, is_refusal, status, failure.retry_after)
+        {
+            pace.refused(wait);
+        }
+        failure
     }
 
     /// HTTP 200 that is no stream: some gateways answer so with an error, and captive portals with a page.

@@ -39,11 +39,16 @@ mod http;
 
 mod drive;
 
+mod pace;
+
+mod rates;
+
 pub use answer::{Answer, Asking, Block, Delta, Stop};
 pub use config::{ConfigError, Kind, ProviderConfig, Thinking};
 pub use failure::{Failure, FailureKind};
 pub use http::install_crypto;
 pub use key::ApiKey;
+pub use pace::OnPause;
 pub use prompt::{Message, Prompt, ToolResult, ToolSpec, UserBlock};
 pub use provider::{Listed, Provider, Providers, Retry};
 pub use scripted::Script;

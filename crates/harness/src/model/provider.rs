@@ -5,17 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 use super::answer::Asking;
 use super::config::{
-    ATTEMPTS_MAX_DEFAULT, ConfigError, Kind, MAX_OUTPUT_TOKENS_DEFAULT, ProviderConfig, RETRY_BASE_DEFAULT,
-    Thinking,
+    ATTEMPTS_MAX_DEFAULT, ConfigError, Kind, MAX_OUTPUT_TOKENS_DEFAULT, PACE_WAIT_MAX_DEFAULT,
+    ProviderConfig, RETRY_BASE_DEFAULT, Thinking,
 };
 use super::connect::endpoint;
 use super::drive::drive;
-use super::failure::{Failure, FailureKind, redact};
+use super::failure::{Failure, FailureKind, RETRY_AFTER_MAX, redact};
 use super::http::Endpoint;
 use super::key::ApiKey;
+use super::pace::{OnPause, SharedPace};
 use super::prompt::Prompt;
 use super::scripted::Script;
 use super::{anthropic, openai};
@@ -47,6 +50,8 @@ struct Inner {
     model_map: std::collections::BTreeMap<String, String>,
     settings: Settings,
     retry: Retry,
+    pace: Arc<SharedPace>,
+    pace_wait_max: Duration,
     wire: Wire,
 }
 
@@ -200,6 +205,22 @@ impl Providers {
         }
     }
 
+    /// Sets what is to happen when a provider refuses and this process pauses it: the other processes of the account
+    /// are to be told. The first that is set stays.
+    pub fn set_on_pause(&self, on_pause: &OnPause) {
+        for provider in &self.providers {
+            provider.inner.pace.set_on_pause(Arc::clone(on_pause));
+        }
+    }
+
+    /// Another process was refused by the provider of that name: nothing leaves for so long. A name that is not
+    /// configured here is not ours to care for.
+    pub fn pause(&self, provider: &str, wait: Duration) {
+        for known in self.providers.iter().filter(|known| known.name() == provider) {
+            known.inner.pace.pause(wait.min(RETRY_AFTER_MAX));
+        }
+    }
+
     /// The models that the configuration names one by one. Patterns name none.
     pub fn list(&self) -> Vec<Listed> {
         let mut listed: Vec<Listed> = Vec::new();
@@ -238,6 +259,32 @@ impl Provider {
         self.inner.retry
     }
 
+    /// Whether its limits let a request to this model leave now; else, when to ask again. `brains` is how many processes
+    /// share the limits; `draw`, from 0 to 1, spreads those who wait for the same moment.
+    pub(crate) fn look(&self, model: &str, brains: u32, draw: f64) -> Result<(), Instant> {
+        self.inner.pace.look(self.own_name(model), brains, draw)
+    }
+
+    /// The same, and counts the request, which is to be sent at once.
+    pub(crate) fn leave(&self, model: &str, brains: u32, draw: f64) -> Result<(), Instant> {
+        self.inner.pace.leave(self.own_name(model), brains, draw)
+    }
+
+    /// Waits until something is heard of its limits: from when this is called, not from when it is polled.
+    pub(crate) fn pace_changed(&self) -> Notified<'_> {
+        self.inner.pace.changed()
+    }
+
+    /// The longest that a request waits for its limits.
+    pub(crate) fn pace_wait_max(&self) -> Duration {
+        self.inner.pace_wait_max
+    }
+
+    /// What the provider calls a model.
+    fn own_name<'a>(&'a self, model: &'a str) -> &'a str {
+        self.inner.model_map.get(model).map_or(model, String::as_str)
+    }
+
     /// The size of its models' context, where the configuration says.
     pub fn context_tokens(&self) -> Option<u64> {
         self.inner.settings.context_tokens
@@ -251,8 +298,8 @@ impl Provider {
 
     /// Asks for an answer. Nothing is sent before the first poll.
     pub fn ask(&self, prompt: &Prompt) -> Asking {
-        let Inner { model_map, settings, wire, .. } = &*self.inner;
-        let model = model_map.get(&prompt.model).unwrap_or(&prompt.model);
+        let Inner { settings, wire, .. } = &*self.inner;
+        let model = self.own_name(&prompt.model);
         match wire {
             Wire::Anthropic(endpoint) => {
                 let mut headers = HeaderMap::new();
@@ -260,11 +307,17 @@ impl Provider {
                     headers.insert(HeaderName::from_static("anthropic-beta"), HeaderValue::from_static(beta));
                 }
                 let body = anthropic::body(model, prompt, settings);
-                drive(Arc::clone(endpoint), body, headers, anthropic::MessageReader::default())
+                drive(Arc::clone(endpoint), model, body, headers, anthropic::MessageReader::default())
             }
             Wire::OpenAi(endpoint) => {
                 let body = openai::body(model, prompt, settings);
-                drive(Arc::clone(endpoint), body, HeaderMap::new(), openai::CompletionReader::new(prompt))
+                drive(
+                    Arc::clone(endpoint),
+                    model,
+                    body,
+                    HeaderMap::new(),
+                    openai::CompletionReader::new(prompt),
+                )
             }
             Wire::Scripted(script) => script.ask(model, prompt),
         }
@@ -302,10 +355,13 @@ impl Provider {
         if config.models.is_empty() && config.model_map.is_empty() {
             return Err(wrong("it answers for no model: `models` and `model_map` are empty".to_owned()));
         }
+        let pace = Arc::new(SharedPace::new(name.clone()));
+        let pace_wait_max = config.pace_wait_max.unwrap_or(PACE_WAIT_MAX_DEFAULT);
+        let connect = |config: &mut ProviderConfig| endpoint(config, Arc::clone(&pace), lookup).map(Arc::new);
         let wire = match config.kind {
             Kind::Scripted => Wire::Scripted(script(&mut config).map_err(wrong)?),
-            Kind::Anthropic => Wire::Anthropic(Arc::new(endpoint(&mut config, lookup).map_err(wrong)?)),
-            Kind::OpenAi => Wire::OpenAi(Arc::new(endpoint(&mut config, lookup).map_err(wrong)?)),
+            Kind::Anthropic => Wire::Anthropic(connect(&mut config).map_err(wrong)?),
+            Kind::OpenAi => Wire::OpenAi(connect(&mut config).map_err(wrong)?),
         };
         let settings = settings(&config, &wire).map_err(wrong)?;
         let retry = Retry {
@@ -313,7 +369,8 @@ impl Provider {
             base: config.retry_base_ms.map_or(retry.base, Duration::from_millis),
         };
         let ProviderConfig { name, models: patterns, model_map, .. } = config;
-        Ok(Self { inner: Arc::new(Inner { name, patterns, model_map, settings, retry, wire }) })
+        let inner = Inner { name, patterns, model_map, settings, retry, pace, pace_wait_max, wire };
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod brain;
 mod crash;
+mod limits;
 mod model;
 mod world;

@@ -48,6 +48,16 @@ impl World {
 
     /// A session that has just got a message.
     pub(crate) async fn session(&self, policy: PermissionPolicy, text: &str) -> SessionId {
+        self.session_of(self.workspace.clone(), policy, text).await
+    }
+
+    /// The same, in some workspace.
+    pub(crate) async fn session_of(
+        &self,
+        workspace: WorkspaceId,
+        policy: PermissionPolicy,
+        text: &str,
+    ) -> SessionId {
         let now = self.store.now();
         let record = Record {
             id: self.store.ids().make(),
@@ -65,17 +75,22 @@ impl World {
         };
         let id = record.id.clone();
         let thread_id = self.store.ids().make();
-        let new =
-            NewSession { workspace: self.workspace.clone(), record, thread_id, initial: vec![message(text)] };
+        let new = NewSession { workspace, record, thread_id, initial: vec![message(text)] };
         self.store.create_session(new).await.expect("created");
         id
     }
 
     pub(crate) fn brain(&self, faults: Option<Arc<dyn Faults>>) -> Arc<Brain> {
+        self.brain_with(|options| {
+            if let Some(faults) = faults {
+                options.faults = faults;
+            }
+        })
+    }
+
+    pub(crate) fn brain_with(&self, change: impl FnOnce(&mut Options)) -> Arc<Brain> {
         let mut options = Options::new(std::env::temp_dir().join("posthouse-no-outputs"));
-        if let Some(faults) = faults {
-            options.faults = faults;
-        }
+        change(&mut options);
         let hands = Arc::clone(&self.hands);
         Arc::new(Brain::new(self.store.clone(), Arc::clone(&self.models), hands, options))
     }

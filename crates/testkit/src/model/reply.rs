@@ -31,6 +31,8 @@ pub struct Reply {
     pub hold_after: Option<usize>,
     /// Close the connection after this many events.
     pub cut_after: Option<usize>,
+    /// Further response headers, where it does not fail: figures of a limit, say.
+    pub headers: BTreeMap<String, String>,
     /// Fail instead.
     pub error: Option<Error>,
     /// Send exactly this instead.
@@ -321,6 +323,13 @@ impl Reply {
     pub fn pace(mut self, first_token_ms: u64, token_ms: u64) -> Self {
         self.first_token_ms = first_token_ms;
         self.token_ms = token_ms;
+        self
+    }
+
+    /// Adds a response header.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.insert(name.into(), value.into());
         self
     }
 

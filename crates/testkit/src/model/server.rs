@@ -199,8 +199,9 @@ fn answer(state: Arc<State>, wire: Wire, path: &str, headers: &HeaderMap, body: 
         (Wire::Anthropic, false) => whole(anthropic::message(&reply, &model, index)),
         (Wire::OpenAi, false) => whole(openai::completion(&reply, &model, index)),
     };
-    let ids = BTreeMap::from([("request-id".to_owned(), format!("req_{index}"))]);
-    response(200, content_type, &ids)(Body::from_stream(play::body(state, ticket, reply, events)))
+    let mut headers = reply.headers.clone();
+    headers.insert("request-id".to_owned(), format!("req_{index}"));
+    response(200, content_type, &headers)(Body::from_stream(play::body(state, ticket, reply, events)))
 }
 
 fn whole(message: Value) -> Vec<play::Event> {
