@@ -158,6 +158,7 @@ impl Error {
                     "too much waits already: in this session's inbox, or for a brain in this workspace";
                 (StatusCode::TOO_MANY_REQUESTS, RateLimitError, message.to_owned(), None)
             }
+            // A 503 is what load balancers understand: another process may reach it.
             Self::Store(store::Error::Unreachable(_)) => {
                 let message = "the database cannot be reached at the moment; try again".to_owned();
                 (StatusCode::SERVICE_UNAVAILABLE, OverloadedError, message, None)
@@ -248,5 +249,26 @@ impl std::fmt::Display for Chain<'_> {
             source = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_tried_again_says_when() {
+        let store = |error: store::Error| Error::from(error).into_response();
+        for (response, status, retry_after) in [
+            (Error::QueueFull.into_response(), 429, Some("5")),
+            (store(store::Error::Unreachable("gone".into())), 503, Some("1")),
+            (store(store::Error::Full("full".into())), 529, Some("1")),
+            (store(store::Error::Corrupt("damaged".into())), 500, None),
+        ] {
+            assert_eq!(response.status(), status);
+            let header = response.headers().get(RETRY_AFTER).map(|value| value.to_str().expect("text"));
+            assert_eq!(header, retry_after, "{status}");
+            assert!(!response.headers().contains_key(SHOULD_RETRY), "{status}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use client::Item;
 use comfy_table::{Table, presets};
 use protocol::position::Position;
-use protocol::session::Session;
+use protocol::session::{Session, Waiting, WaitsFor};
 use serde_json::{Value, json};
 
 use crate::client_options::ClientOptions;
@@ -99,9 +99,10 @@ async fn list(server: &ClientOptions, limit: u32, statuses: &[String], archived:
     table.load_preset(presets::NOTHING).set_header(["id", "status", "agent", "title", "created", "tokens"]);
     for session in page.data {
         let tokens = session.usage.input_tokens + session.usage.output_tokens;
+        let waits_for = session.waiting.map(|waiting| format!(" ({})", waits_for(waiting)));
         table.add_row([
             session.id.to_string(),
-            session.status.name().to_owned(),
+            format!("{}{}", session.status.name(), waits_for.unwrap_or_default()),
             session.agent.spec.name,
             session.title.unwrap_or_default(),
             session.created_at.to_string(),
@@ -118,12 +119,25 @@ async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
         out::line(&serde_json::to_string(&session)?)?;
         return Ok(());
     }
-    let Session { id, agent, environment_id, title, status, usage, stats, created_at, archived_at, .. } =
-        session;
+    let Session {
+        id,
+        agent,
+        environment_id,
+        title,
+        status,
+        usage,
+        stats,
+        created_at,
+        archived_at,
+        waiting,
+        ..
+    } = session;
+    let waiting = waiting.map(|waiting| format!("{}, since {}", waits_for(waiting), waiting.since));
     let rows = [
         ("id", id.to_string()),
         ("title", title.unwrap_or_default()),
         ("status", status.name().to_owned()),
+        ("waiting", waiting.unwrap_or_default()),
         ("agent", format!("{} ({}, version {})", agent.spec.name, agent.id, agent.version)),
         ("model", agent.spec.model.id),
         ("environment", environment_id.to_string()),
@@ -136,6 +150,13 @@ async fn show(server: &ClientOptions, session: &str) -> anyhow::Result<()> {
         out::line(&format!("{name:<12} {value}"))?;
     }
     Ok(())
+}
+
+fn waits_for(waiting: Waiting) -> &'static str {
+    match waiting.reason {
+        WaitsFor::Brain => "waits for a brain",
+        WaitsFor::Model => "waits for the model",
+    }
 }
 
 async fn events(

@@ -46,6 +46,29 @@ pub struct Session {
     pub updated_at: Timestamp,
     /// When it was archived, if it was.
     pub archived_at: Option<Timestamp>,
+    /// What keeps it from going on, while something does. An extension: absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+/// What a session waits for: its turn, not its client. Stored and on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// What for.
+    #[serde(rename = "for")]
+    pub reason: WaitsFor,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What can keep a session from going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// It wants a brain, and none has taken it yet.
+    Brain,
+    /// Its brain waits until it may ask the model.
+    Model,
 }
 
 /// The tag of a session.

@@ -69,6 +69,8 @@ impl Record {
             created_at: self.created_at,
             updated_at: self.updated_at.max(state.last_at),
             archived_at: self.archived_at,
+            // Not in the log: the store knows it.
+            waiting: None,
         }
     }
 

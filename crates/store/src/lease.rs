@@ -15,8 +15,7 @@ use std::time::Duration;
 use protocol::event::Event;
 use protocol::id::{SessionId, WorkspaceId};
 use protocol::position::Position;
-use protocol::time::Timestamp;
-use serde::{Deserialize, Serialize};
+pub use protocol::session::{Waiting, WaitsFor};
 use session::{Draft, Record, State};
 
 use crate::Store;
@@ -46,26 +45,6 @@ pub struct Token {
     pub session: SessionId,
     /// Grows with each claim of the session.
     pub epoch: u64,
-}
-
-/// What keeps a session from going on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WaitsFor {
-    /// It wants a brain, and none has taken it yet.
-    Brain,
-    /// Its brain waits for a permit to ask the model.
-    Model,
-}
-
-/// What a session waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
-    /// What for. Stored.
-    #[serde(rename = "for")]
-    pub reason: WaitsFor,
-    /// Since when.
-    pub since: Timestamp,
 }
 
 /// A session at one moment: its log's meaning and what waits in its inbox.

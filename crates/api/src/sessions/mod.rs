@@ -25,12 +25,13 @@ use crate::error::Error;
 /// What errors call it.
 pub(crate) const SESSION: &str = "Session";
 
-/// The caller's session of that id.
 /// A session as clients see it now.
 pub(crate) fn shown(seen: &Seen, store: &Store) -> Session {
-    seen.record.show(&seen.state, store.now())
+    let Seen { record, state, waiting } = seen;
+    Session { waiting: *waiting, ..record.show(state, store.now()) }
 }
 
+/// The caller's session of that id.
 pub(crate) async fn find(door: &Door, caller: &Caller, id: &SessionId) -> Result<Seen, Error> {
     let found = door.app.store.get_session(&caller.workspace, id).await?;
     found.ok_or_else(|| Error::missing(SESSION, id))

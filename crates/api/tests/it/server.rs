@@ -46,8 +46,12 @@ pub(crate) struct Answer {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    pub(crate) async fn start_with(options: Options) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open(directory.path(), Options::default()).expect("opens");
+        let store = Store::open(directory.path(), options).expect("opens");
         let workspace = store.ensure_workspace().await.expect("a workspace");
         store.create_key(&workspace, "test", hash_key(KEY)).await.expect("a key");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
