@@ -8,6 +8,7 @@ mod client_options;
 mod demo;
 mod doctor;
 mod keys;
+mod load;
 mod out;
 mod render;
 mod run;

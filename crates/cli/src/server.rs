@@ -38,7 +38,8 @@ impl Server {
     pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Self> {
         let models = Arc::new(providers(settings)?);
         let dir = settings.data_dir.display();
-        let store = Store::open(&settings.data_dir, store::Options::default())
+        let options = store::Options { limits: settings.load.sessions(), ..store::Options::default() };
+        let store = Store::open(&settings.data_dir, options)
             .with_context(|| format!("the data directory {dir} cannot be opened"))?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("cannot listen on {}: choose another address with --listen", settings.listen)
@@ -48,6 +49,8 @@ impl Server {
             Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir)));
         let options = Options {
             resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
+            sessions_max: settings.load.sessions_per_brain(),
+            model_limits: settings.load.model_requests(),
             ..Options::new(settings.data_dir.join("outputs"))
         };
         let brain = Arc::new(Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options));

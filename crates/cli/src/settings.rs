@@ -7,6 +7,8 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::load::{Load, LoadOptions};
+
 /// The settings of a server. Every one is a flag, a variable `POSTHOUSE_…` and a key of the file.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ServerOptions {
@@ -35,6 +37,9 @@ pub(crate) struct ServerOptions {
     /// How to log. [default: text]
     #[arg(long, env = "POSTHOUSE_LOG_FORMAT", value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
+
+    #[command(flatten)]
+    pub(crate) load: LoadOptions,
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
@@ -102,6 +107,7 @@ struct File {
     log: Option<String>,
     log_format: Option<LogFormat>,
     provider: Vec<harness::model::ProviderConfig>,
+    limits: Load,
     sandbox: sandbox::Limits,
 }
 
@@ -113,6 +119,7 @@ pub(crate) struct Settings {
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
+    pub(crate) load: Load,
     pub(crate) limits: sandbox::Limits,
 }
 
@@ -157,6 +164,7 @@ impl ServerOptions {
             log: self.log.or(file.log).unwrap_or_else(|| log.to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
+            load: self.load.over(file.limits),
             limits: self.sandbox.over(file.sandbox),
         })
     }
