@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::key::ApiKey;
 
 /// No retry waits longer than this because a provider says so.
-pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 
 /// Enough for every documented message; a page of HTML is not one.
 const MESSAGE_CHARS_MAX: usize = 400;

@@ -31,6 +31,10 @@ use tokio::time::Instant;
 
 use super::rates::{Rate, Rates};
 
+/// No refusal pauses a provider for longer: it may concern one model of many, and one that is used up for a day must not
+/// keep the others from being asked. Whoever was refused waits as long as it was told, by its own retries.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Those who waited for the same time leave within a quarter of the wait, and within this.
 const SPREAD_MAX: Duration = Duration::from_secs(5);
 
@@ -167,7 +171,7 @@ impl Pace {
 
     /// Nothing leaves for so long. A pause that ends later stays.
     fn pause(&mut self, wait: Duration, now: Instant) {
-        let pause = Gap::new(now, wait);
+        let pause = Gap::new(now, wait.min(PAUSE_MAX));
         if self.pause.is_none_or(|known| known.until < pause.until) {
             self.pause = Some(pause);
         }
@@ -223,6 +227,7 @@ impl SharedPace {
 
     /// The provider refuses and says for how long: it is too busy, or we are too many.
     pub(super) fn refused(&self, wait: Duration) {
+        let wait = wait.min(PAUSE_MAX);
         self.pause(wait);
         if let Some(on_pause) = self.on_pause.get() {
             on_pause(&self.provider, wait);
@@ -359,6 +364,8 @@ mod tests {
         assert_eq!(pace.leave("m", 1, now, 0.0), Err(now + 20 * SECOND));
         assert_eq!(pace.leave("n", 1, now, 0.5), Err(now + Duration::from_millis(22_500)));
         assert_eq!(pace.leave("n", 1, now + 20 * SECOND, 0.0), Ok(()));
+        pace.pause(3_600 * SECOND, now);
+        assert_eq!(pace.leave("n", 1, now + PAUSE_MAX, 0.0), Ok(()), "an hour is longer than any pause");
     }
 
     #[test]

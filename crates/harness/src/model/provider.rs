@@ -15,7 +15,7 @@ use super::config::{
 };
 use super::connect::endpoint;
 use super::drive::drive;
-use super::failure::{Failure, FailureKind, RETRY_AFTER_MAX, redact};
+use super::failure::{Failure, FailureKind, redact};
 use super::http::Endpoint;
 use super::key::ApiKey;
 use super::pace::{OnPause, SharedPace};
@@ -217,7 +217,7 @@ impl Providers {
     /// configured here is not ours to care for.
     pub fn pause(&self, provider: &str, wait: Duration) {
         for known in self.providers.iter().filter(|known| known.name() == provider) {
-            known.inner.pace.pause(wait.min(RETRY_AFTER_MAX));
+            known.inner.pace.pause(wait);
         }
     }
 
