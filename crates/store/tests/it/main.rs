@@ -2,12 +2,14 @@
 //!
 //! - [`conformance`]: what every store must do, as functions over a [`world::World`]. Run here on SQLite; another
 //!   store runs the same list.
+//! - [`limits`]: how many sessions may run and wait.
 //! - [`model`]: random histories against a model in memory.
 //! - [`opening`]: the data directory: its lock, its format, restarts.
 //! - [`crash`]: `kill -9` under load.
 
 mod conformance;
 mod crash;
+mod limits;
 mod model;
 mod opening;
 mod world;

@@ -31,9 +31,15 @@ pub(crate) fn noon() -> Timestamp {
 
 impl World {
     pub(crate) fn on_sqlite() -> Self {
+        Self::on_sqlite_with(|_| ())
+    }
+
+    pub(crate) fn on_sqlite_with(change: impl FnOnce(&mut Options)) -> Self {
         let dir = TempDir::new().expect("a directory can be made");
         let clock = Arc::new(ManualClock::new(noon()));
-        let store = open(&dir, &clock, 1);
+        let mut options = options(&clock, 1);
+        change(&mut options);
+        let store = Store::open(dir.path(), options).expect("opens");
         let workspace = store.ids().make();
         Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
     }

@@ -1,5 +1,6 @@
 //! What every store must do. Each function gets a store of its own.
 
+pub(crate) mod fairness;
 pub(crate) mod following;
 pub(crate) mod leases;
 pub(crate) mod logs;
@@ -51,6 +52,12 @@ macro_rules! suite {
                 a_claim_dropped_as_it_succeeds_gives_the_session_back,
                 a_change_wakes_who_watches,
                 a_deleted_session_is_fenced,
+            }
+            fairness {
+                a_workspace_with_one_session_is_not_kept_waiting_by_one_with_many,
+                a_claim_of_several_takes_from_every_workspace,
+                a_session_shows_what_it_waits_for_and_since_when,
+                holders_that_die_in_a_row_are_counted_until_one_gets_on,
             }
             following {
                 a_fresh_stream_shows_what_comes,
