@@ -30,6 +30,9 @@ const DEATHS_MAX: u32 = 5;
 const CLAIMS_MAX: usize = 16;
 /// How long to wait after the store failed before asking it again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a model request that is under way at shutdown may take to end, unless it is said otherwise. Most answers
+/// end within it, and it leaves room in the twenty or thirty seconds that supervisors of processes wait.
+const FINISH_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// How a brain works.
 pub struct Options {
@@ -43,6 +46,8 @@ pub struct Options {
     pub sessions_max: usize,
     /// Limits on model requests in flight, for all brains together.
     pub model_limits: ModelLimits,
+    /// How long what is worth finishing may take once [`Brain::run`] is told to shut down.
+    pub finish_time_max: Duration,
     /// Where it may die. [`NoFaults`] outside the crash tests.
     pub faults: Arc<dyn Faults>,
 }
@@ -56,9 +61,23 @@ impl Options {
             holder: format!("brain-{}", std::process::id()),
             sessions_max: SESSIONS_MAX,
             model_limits: ModelLimits::default(),
+            finish_time_max: FINISH_TIME_MAX,
             faults: Arc::new(NoFaults),
         }
     }
+}
+
+/// How a drive is told to stop.
+///
+/// A tool call goes on in its sandbox, whoever waits for it, and a wait before a retry costs nothing: another brain
+/// takes them over at once. The tokens of a model request are paid for and lost with its connection, and deliverables
+/// may be out of the next brain's reach: those are finished first, if they can be in time.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    /// Nothing more is begun, and what loses nothing by it is handed over.
+    pub(crate) soon: CancellationToken,
+    /// Everything is handed over.
+    pub(crate) now: CancellationToken,
 }
 
 /// A stateless brain. Everything that it knows of a session it reads from the store, and forgets when it lets go.
@@ -78,9 +97,11 @@ impl Brain {
         Self { store, models, hands, faults: Arc::clone(&options.faults), permits, options }
     }
 
-    /// Claims and drives sessions until `shutdown`, then hands over what it holds.
+    /// Claims and drives sessions until `shutdown`, then hands over what it holds: tool calls and waits at once, a
+    /// model request when it has ended, or when `finish_time_max` is over.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let tracker = TaskTracker::new();
+        let stop = Stop { soon: shutdown.clone(), now: CancellationToken::new() };
         let places = Arc::new(Semaphore::new(self.options.sessions_max));
         loop {
             let first = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
@@ -98,9 +119,9 @@ impl Brain {
                 Ok(leases) => {
                     for (lease, place) in leases.into_iter().zip(held) {
                         let brain = Arc::clone(&self);
-                        let shutdown = shutdown.clone();
+                        let stop = stop.clone();
                         tracker.spawn(async move {
-                            brain.hold(lease, &shutdown).await;
+                            brain.hold(lease, &stop).await;
                             drop(place);
                         });
                     }
@@ -115,10 +136,18 @@ impl Brain {
             }
         }
         tracker.close();
-        tracker.wait().await;
+        if tokio::time::timeout(self.options.finish_time_max, tracker.wait()).await.is_err() {
+            tracing::warn!(
+                sessions = tracker.len(),
+                "sessions are handed over in the middle of a model request"
+            );
+            stop.now.cancel();
+            tracker.wait().await;
+        }
     }
 
-    /// Drives one session until it rests; `false` if somebody else holds it or it has nothing to do.
+    /// Drives one session until it rests; `false` if somebody else holds it or it has nothing to do. Lets go at once when
+    /// `shutdown` comes.
     pub async fn wake(
         &self,
         session: &SessionId,
@@ -127,11 +156,11 @@ impl Brain {
         let Some(lease) = self.store.try_claim(session, &self.options.holder).await? else {
             return Ok(false);
         };
-        self.hold(lease, shutdown).await;
+        self.hold(lease, &Stop { soon: shutdown.clone(), now: shutdown.clone() }).await;
         Ok(true)
     }
 
-    async fn hold(&self, lease: Lease, shutdown: &CancellationToken) {
+    async fn hold(&self, lease: Lease, stop: &Stop) {
         let span = tracing::info_span!("drive", session.id = %lease.token.session, epoch = lease.token.epoch);
         self.faults.reached(Point::Claimed).await;
         async {
@@ -143,7 +172,7 @@ impl Brain {
                     );
                     drive::give_up(self, &lease.token, lease.deaths).await
                 } else {
-                    drive::drive(self, &lease.token, shutdown).await
+                    drive::drive(self, &lease.token, stop).await
                 }
             };
             let driven = AssertUnwindSafe(driving).catch_unwind().await;

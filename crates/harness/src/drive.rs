@@ -22,7 +22,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Request;
-use crate::brain::Brain;
+use crate::brain::{Brain, Stop};
 use crate::context::Transcript;
 use crate::faults::Point;
 use crate::hands::{self, Outcome};
@@ -54,7 +54,7 @@ pub(crate) enum Halt {
 }
 
 /// Drives the session until it rests.
-pub(crate) async fn drive(brain: &Brain, token: &Token, shutdown: &CancellationToken) -> Result<(), Halt> {
+pub(crate) async fn drive(brain: &Brain, token: &Token, stop: &Stop) -> Result<(), Halt> {
     // Watched from before the first look, so that no change falls between a look and a wait.
     let changed = brain.store.changed(&token.session);
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
@@ -62,7 +62,7 @@ pub(crate) async fn drive(brain: &Brain, token: &Token, shutdown: &CancellationT
     let mut drive = Drive {
         brain,
         token,
-        shutdown,
+        stop,
         changed,
         renewals,
         view,
@@ -135,7 +135,7 @@ const INTERNAL_ATTEMPTS_MAX: u32 = 3;
 struct Drive<'a> {
     brain: &'a Brain,
     token: &'a Token,
-    shutdown: &'a CancellationToken,
+    stop: &'a Stop,
     changed: store::Changed,
     renewals: tokio::time::Interval,
     view: View,
@@ -156,8 +156,19 @@ impl Drive<'_> {
         let mut ready = Ready::Wait;
         loop {
             let step = next_step(&self.view.state, &self.view.inbox, facts.clone(), ready, || self.new_id());
-            if !self.append(step.drafts).await? {
+            // Asked once: a request whose start is in the log is made.
+            let is_stopping = self.stop.soon.is_cancelled();
+            let drafts = if is_stopping && matches!(step.act, Act::CallModel { .. }) {
+                // What has happened is recorded; the start of the next request is for the next holder.
+                facts.clone()
+            } else {
+                step.drafts
+            };
+            if !self.append(drafts).await? {
                 continue;
+            }
+            if is_stopping && begins(&step.act) {
+                return Err(Halt::ShuttingDown);
             }
             ready = Ready::Wait;
             facts = Vec::new();
@@ -238,8 +249,22 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Waits for `act`; renews the lease meanwhile. [`Woken::Interrupted`] as soon as an interrupt waits.
+    /// Waits for `act`; renews the lease meanwhile. [`Woken::Interrupted`] as soon as an interrupt waits. When the process
+    /// is to stop the wait is another brain's.
     async fn wait_for<T>(&mut self, act: impl Future<Output = T>) -> Result<Woken<T>, Halt> {
+        self.wait_until(act, &self.stop.soon).await
+    }
+
+    /// The same for what is worth finishing when the process is to stop.
+    async fn finish<T>(&mut self, act: impl Future<Output = T>) -> Result<Woken<T>, Halt> {
+        self.wait_until(act, &self.stop.now).await
+    }
+
+    async fn wait_until<T>(
+        &mut self,
+        act: impl Future<Output = T>,
+        stop: &CancellationToken,
+    ) -> Result<Woken<T>, Halt> {
         let mut act = std::pin::pin!(act);
         loop {
             tokio::select! {
@@ -252,7 +277,7 @@ impl Drive<'_> {
                     }
                 }
                 _ = self.renewals.tick() => self.renew().await?,
-                () = self.shutdown.cancelled() => return Err(Halt::ShuttingDown),
+                () = stop.cancelled() => return Err(Halt::ShuttingDown),
             }
         }
     }
@@ -297,7 +322,7 @@ impl Drive<'_> {
         let mut asking = self.brain.models.ask(&prompt);
         let mut speech = Speech::new(request, self.view.state.head);
         loop {
-            match self.wait_for(asking.next()).await? {
+            match self.finish(asking.next()).await? {
                 Woken::Done(Some(Ok(model::Delta::Done(answer)))) => {
                     self.brain.faults.reached(Point::ModelAnswered).await;
                     self.retry_after = None;
@@ -407,7 +432,7 @@ impl Drive<'_> {
         };
         let into = brain.options.outputs_dir.join(self.token.session.as_str());
         let collecting = tokio::time::timeout(COLLECT_MAX, hands::collect(&*brain.hands, &sandbox, &into));
-        match self.wait_for(collecting).await? {
+        match self.finish(collecting).await? {
             Woken::Done(Ok(())) => {}
             Woken::Done(Err(_)) => {
                 tracing::warn!(session.id = %self.token.session, "the outputs were not collected in time");
@@ -430,6 +455,14 @@ fn renewals() -> tokio::time::Interval {
     let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + RENEW_EVERY, RENEW_EVERY);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+/// Whether the act is not to be begun by a brain that is about to stop.
+fn begins(act: &Act) -> bool {
+    match act {
+        Act::CallModel { .. } | Act::Execute { .. } | Act::BackOff { .. } => true,
+        Act::Collect | Act::Rest | Act::Stop => false,
+    }
 }
 
 fn is_interrupted(view: &View) -> bool {

@@ -2,6 +2,7 @@
 
 mod brain;
 mod crash;
+mod drain;
 mod limits;
 mod model;
 mod world;
