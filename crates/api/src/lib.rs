@@ -36,7 +36,8 @@ use store::Store;
 use tokio_util::sync::CancellationToken;
 
 pub use catalog::{Catalog, ModelRule};
-pub use serve::serve;
+pub use health::{Condition, Health};
+pub use serve::{serve, serve_health};
 
 /// What the door needs.
 #[derive(Clone)]
@@ -45,6 +46,8 @@ pub struct App {
     pub store: Store,
     /// Which models there are.
     pub models: Arc<Catalog>,
+    /// What the probes are told.
+    pub health: Health,
 }
 
 /// The API as a service, for tests and for servers of another kind. Its streams end when their clients go away.
@@ -54,6 +57,7 @@ pub fn router(app: App) -> Router {
 
 /// The API as a service whose streams end as soon as `stop` is cancelled.
 pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
+    let probes = health::router(app.health.clone());
     let door = Door { app, known: Arc::default(), bodies: extract::Bodies::new(), stop };
     let managed = Router::new()
         .route("/v1/agents", post(agents::create).get(agents::list))
@@ -90,7 +94,7 @@ pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
         .merge(threads)
         .merge(models)
         .route_layer(from_fn_with_state(door.clone(), auth::authenticate))
-        .route("/health", get(health::health))
+        .merge(probes.with_state(()))
         .method_not_allowed_fallback(envelope::no_such_method)
         .fallback(envelope::no_such_path)
         .layer(from_fn_with_state(door.clone(), envelope::envelope))

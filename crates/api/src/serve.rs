@@ -10,6 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
+use http::StatusCode;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::health::{self, Health};
 use crate::{App, router_until};
 
 /// How long a connection may stay between two requests, or within the head of one. Longer than the common clients
@@ -36,6 +38,22 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves the API until `shutdown` is cancelled and what was begun is finished.
 pub async fn serve(listener: TcpListener, app: App, shutdown: CancellationToken) -> io::Result<()> {
     let router = router_until(app, shutdown.clone());
+    serve_router(listener, router, shutdown).await
+}
+
+/// Serves the probes alone, for a process without the API, in the same way.
+pub async fn serve_health(
+    listener: TcpListener,
+    health: Health,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = health::router(health).fallback(async || {
+        (StatusCode::NOT_FOUND, "this process has no API: it serves /livez, /readyz and /health\n")
+    });
+    serve_router(listener, router, shutdown).await
+}
+
+async fn serve_router(listener: TcpListener, router: Router, shutdown: CancellationToken) -> io::Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let next = tokio::select! {

@@ -6,6 +6,7 @@ mod brain;
 mod environments;
 mod events;
 mod headers;
+mod health;
 mod limits;
 mod models;
 mod server;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{App, Catalog, ModelRule};
+use api::{App, Catalog, Health, ModelRule};
 use client::Client;
 use protocol::id::{SessionId, WorkspaceId};
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
@@ -46,17 +46,27 @@ pub(crate) struct Answer {
 
 impl Server {
     pub(crate) async fn start() -> Self {
-        Self::start_with(Options::default()).await
+        Self::start_over(Options::default(), Health::default()).await
     }
 
+    /// A server over a store with these options.
     pub(crate) async fn start_with(options: Options) -> Self {
+        Self::start_over(options, Health::default()).await
+    }
+
+    /// A server that tells its probes this.
+    pub(crate) async fn start_probed(health: Health) -> Self {
+        Self::start_over(Options::default(), health).await
+    }
+
+    async fn start_over(options: Options, health: Health) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path(), options).expect("opens");
         let workspace = store.ensure_workspace().await.expect("a workspace");
         store.create_key(&workspace, "test", hash_key(KEY)).await.expect("a key");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let app = App { store: store.clone(), models: Arc::new(catalog()) };
+        let app = App { store: store.clone(), models: Arc::new(catalog()), health };
         let stop = CancellationToken::new();
         let serving = tokio::spawn(api::serve(listener, app, stop.clone()));
         let client = Client::new(&base, KEY).expect("a client");

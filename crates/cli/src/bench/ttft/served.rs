@@ -46,7 +46,8 @@ impl Served {
             has_mid_conversation_system: false,
         });
         let catalog = api::Catalog { models: Vec::new(), rules: rules.into() };
-        let app = api::App { store: store.clone(), models: Arc::new(catalog) };
+        let app =
+            api::App { store: store.clone(), models: Arc::new(catalog), health: api::Health::default() };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
 
