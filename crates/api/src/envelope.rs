@@ -15,8 +15,8 @@ use protocol::id::RequestId;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::Door;
 use crate::error::{Error, Problem};
+use crate::{Door, health};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
@@ -25,6 +25,7 @@ pub(crate) async fn envelope(State(door): State<Door>, request: Request, next: N
     let started = Instant::now();
     // The template, not the path: ids would make every line of its own kind.
     let route = request.extensions().get::<MatchedPath>().map_or("(none)", MatchedPath::as_str);
+    let is_probe = route == health::READY;
     let span = tracing::info_span!(
         "request",
         http.method = %request.method(),
@@ -44,7 +45,8 @@ pub(crate) async fn envelope(State(door): State<Door>, request: Request, next: N
     let duration_ms = started.elapsed().as_secs_f64() * 1_000.0;
     span.record("http.status", status.as_u16());
     let _entered = span.enter();
-    if status.is_server_error() {
+    // Probes come every few seconds, and what they find is told once, when it changes.
+    if status.is_server_error() && !is_probe {
         tracing::warn!(duration_ms, "a request was answered with a server error");
     } else {
         tracing::debug!(duration_ms, "a request was answered");

@@ -116,11 +116,14 @@ fn tell_changes(before: Option<&Seen>, after: &Seen) {
     }
 }
 
+/// Where it is asked whether work should be sent here.
+pub(crate) const READY: &str = "/readyz";
+
 /// The three paths.
 pub(crate) fn router(health: Health) -> Router {
     Router::new()
         .route("/livez", get(alive))
-        .route("/readyz", get(ready))
+        .route(READY, get(ready))
         .with_state(health)
         .route("/health", get(alive))
 }

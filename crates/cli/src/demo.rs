@@ -133,6 +133,8 @@ async fn until_slow_command(watch: &mut Watch<'_>, renderer: &mut Renderer) -> a
 async fn start(settings: &Settings, key: &str) -> anyhow::Result<(Child, String)> {
     let mut server = Command::new(std::env::current_exe()?)
         .arg("serve")
+        // Whatever the environment and the file say of a fleet: this one is alone.
+        .args(["--role", "api,brain,background"])
         .args(["--listen", "127.0.0.1:0", "--log", &settings.log, "--data-dir"])
         .arg(&settings.data_dir)
         // The server takes it for a key that it is to know, and mints none that nobody would see.

@@ -10,7 +10,7 @@ use serde_json::json;
 use store::{ChangeError, Keys, Store, hash_key};
 
 use crate::out;
-use crate::settings::ServerOptions;
+use crate::settings::{PlaceOptions, Settings};
 
 /// The name of the keys with which `posthouse run` speaks to its own server. Nobody else's key has it: one that is
 /// left over from a run that was killed is revoked by its name.
@@ -58,18 +58,15 @@ struct Common {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// The data directory. [default: posthouse in $XDG_DATA_HOME or ~/.local/share]
-    #[arg(long, env = "POSTHOUSE_DATA_DIR", value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// The configuration file, which may name the data directory. [default: as of `posthouse serve`]
-    #[arg(long, env = "POSTHOUSE_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceOptions,
 }
 
 impl Common {
     fn data_dir(&self) -> anyhow::Result<PathBuf> {
-        let (config, data_dir) = (self.config.clone(), self.data_dir.clone());
-        Ok(ServerOptions { config, data_dir, ..ServerOptions::default() }.settle()?.data_dir)
+        let settings = self.place.clone().settle()?;
+        ensure!(settings.database.is_none(), "keys of a database are not built yet");
+        Ok(settings.data_dir)
     }
 
     /// Opens the directory, making it if need be: a key may be made before the first server runs.
@@ -175,8 +172,9 @@ pub(crate) enum Known {
 }
 
 /// Sees to it that a server can be reached: makes the key that is named, or one of its own if there is none. Then
-/// revokes what killed runs left over.
-pub(crate) async fn ensure_some(store: &Store, named: Option<&str>) -> anyhow::Result<Known> {
+/// revokes what killed runs left over, which a database that is shared never has.
+pub(crate) async fn ensure_some(store: &Store, settings: &Settings) -> anyhow::Result<Known> {
+    let named = settings.api_key.as_deref();
     let workspace = store.ensure_workspace().await?;
     let known = match named {
         Some(key) => match store.create_key(&workspace, "POSTHOUSE_API_KEY", hash_key(key)).await {
@@ -196,7 +194,9 @@ pub(crate) async fn ensure_some(store: &Store, named: Option<&str>) -> anyhow::R
             }
         }
     };
-    revoke_leftovers(store, named).await?;
+    if settings.database.is_none() {
+        revoke_leftovers(store, named).await?;
+    }
     Ok(known)
 }
 

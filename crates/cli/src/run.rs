@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use client::{Client, Item, Stream};
 use harness::model::Providers;
@@ -65,6 +65,10 @@ pub(crate) async fn run(options: RunOptions) -> anyhow::Result<()> {
         return conclude(&summary, form);
     }
     let mut settings = options.server.clone().settle_quiet()?;
+    ensure!(
+        settings.database.is_none(),
+        "`posthouse run` works on a data directory of its own: for a server with a database say where it is, with --url"
+    );
     // One's own server takes any free port, and says nothing unless something is wrong.
     settings.listen = ([127, 0, 0, 1], 0).into();
     crate::serve::start_log(&settings)?;

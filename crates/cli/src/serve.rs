@@ -6,20 +6,27 @@ use tracing_subscriber::EnvFilter;
 
 use crate::keys::Known;
 use crate::server::Server;
-use crate::settings::{LogFormat, ServerOptions, Settings};
+use crate::settings::{FleetOptions, LogFormat, Role, ServerOptions, Settings};
 
 /// Run the server.
 #[derive(Args, Debug)]
 pub(crate) struct ServeOptions {
     #[command(flatten)]
     server: ServerOptions,
+    #[command(flatten)]
+    fleet: FleetOptions,
 }
 
 pub(crate) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
-    let settings = options.server.settle()?;
+    let settings = options.server.settle(options.fleet)?;
     start_log(&settings)?;
-    let server = Server::start(&settings).await?;
-    let known = crate::keys::ensure_some(&server.store, settings.api_key.as_deref()).await?;
+    settings.check_roles()?;
+    let mut server = Server::start(&settings).await?;
+    let known = match settings.roles.has(Role::Api) {
+        true => crate::keys::ensure_some(&server.store, &settings).await?,
+        // Nobody comes here with a key.
+        false => Known::Some,
+    };
     if known == Known::Revoked {
         tracing::warn!("the key in POSTHOUSE_API_KEY was revoked: it does not work");
     }
@@ -27,18 +34,30 @@ pub(crate) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let mut signals = StopSignals::catch()?;
     // Whoever started this may read one line and close the pipe: that is no reason to end.
     let _ = crate::out::print(&greeting(&server, &settings, known));
-    signals.next().await;
+    let ended = tokio::select! {
+        () = signals.next() => Ok(()),
+        error = server.failed() => Err(error),
+    };
     tracing::info!("stopping: sessions are handed over; a second signal ends at once");
     tokio::select! {
         () = server.stop() => {}
         () = signals.next() => {}
     }
-    Ok(())
+    ended
 }
 
 fn greeting(server: &Server, settings: &Settings, known: Known) -> String {
     let mut text = format!("Posthouse {} listens on {}\n", env!("CARGO_PKG_VERSION"), server.url);
-    text += &format!("  data: {}\n", settings.data_dir.display());
+    if !settings.roles.are_all() {
+        text += &format!("  roles: {}\n", settings.roles);
+    }
+    if !settings.roles.has(Role::Api) {
+        text += "  Only /livez, /readyz and /health are answered there.\n";
+    }
+    match &settings.database {
+        Some(database) => text += &format!("  database: {}\n", database.url),
+        None => text += &format!("  data: {}\n", settings.data_dir.display()),
+    }
     match known {
         Known::Named | Known::Some => {}
         Known::Minted(key) => {
@@ -49,7 +68,8 @@ fn greeting(server: &Server, settings: &Settings, known: Known) -> String {
             text += "  The key in POSTHOUSE_API_KEY was revoked and does not work; `posthouse keys create` makes others.\n";
         }
     }
-    if crate::demo::is_all(&server.models) {
+    let names_models = settings.roles.has(Role::Api) || settings.roles.has(Role::Brain);
+    if names_models && crate::demo::is_all(&server.models) {
         let file = settings.data_dir.join("posthouse.toml");
         text +=
             "  No model is configured: set ANTHROPIC_API_KEY, OPENAI_API_KEY or OPENAI_BASE_URL, or write\n";

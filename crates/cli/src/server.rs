@@ -1,10 +1,11 @@
-//! A whole server in one process: store, brain, hands, reaper and door, wired together.
+//! A server in one process: store, brain, hands, reaper and door, wired together, as far as its roles ask for them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use harness::model::{Listed, Providers};
+use anyhow::{Context as _, anyhow, bail};
+use api::{Condition, Health};
+use harness::model::{Listed, ProviderConfig, Providers};
 use harness::{Brain, Options};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
@@ -13,64 +14,95 @@ use sandbox::supervisor::{self, Supervised};
 use sandbox::{Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::demo;
-use crate::settings::Settings;
+use crate::settings::{Role, Settings};
 
 /// A server that runs.
 pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) store: Store,
     pub(crate) models: Arc<Providers>,
-    shutdown: CancellationToken,
-    tasks: TaskTracker,
-    aborts: [AbortHandle; 3],
+    /// The process was told to stop: it is not ready, and begins nothing.
+    draining: CancellationToken,
+    /// Nobody is listened to any more.
+    closing: CancellationToken,
+    /// What runs until `draining`, each by its name.
+    work: JoinSet<&'static str>,
+    /// What runs until `closing`.
+    door: JoinSet<&'static str>,
+    serves_api: bool,
+    drain_delay: Duration,
+    drain_timeout: Duration,
 }
 
-/// How long a server that is told to stop may take over it. What is under way gets less than that to end by itself.
-const STOP_TIME_MAX: Duration = Duration::from_secs(20);
+/// Of the time for the drain, what is left for handing over and closing once requests had their time to end.
+const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long the supervisor may take to answer a probe. It may have to be started for it; then the next one knows.
+const HANDS_LOOK_MAX: Duration = Duration::from_millis(1_500);
+/// How often it is looked whether the store can be used at all.
+const STORE_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often in a row it may say that it cannot before that is believed.
+const STORE_FAILURES_MAX: u32 = 3;
 
 impl Server {
-    /// Opens the data directory and starts everything.
+    /// Opens the store and starts what the roles ask for.
     pub(crate) async fn start(settings: &Settings) -> anyhow::Result<Self> {
-        let models = Arc::new(providers(settings)?);
-        let dir = settings.data_dir.display();
-        let options = store::Options { limits: settings.load.sessions(), ..store::Options::default() };
-        let store = Store::open(&settings.data_dir, options)
-            .with_context(|| format!("the data directory {dir} cannot be opened"))?;
+        let roles = &settings.roles;
+        // Whoever asks no model needs nobody's keys.
+        let models = match roles.has(Role::Brain) {
+            true => Arc::new(providers(settings)?),
+            false => Arc::new(catalogue(settings)?),
+        };
+        let store = open(settings).await?;
         let listener = TcpListener::bind(settings.listen).await.with_context(|| {
             format!("cannot listen on {}: choose another address with --listen", settings.listen)
         })?;
         let url = format!("http://{}", listener.local_addr()?);
-        let hands: Arc<dyn Provider> =
-            Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir)));
-        let options = Options {
-            resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
-            sessions_max: settings.load.sessions_per_brain(),
-            model_limits: settings.load.model_requests(),
-            ..Options::new(settings.data_dir.join("outputs"))
-        };
-        let brain = Arc::new(Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options));
-        let reaper =
-            background::Reaper::new(store.clone(), hands).and_outputs(settings.data_dir.join("outputs"));
-        let app = api::App { store: store.clone(), models: Arc::new(catalog(&models)) };
+        let hands = (roles.has(Role::Brain) || roles.has(Role::Background))
+            .then(|| Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir))));
+        let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+        let health = health(settings, &store, hands.as_ref(), &draining);
 
-        let shutdown = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let brain = tasks.spawn(brain.run(shutdown.clone())).abort_handle();
-        let reaper = tasks.spawn(reaper.run(shutdown.clone())).abort_handle();
-        let door = api::serve(listener, app, shutdown.clone());
-        let door = async move {
-            if let Err(error) = door.await {
+        let mut work = JoinSet::new();
+        if let Some(hands) = hands {
+            let hands: Arc<dyn Provider> = hands;
+            if roles.has(Role::Brain) {
+                let options = brain_options(settings);
+                let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
+                let brain = Arc::new(brain).run(draining.clone());
+                work.spawn(async move {
+                    brain.await;
+                    "brain"
+                });
+            }
+            if roles.has(Role::Background) {
+                let reaper = background::Reaper::new(store.clone(), hands);
+                let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
+                work.spawn(async move {
+                    reaper.await;
+                    "background"
+                });
+            }
+        }
+        let serves_api = roles.has(Role::Api);
+        let mut door = JoinSet::new();
+        let stop = closing.clone();
+        let app = api::App { store: store.clone(), models: Arc::new(catalog(&models)), health };
+        door.spawn(async move {
+            let served = match serves_api {
+                true => api::serve(listener, app, stop).await,
+                false => api::serve_health(listener, app.health, stop).await,
+            };
+            if let Err(error) = served {
                 tracing::error!(%error, "the door closed");
             }
-        };
-        let door = tasks.spawn(door).abort_handle();
-        tasks.close();
-        Ok(Self { url, store, models, shutdown, tasks, aborts: [brain, reaper, door] })
+            "api"
+        });
+        let Settings { drain_delay, drain_timeout, .. } = *settings;
+        Ok(Self { url, store, models, draining, closing, work, door, serves_api, drain_delay, drain_timeout })
     }
 
     /// The workspace of the first key.
@@ -78,21 +110,138 @@ impl Server {
         Ok(self.store.ensure_workspace().await?)
     }
 
-    /// Stops taking requests, hands sessions over, and waits for what is under way, but not for ever: what does not
-    /// end is aborted, and goes on from the log at the next start, as after a crash.
+    /// Returns only when the process can do its work no more, so that whoever started it can start another: a role has
+    /// ended by itself, or the store has failed for good.
+    pub(crate) async fn failed(&mut self) -> anyhow::Error {
+        let ended = tokio::select! {
+            Some(ended) = self.work.join_next() => ended,
+            Some(ended) = self.door.join_next() => ended,
+            error = lost(&self.store) => return anyhow!(error).context("the store has failed for good"),
+        };
+        match ended {
+            Ok(name) => anyhow!("the role `{name}` ended though nobody told it to"),
+            Err(error) => anyhow!(error).context("a role of the server failed"),
+        }
+    }
+
+    /// Stops: not ready any more, and nothing is begun; the API goes on for the delay, so that load balancers notice.
+    /// Then streams end, sessions are handed over, and what is under way is waited for, but not for ever: what does not
+    /// end is aborted, and goes on from the log, as after a crash.
     pub(crate) async fn stop(self) {
-        let Self { shutdown, tasks, aborts, store, .. } = self;
-        shutdown.cancel();
+        let Self { draining, closing, mut work, mut door, store, serves_api, drain_delay, .. } = self;
+        draining.cancel();
+        if serves_api {
+            tokio::time::sleep(drain_delay).await;
+            closing.cancel();
+        }
         let in_order = async {
-            tasks.wait().await;
+            while work.join_next().await.is_some() {}
+            // Without the API it is only probes, which are answered to the end.
+            closing.cancel();
+            while door.join_next().await.is_some() {}
             store.close().await;
         };
-        if tokio::time::timeout(STOP_TIME_MAX, in_order).await.is_err() {
+        if tokio::time::timeout(self.drain_timeout, in_order).await.is_err() {
             tracing::error!(
-                seconds = STOP_TIME_MAX.as_secs(),
-                "the server did not stop in time and is aborted; its sessions go on at the next start"
+                seconds = self.drain_timeout.as_secs_f64(),
+                "the server did not stop in time and is aborted; its sessions go on from their logs"
             );
-            aborts.iter().for_each(AbortHandle::abort);
+            work.abort_all();
+            door.abort_all();
+        }
+    }
+}
+
+/// Opens the database that the settings name.
+pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Store> {
+    let options = store::Options { limits: settings.load.sessions(), ..store::Options::default() };
+    match &settings.database {
+        None => Store::open(&settings.data_dir, options)
+            .with_context(|| format!("the data directory {} cannot be opened", settings.data_dir.display())),
+        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+    }
+}
+
+fn brain_options(settings: &Settings) -> Options {
+    let timeout = settings.drain_timeout;
+    Options {
+        resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
+        holder: holder(),
+        sessions_max: settings.load.sessions_per_brain(),
+        model_limits: settings.load.model_requests(),
+        // Of a short time for the drain three quarters, of a long one all but what handing over takes.
+        finish_time_max: timeout.saturating_sub(HAND_OVER.min(timeout / 4)),
+        ..Options::new(settings.data_dir.join("outputs"))
+    }
+}
+
+/// Names this process among those of all machines, for people who read leases.
+fn holder() -> String {
+    let machine = rustix::system::uname();
+    format!("{}-{}", machine.nodename().to_string_lossy(), std::process::id())
+}
+
+/// What the probes look at.
+fn health(
+    settings: &Settings,
+    store: &Store,
+    hands: Option<&Arc<Supervised>>,
+    draining: &CancellationToken,
+) -> Health {
+    let asked = store.clone();
+    let mut health = Health::new(draining.clone()).with("database", move || database(asked.clone()));
+    if let Some(hands) = hands.filter(|_| settings.roles.has(Role::Brain)) {
+        let hands = Arc::clone(hands);
+        // Clients are served without hands, and a brain can do little without them.
+        let without = match settings.roles.has(Role::Api) {
+            true => Condition::Degraded,
+            false => Condition::Down,
+        };
+        health = health.with("hands", move || look_at_hands(Arc::clone(&hands), without));
+    }
+    health
+}
+
+async fn database(store: Store) -> Condition {
+    match ping(&store).await {
+        Ok(()) => Condition::Ok,
+        Err(error) => {
+            tracing::debug!(%error, "the database does not answer");
+            Condition::Down("it does not answer")
+        }
+    }
+}
+
+async fn look_at_hands(hands: Arc<Supervised>, without: fn(&'static str) -> Condition) -> Condition {
+    match tokio::time::timeout(HANDS_LOOK_MAX, hands.report()).await {
+        Ok(Ok(report)) if report.refusal().is_none() => Condition::Ok,
+        Ok(Ok(_)) => Condition::Degraded("this machine allows no sandbox; `posthouse doctor` says why"),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the supervisor does not answer");
+            without("the supervisor can neither be reached nor started")
+        }
+        Err(_) => without("the supervisor does not answer in time"),
+    }
+}
+
+async fn ping(store: &Store) -> Result<(), store::Error> {
+    store.find_key([0; 32]).await.map(drop)
+}
+
+/// Returns when the store has said again and again what will not pass: its writer is gone, or the database is damaged.
+/// What may pass is waited for; the probes tell of it.
+async fn lost(store: &Store) -> store::Error {
+    let mut failures = 0;
+    loop {
+        tokio::time::sleep(STORE_LOOK_EVERY).await;
+        match ping(store).await {
+            Err(error) if !error.may_try_again() => {
+                failures += 1;
+                if failures == STORE_FAILURES_MAX {
+                    return error;
+                }
+            }
+            Ok(()) | Err(_) => failures = 0,
         }
     }
 }
@@ -105,6 +254,13 @@ pub(crate) fn providers(settings: &Settings) -> anyhow::Result<Providers> {
     let of_file = Providers::build(settings.providers.clone(), lookup).context(context)?;
     let of_environment = Providers::from_env(lookup).context(context)?;
     Ok(of_file.with_scripted("demonstration", [demo::MODEL], demo::script()).then(of_environment))
+}
+
+/// The names of those models, for a process that asks none: it needs the same file as the others, but neither keys nor
+/// scripts. What only the environment names is known only if the process has those variables.
+fn catalogue(settings: &Settings) -> anyhow::Result<Providers> {
+    let named = settings.providers.iter().cloned().map(ProviderConfig::named_only).collect();
+    providers(&Settings { providers: named, ..settings.clone() })
 }
 
 fn catalog(models: &Providers) -> api::Catalog {
@@ -129,4 +285,18 @@ fn catalog(models: &Providers) -> api::Catalog {
             .map(move |pattern| api::ModelRule { pattern: pattern.to_owned(), has_mid_conversation_system })
     });
     api::Catalog { models: models.list().into_iter().map(info).collect(), rules: rules.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_lost_is_noticed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Store::open(dir.path(), store::Options::default()).expect("opens");
+        store.clone().close().await;
+        let error = lost(&store).await;
+        assert!(matches!(error, store::Error::Closed), "{error}");
+    }
 }

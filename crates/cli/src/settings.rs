@@ -1,28 +1,48 @@
 //! Settings: a flag wins over the environment, the environment over the file, the file over the default.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::load::{Load, LoadOptions};
 
-/// The settings of a server. Every one is a flag, a variable `POSTHOUSE_…` and a key of the file.
+/// Where everything lasts. For every command that opens a store.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct ServerOptions {
+pub(crate) struct PlaceOptions {
     /// The configuration file (TOML). The models are configured there; see docs/configuration.md.
     /// [default: posthouse.toml in the data directory, if it exists]
     #[arg(long, env = "POSTHOUSE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// Where everything lasts: the database, the sandboxes' socket, the deliverables.
+    /// Where everything lasts: the embedded database, the sandboxes' socket, the deliverables.
     /// [default: posthouse in $XDG_DATA_HOME or ~/.local/share]
     #[arg(long, env = "POSTHOUSE_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// Where to listen; port 0 takes a free one. [default: 127.0.0.1:8400]
+    /// A PostgreSQL database (postgres://…) for many processes, instead of the embedded one; see docs/fleet.md. Whatever
+    /// is on a command line can be read by every user of the machine: name a password in the variable or the file.
+    #[arg(long, env = "POSTHOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub(crate) database: Option<String>,
+
+    /// Where that database can be listened to, if --database is a pooler in transaction mode. [default: --database]
+    #[arg(long, env = "POSTHOUSE_DATABASE_LISTEN", value_name = "URL", hide_env_values = true)]
+    pub(crate) database_listen: Option<String>,
+}
+
+/// The settings of a server. Every one is a flag, a variable `POSTHOUSE_…` and a key of the file.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ServerOptions {
+    #[command(flatten)]
+    pub(crate) place: PlaceOptions,
+
+    /// Where to listen; port 0 takes a free one. A process without the API answers its probes there.
+    /// [default: 127.0.0.1:8400; without the API 127.0.0.1:0]
     #[arg(long, env = "POSTHOUSE_LISTEN", value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
 
@@ -43,6 +63,110 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
+}
+
+/// What a process of a fleet does, and how it ends.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Many processes (docs/fleet.md)")]
+pub(crate) struct FleetOptions {
+    /// What this process does; several, with commas. With the embedded database one process does everything.
+    /// [default: api,brain,background]
+    #[arg(
+        long,
+        env = "POSTHOUSE_ROLE",
+        value_name = "ROLES",
+        value_delimiter = ',',
+        hide_possible_values = true
+    )]
+    role: Vec<Role>,
+
+    /// How long the API is served on when the process is told to stop, while `/readyz` says that it drains: the time that
+    /// load balancers take to notice. [default: 0]
+    #[arg(long, env = "POSTHOUSE_DRAIN_DELAY", value_name = "SECONDS")]
+    drain_delay: Option<f64>,
+
+    /// How long it may take after that to finish or hand over what is under way. [default: 20]
+    #[arg(long, env = "POSTHOUSE_DRAIN_TIMEOUT", value_name = "SECONDS")]
+    drain_timeout: Option<f64>,
+}
+
+/// What a process does. Each may be done by any number of processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Role {
+    /// Answers clients.
+    Api,
+    /// Drives sessions.
+    Brain,
+    /// Tidies up.
+    Background,
+}
+
+/// Some of the roles, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roles(BTreeSet<Role>);
+
+impl Roles {
+    pub(crate) fn all() -> Self {
+        Self(Role::value_variants().iter().copied().collect())
+    }
+
+    pub(crate) fn are_all(&self) -> bool {
+        *self == Self::all()
+    }
+
+    pub(crate) fn has(&self, role: Role) -> bool {
+        self.0.contains(&role)
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.0.iter().filter_map(|role| Some(role.to_possible_value()?.get_name().to_owned()));
+        formatter.write_str(&names.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// The address of a database. It may hold a password, so what is shown of it is only where it is.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The refusal does not repeat what was given.
+    fn parse(name: &str, text: String) -> anyhow::Result<Self> {
+        let is_known = ["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme));
+        ensure!(is_known, "{name} must be the address of a PostgreSQL database: postgres://user@host/name");
+        Ok(Self(text))
+    }
+
+    /// The whole address, for the store alone.
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, rest) = self.0.split_once("://").expect("checked when it was parsed");
+        let place = rest.split('?').next().unwrap_or_default();
+        // A password may hold any sign but a host none of these.
+        let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+        write!(formatter, "postgres://{place}")
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// A database that many processes share.
+#[derive(Clone, Debug)]
+pub(crate) struct Database {
+    pub(crate) url: DatabaseUrl,
+    /// For the one connection that listens, if it is another.
+    pub(crate) listen: Option<DatabaseUrl>,
 }
 
 /// What each sandbox may use.
@@ -103,7 +227,12 @@ pub(crate) enum LogFormat {
 #[serde(default, deny_unknown_fields)]
 struct File {
     data_dir: Option<PathBuf>,
+    database: Option<String>,
+    database_listen: Option<String>,
+    role: Vec<Role>,
     listen: Option<SocketAddr>,
+    drain_delay: Option<f64>,
+    drain_timeout: Option<f64>,
     log: Option<String>,
     log_format: Option<LogFormat>,
     provider: Vec<harness::model::ProviderConfig>,
@@ -112,9 +241,15 @@ struct File {
 }
 
 /// What a server runs with.
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) data_dir: PathBuf,
+    /// `None` for the embedded one in the data directory.
+    pub(crate) database: Option<Database>,
+    pub(crate) roles: Roles,
     pub(crate) listen: SocketAddr,
+    pub(crate) drain_delay: Duration,
+    pub(crate) drain_timeout: Duration,
     pub(crate) api_key: Option<String>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
@@ -124,49 +259,15 @@ pub(crate) struct Settings {
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
+/// For probes alone: two processes on one machine do not get into each other's way.
+const DEFAULT_LISTEN_PROBES: &str = "127.0.0.1:0";
+const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 const FILE_NAME: &str = "posthouse.toml";
 
-impl ServerOptions {
+impl PlaceOptions {
     /// Reads the file, if there is one, and fills in what is left.
     pub(crate) fn settle(self) -> anyhow::Result<Settings> {
-        self.settle_with("info")
-    }
-
-    /// As [`Self::settle`], but logs only what is wrong, unless somebody asks for more.
-    pub(crate) fn settle_quiet(self) -> anyhow::Result<Settings> {
-        self.settle_with("warn")
-    }
-
-    fn settle_with(self, log: &str) -> anyhow::Result<Settings> {
-        let (file, path) = self.read_file()?;
-        let data_dir = match self.data_dir.or(file.data_dir) {
-            Some(dir) => dir,
-            None => default_data_dir()?,
-        };
-        // Relative to where the command was started, and the same for the supervisor, which is started elsewhere.
-        let data_dir = std::path::absolute(&data_dir)
-            .with_context(|| format!("the data directory {} cannot be used", data_dir.display()))?;
-        if let Some(key) = &self.api_key
-            && key.len() < 16
-        {
-            bail!("POSTHOUSE_API_KEY must have at least 16 characters; a key is all that keeps others out");
-        }
-        if let Some(path) = path {
-            tracing::debug!(path = %path.display(), "read the configuration file");
-        }
-        Ok(Settings {
-            data_dir,
-            listen: self
-                .listen
-                .or(file.listen)
-                .unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a valid address")),
-            api_key: self.api_key,
-            log: self.log.or(file.log).unwrap_or_else(|| log.to_owned()),
-            log_format: self.log_format.or(file.log_format).unwrap_or_default(),
-            providers: file.provider,
-            load: self.load.over(file.limits),
-            limits: self.sandbox.over(file.sandbox),
-        })
+        ServerOptions { place: self, ..ServerOptions::default() }.settle(FleetOptions::default())
     }
 
     fn read_file(&self) -> anyhow::Result<(File, Option<PathBuf>)> {
@@ -190,6 +291,108 @@ impl ServerOptions {
         Ok((file, Some(path)))
     }
 }
+
+impl ServerOptions {
+    /// Reads the file, if there is one, and fills in what is left.
+    pub(crate) fn settle(self, fleet: FleetOptions) -> anyhow::Result<Settings> {
+        self.settle_with("info", fleet)
+    }
+
+    /// For a server of a command's own: it has all roles, and logs only what is wrong, unless somebody asks for more.
+    pub(crate) fn settle_quiet(self) -> anyhow::Result<Settings> {
+        let settings = self.settle_with("warn", FleetOptions::default())?;
+        Ok(Settings { roles: Roles::all(), ..settings })
+    }
+
+    fn settle_with(self, log: &str, fleet: FleetOptions) -> anyhow::Result<Settings> {
+        let (file, path) = self.place.read_file()?;
+        let PlaceOptions { config: _, data_dir, database, database_listen } = self.place;
+        let data_dir = match data_dir.or(file.data_dir) {
+            Some(dir) => dir,
+            None => default_data_dir()?,
+        };
+        // Relative to where the command was started, and the same for the supervisor, which is started elsewhere.
+        let data_dir = std::path::absolute(&data_dir)
+            .with_context(|| format!("the data directory {} cannot be used", data_dir.display()))?;
+        if let Some(key) = &self.api_key
+            && key.len() < 16
+        {
+            bail!("POSTHOUSE_API_KEY must have at least 16 characters; a key is all that keeps others out");
+        }
+        if let Some(path) = path {
+            tracing::debug!(path = %path.display(), "read the configuration file");
+        }
+        let roles = roles([fleet.role, file.role]);
+        let listen = match roles.has(Role::Api) {
+            true => DEFAULT_LISTEN,
+            false => DEFAULT_LISTEN_PROBES,
+        };
+        Ok(Settings {
+            data_dir,
+            database: shared_database(database.or(file.database), database_listen.or(file.database_listen))?,
+            listen: self.listen.or(file.listen).unwrap_or_else(|| listen.parse().expect("a valid address")),
+            roles,
+            drain_delay: seconds("--drain-delay", fleet.drain_delay.or(file.drain_delay), Duration::ZERO)?,
+            drain_timeout: seconds(
+                "--drain-timeout",
+                fleet.drain_timeout.or(file.drain_timeout),
+                DEFAULT_DRAIN_TIMEOUT,
+            )?,
+            api_key: self.api_key,
+            log: self.log.or(file.log).unwrap_or_else(|| log.to_owned()),
+            log_format: self.log_format.or(file.log_format).unwrap_or_default(),
+            providers: file.provider,
+            load: self.load.over(file.limits),
+            limits: self.sandbox.over(file.sandbox),
+        })
+    }
+}
+
+impl Settings {
+    /// Whether a process may do this with this database. To be asked before anything is opened.
+    pub(crate) fn check_roles(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.database.is_some() || self.roles.are_all(),
+            "`--role {}` needs --database: the embedded database belongs to one process, which does everything. Name a \
+             PostgreSQL database with --database postgres://…, or leave --role away",
+            self.roles
+        );
+        Ok(())
+    }
+}
+
+/// The first of these that names any; all, if none does.
+fn roles(named: [Vec<Role>; 2]) -> Roles {
+    named
+        .into_iter()
+        .find(|roles| !roles.is_empty())
+        .map_or_else(Roles::all, |roles| Roles(roles.into_iter().collect()))
+}
+
+fn shared_database(url: Option<String>, listen: Option<String>) -> anyhow::Result<Option<Database>> {
+    // A variable that is set to nothing is not set.
+    let given = |text: &String| !text.trim().is_empty();
+    let listen =
+        listen.filter(given).map(|text| DatabaseUrl::parse("--database-listen", text)).transpose()?;
+    match url.filter(given) {
+        Some(url) => Ok(Some(Database { url: DatabaseUrl::parse("--database", url)?, listen })),
+        None if listen.is_some() => bail!("--database-listen without --database says nothing: name both"),
+        None => Ok(None),
+    }
+}
+
+fn seconds(name: &str, given: Option<f64>, default: Duration) -> anyhow::Result<Duration> {
+    match given {
+        Some(seconds) => Duration::try_from_secs_f64(seconds)
+            .ok()
+            .filter(|time| *time <= DRAIN_MAX)
+            .with_context(|| format!("{name} must be from 0 to {} seconds", DRAIN_MAX.as_secs())),
+        None => Ok(default),
+    }
+}
+
+/// Nobody waits longer for a process to end.
+const DRAIN_MAX: Duration = Duration::from_secs(3600);
 
 fn parse(text: &str, path: &Path) -> anyhow::Result<File> {
     // The parser's message quotes the line in question, and a line may hold a key: only its place and its reason
@@ -222,5 +425,36 @@ mod tests {
         let text = error.expect_err("unknown key").to_string();
         assert!(text.starts_with("p.toml, line 3: unknown field `api_keys`"), "{text}");
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn what_is_shown_of_a_database_is_where_it_is() {
+        let shown =
+            |text: &str| DatabaseUrl::parse("--database", text.to_owned()).expect("an address").to_string();
+        assert_eq!(shown("postgres://host:5432/name"), "postgres://host:5432/name");
+        assert_eq!(shown("postgresql://me:se@cr/et@host/name?password=x"), "postgres://host/name");
+        assert_eq!(shown("postgres:///name?host=/run/postgresql"), "postgres:///name");
+        let refused = DatabaseUrl::parse("--database", "mysql://me:secret@host".to_owned());
+        assert!(!format!("{:?}", refused.expect_err("unknown")).contains("secret"));
+    }
+
+    #[test]
+    fn the_embedded_database_is_for_one_process_that_does_everything() {
+        let settle = |role: Vec<Role>, database: Option<&str>| {
+            let place = PlaceOptions {
+                data_dir: Some("/nowhere".into()),
+                database: database.map(str::to_owned),
+                ..PlaceOptions::default()
+            };
+            let fleet = FleetOptions { role, ..FleetOptions::default() };
+            ServerOptions { place, ..ServerOptions::default() }.settle(fleet).expect("settles")
+        };
+        assert!(settle(Vec::new(), None).check_roles().is_ok());
+        assert!(settle(vec![Role::Background, Role::Api, Role::Brain], None).check_roles().is_ok());
+        let refused = settle(vec![Role::Brain, Role::Api], None).check_roles().expect_err("refused");
+        assert!(refused.to_string().starts_with("`--role api,brain` needs --database"), "{refused}");
+        let brain = settle(vec![Role::Brain], Some("postgres://host/name"));
+        assert!(brain.check_roles().is_ok());
+        assert_eq!(brain.listen.port(), 0, "probes take any free port");
     }
 }

@@ -4,5 +4,6 @@ mod commands;
 mod flows;
 mod keys;
 mod kill_nine;
+mod roles;
 mod run;
 mod server;

@@ -37,7 +37,7 @@ pub(crate) fn serve_at(address: &str, data_dir: &Path) -> Command {
 /// A server that listens.
 pub(crate) struct Server {
     pub(crate) url: String,
-    child: Child,
+    pub(crate) child: Child,
 }
 
 impl Server {

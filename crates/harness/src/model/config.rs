@@ -145,6 +145,24 @@ impl ProviderConfig {
             script: None,
         }
     }
+
+    /// The same without all that only a request needs: for a process that tells clients which models there are and asks
+    /// none. What it answers is nothing.
+    #[must_use]
+    pub fn named_only(self) -> Self {
+        Self {
+            kind: Kind::Scripted,
+            base_url: None,
+            api_key_env: None,
+            api_key_file: None,
+            api_key: None,
+            extra_headers: BTreeMap::new(),
+            proxy: None,
+            script_file: None,
+            script: Some(Script::default()),
+            ..self
+        }
+    }
 }
 
 impl fmt::Debug for ProviderConfig {
