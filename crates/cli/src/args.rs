@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 use crate::bench::BenchOptions;
+use crate::database::DatabaseOptions;
 use crate::doctor::DoctorOptions;
 use crate::keys::KeysOptions;
 use crate::run::RunOptions;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Sessions(SessionsOptions),
     /// Make, list and revoke API keys.
     Keys(KeysOptions),
+    /// Look after the database: its format, and whether what it holds fits together.
+    Database(DatabaseOptions),
     /// Say what this machine's sandboxes can hold off, and what to do about what they cannot.
     Doctor(DoctorOptions),
     /// Measure this machine: time to first token, the log, sandboxes.

@@ -17,7 +17,7 @@ use crate::settings::{PlaceOptions, Settings};
 pub(crate) const INTERNAL: &str = "internal: posthouse run";
 
 /// The database of a data directory. Only to see whether there is one.
-const DATABASE: &str = "posthouse.db";
+pub(crate) const DATABASE: &str = "posthouse.db";
 
 /// Make, list and revoke API keys.
 #[derive(Args, Debug)]

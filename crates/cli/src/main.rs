@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod client_options;
+mod database;
 mod demo;
 mod doctor;
 mod keys;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Run(options) => on_runtime(run::run(options)),
         Command::Sessions(options) => on_runtime(sessions::sessions(options)),
         Command::Keys(options) => keys::keys(options),
+        Command::Database(options) => on_runtime(database::database(options)),
         Command::Doctor(options) => on_runtime(doctor::doctor(options)),
         Command::Bench(options) => bench::bench(options),
     };

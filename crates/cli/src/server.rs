@@ -162,6 +162,26 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Store> {
     }
 }
 
+/// The same, to be read only, whoever serves it; as it is, whatever its format.
+pub(crate) async fn open_beside(settings: &Settings) -> anyhow::Result<Store> {
+    let options = store::Options::default();
+    match &settings.database {
+        None => Store::open_beside(&settings.data_dir, options)
+            .with_context(|| format!("the data directory {} cannot be read", settings.data_dir.display())),
+        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+    }
+}
+
+/// Brings the database that the settings name to this version's format; gives the format found and the one reached.
+pub(crate) async fn migrate(settings: &Settings) -> anyhow::Result<(u32, u32)> {
+    match &settings.database {
+        None => store::migrate_directory(&settings.data_dir).with_context(|| {
+            format!("the data directory {} cannot be migrated", settings.data_dir.display())
+        }),
+        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+    }
+}
+
 fn brain_options(settings: &Settings) -> Options {
     let timeout = settings.drain_timeout;
     Options {
@@ -190,6 +210,15 @@ fn health(
 ) -> Health {
     let asked = store.clone();
     let mut health = Health::new(draining.clone()).with("database", move || database(asked.clone()));
+    if settings.database.is_some() {
+        let asked = store.clone();
+        health = health.with("listener", move || {
+            std::future::ready(match asked.is_listening() {
+                true => Condition::Ok,
+                false => Condition::Degraded("it is not connected: changes are seen late, by polling"),
+            })
+        });
+    }
     if let Some(hands) = hands.filter(|_| settings.roles.has(Role::Brain)) {
         let hands = Arc::clone(hands);
         // Clients are served without hands, and a brain can do little without them.
@@ -203,7 +232,7 @@ fn health(
 }
 
 async fn database(store: Store) -> Condition {
-    match ping(&store).await {
+    match store.ping().await {
         Ok(()) => Condition::Ok,
         Err(error) => {
             tracing::debug!(%error, "the database does not answer");
@@ -224,17 +253,13 @@ async fn look_at_hands(hands: Arc<Supervised>, without: fn(&'static str) -> Cond
     }
 }
 
-async fn ping(store: &Store) -> Result<(), store::Error> {
-    store.find_key([0; 32]).await.map(drop)
-}
-
 /// Returns when the store has said again and again what will not pass: its writer is gone, or the database is damaged.
 /// What may pass is waited for; the probes tell of it.
 async fn lost(store: &Store) -> store::Error {
     let mut failures = 0;
     loop {
         tokio::time::sleep(STORE_LOOK_EVERY).await;
-        match ping(store).await {
+        match store.ping().await {
             Err(error) if !error.may_try_again() => {
                 failures += 1;
                 if failures == STORE_FAILURES_MAX {

@@ -87,6 +87,14 @@ pub enum OpenError {
         /// The newest format that this version knows.
         known: u32,
     },
+    /// The database was written by an earlier version, and was to be read as it is.
+    #[error("the database has format {found}, and this version reads {known} only: migrate it first")]
+    Older {
+        /// The format found.
+        found: u32,
+        /// The format that this version reads.
+        known: u32,
+    },
     /// The directory cannot be made or locked.
     #[error("the data directory {} cannot be used", path.display())]
     Directory {

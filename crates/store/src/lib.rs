@@ -44,6 +44,7 @@ pub mod resources;
 mod rules;
 pub mod sessions;
 mod sqlite;
+pub mod upkeep;
 
 use std::fmt;
 use std::path::Path;
@@ -62,6 +63,7 @@ pub use log::{Order, Slice, Stored, TimeBounds};
 pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
 pub use sessions::{Cursor, NewSession, Seen, SessionQuery};
+pub use upkeep::migrate_directory;
 
 use engine::Engine;
 use hub::Hub;

@@ -1,6 +1,7 @@
 //! The real binary, as users meet it.
 
 mod commands;
+mod database;
 mod flows;
 mod keys;
 mod kill_nine;

@@ -122,9 +122,14 @@ pub(crate) struct Database(Connection);
 
 impl Database {
     pub(crate) fn open(data_dir: &Path) -> Result<Self, OpenError> {
+        Ok(Self::migrated(data_dir)?.0)
+    }
+
+    /// The same; gives the format found and the one reached, too.
+    pub(crate) fn migrated(data_dir: &Path) -> Result<(Self, (u32, u32)), OpenError> {
         let mut conn = writer(&database(data_dir)).map_err(|fault| OpenError::Store(fault.into()))?;
-        migrate(&mut conn)?;
-        Ok(Self(conn))
+        let from = migrate(&mut conn)?;
+        Ok((Self(conn), (from, FORMAT)))
     }
 
     /// Runs `write` in a transaction of its own.
@@ -140,27 +145,34 @@ impl Database {
     }
 }
 
-/// Brings the database to the format of this version. Several processes may do so at once: one does the work.
-pub(crate) fn migrate(conn: &mut Connection) -> Result<(), OpenError> {
-    let found = format(conn)?;
-    if found > FORMAT {
-        return Err(OpenError::Newer { found, known: FORMAT });
-    }
-    if found == FORMAT {
-        return Ok(());
+/// Brings the database to the format of this version; gives the one that it had, 0 for a new one. Several processes may
+/// do so at once: one does the work.
+pub(crate) fn migrate(conn: &mut Connection) -> Result<u32, OpenError> {
+    if known_format(conn)? == FORMAT {
+        return Ok(FORMAT);
     }
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     // Somebody else may have been quicker.
-    let found = format(&transaction)?;
+    let found = known_format(&transaction)?;
     for migration in MIGRATIONS.iter().skip(found as usize) {
         transaction.execute_batch(migration).map_err(failed)?;
     }
     transaction.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
-    transaction.commit().map_err(failed)
+    transaction.commit().map_err(failed)?;
+    Ok(found)
 }
 
-fn format(conn: &Connection) -> Result<u32, OpenError> {
-    conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)
+/// Refuses a database of any other format than this version's.
+pub(crate) fn check_format(conn: &Connection) -> Result<(), OpenError> {
+    match known_format(conn)? {
+        FORMAT => Ok(()),
+        found => Err(OpenError::Older { found, known: FORMAT }),
+    }
+}
+
+fn known_format(conn: &Connection) -> Result<u32, OpenError> {
+    let found: u32 = conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    if found > FORMAT { Err(OpenError::Newer { found, known: FORMAT }) } else { Ok(found) }
 }
 
 fn failed(error: rusqlite::Error) -> OpenError {

@@ -40,6 +40,8 @@ pub(crate) struct Sqlite {
     options: Options,
     ready: Arc<Ready>,
     kinds: Kinds,
+    /// Somebody else writes, so there may be new kinds at any time.
+    is_beside: bool,
     readers: Readers,
     /// Last, so that when the store is dropped the writer ends after all that it may wake.
     writer: Writer,
@@ -71,7 +73,17 @@ impl Sqlite {
             Ok((readers, Writer::start(&path, conn, shared, lock)?))
         };
         let (readers, writer) = prepare().map_err(Error::from)?;
-        Ok(Self { options, ready, kinds, readers, writer })
+        Ok(Self { options, ready, kinds, is_beside: false, readers, writer })
+    }
+
+    /// Opens the directory's database to be read only, without its lock, whoever has that.
+    pub(crate) fn open_beside(data_dir: &Path, options: Options) -> Result<Self, OpenError> {
+        let path = connect::database(data_dir);
+        let conn = connect::reader(&path).map_err(Error::from)?;
+        connect::check_format(&conn)?;
+        let readers = Readers::open(path).map_err(Error::from)?;
+        let ready = Arc::new(Ready::new(options.limits));
+        Ok(Self { options, ready, kinds: Kinds::default(), is_beside: true, readers, writer: Writer::none() })
     }
 
     /// Nothing tells that a lease has lapsed; so now and then somebody looks.
@@ -194,8 +206,14 @@ impl Engine for Sqlite {
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {
-        let (id, kinds) = (id.clone(), self.kinds.clone());
-        self.readers.read(move |conn| slices::events(conn, &kinds, &id, &slice)).await
+        let (id, kinds, is_beside) = (id.clone(), self.kinds.clone(), self.is_beside);
+        let read = move |conn: &rusqlite::Connection| {
+            if is_beside {
+                kinds.load(conn)?;
+            }
+            slices::events(conn, &kinds, &id, &slice)
+        };
+        self.readers.read(read).await
     }
 
     async fn inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error> {

@@ -115,6 +115,12 @@ pub(crate) struct Shared {
 }
 
 impl Writer {
+    /// One that takes nothing: for a database that somebody else writes.
+    pub(crate) fn none() -> Self {
+        let (jobs, _) = mpsc::channel(1);
+        Self { jobs: Some(jobs), thread: Mutex::default() }
+    }
+
     /// Takes over the connection, and the lock of the data directory for as long as the thread lives.
     pub(crate) fn start(
         path: &Path,

@@ -232,3 +232,36 @@ async fn a_large_inbox_is_read_again_when_it_is_needed() {
     assert_eq!(event(&world.log(&id).await[2]).body, message(&large));
     world.check_rebuild().await;
 }
+
+#[tokio::test]
+async fn a_store_beside_a_server_reads_what_is_there_and_changes_nothing() {
+    let world = World::on_sqlite();
+    let (id, lease) = world.leased().await;
+    let beside = Store::open_beside(world.dir.path(), Options::default()).expect("the lock is not needed");
+    // The first event of each kind comes after it was opened.
+    world.append(&lease, world.says(3)).await;
+    world.send(&id, vec![message("hello")]).await;
+    assert_eq!(beside.look(&id).await.expect("reads"), Some(world.view(&id).await));
+    let slice = Slice { private: true, ..Slice::default() };
+    let events = beside.get_events(&id, slice.clone()).await.expect("reads");
+    assert_eq!(events, world.store.get_events(&id, slice).await.expect("reads"));
+    assert_eq!(beside.sessions_after(None, 10).await.expect("reads"), [id.clone()]);
+    let refused = beside.put_rebuilt(&id).await;
+    assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
+    beside.close().await;
+    world.append(&lease, world.says(1)).await;
+}
+
+#[tokio::test]
+async fn a_format_is_brought_up_to_date_once_and_an_old_one_is_not_read() {
+    let dir = TempDir::new().expect("a directory can be made");
+    let conn = Connection::open(dir.path().join("posthouse.db")).expect("opens");
+    conn.execute_batch(include_str!("../../src/sqlite/migrations/0001_first.sql")).expect("runs");
+    conn.pragma_update(None, "user_version", 1).expect("written");
+    let refused = Store::open_beside(dir.path(), Options::default());
+    assert!(matches!(refused, Err(OpenError::Older { found: 1, .. })));
+    let (found, reached) = store::migrate_directory(dir.path()).expect("works");
+    assert_eq!(found, 1);
+    assert_eq!(store::migrate_directory(dir.path()).expect("works"), (reached, reached));
+    assert!(Store::open_beside(dir.path(), Options::default()).is_ok());
+}
