@@ -1,15 +1,15 @@
-//! `posthouse keys`: API keys of a data directory, whether or not a server runs on it.
-
-use std::path::{Path, PathBuf};
+//! `posthouse keys`: API keys of a data directory or a database, whether or not a server runs on it.
 
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
+use protocol::id::{ApiKeyId, WorkspaceId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::json;
-use store::{ChangeError, Keys, Store, hash_key};
+use store::{ApiKey, ChangeError, Keys, Store, hash_key};
 
 use crate::out;
+use crate::server;
 use crate::settings::{PlaceOptions, Settings};
 
 /// The name of the keys with which `posthouse run` speaks to its own server. Nobody else's key has it: one that is
@@ -62,57 +62,128 @@ struct Common {
     place: PlaceOptions,
 }
 
-impl Common {
-    fn data_dir(&self) -> anyhow::Result<PathBuf> {
-        let settings = self.place.clone().settle()?;
-        ensure!(settings.database.is_none(), "keys of a database are not built yet");
-        Ok(settings.data_dir)
-    }
+/// What a command finds where it looks for keys.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// A key may be made before the first server runs: what is not there is made.
+    MayBeNew,
+    /// Who mistypes a directory's name is told so, and does not get an empty one.
+    Existing,
+}
 
-    /// Opens the directory, making it if need be: a key may be made before the first server runs.
-    fn open(&self) -> anyhow::Result<Keys> {
-        open(&self.data_dir()?)
-    }
+/// Where keys are kept.
+enum Book {
+    /// Beside a server, if there is one: without the directory's lock.
+    Directory(Keys),
+    Shared(Store),
+}
 
-    /// Opens a directory that is there: who mistypes its name is told so, and does not get an empty one.
-    fn open_existing(&self) -> anyhow::Result<Keys> {
-        let dir = self.data_dir()?;
-        let shown = dir.display();
+impl Book {
+    async fn open(place: &PlaceOptions, need: Need) -> anyhow::Result<Self> {
+        let settings = place.clone().settle()?;
+        if settings.database.is_some() {
+            return Ok(Self::Shared(server::open(&settings).await?));
+        }
+        let dir = &settings.data_dir;
         ensure!(
-            dir.join(DATABASE).exists(),
-            "{shown} holds no data of Posthouse: say where it is with --data-dir, or run `posthouse serve` first"
+            need == Need::MayBeNew || dir.join(DATABASE).exists(),
+            "{} holds no data of Posthouse: say where it is with --data-dir, or run `posthouse serve` first",
+            dir.display()
         );
-        open(&dir)
+        let keys = Keys::open(dir, store::Options::default())
+            .with_context(|| format!("the data directory {} cannot be opened", dir.display()))?;
+        Ok(Self::Directory(keys))
+    }
+
+    async fn ensure_workspace(&mut self) -> Result<WorkspaceId, store::Error> {
+        match self {
+            Self::Directory(keys) => keys.ensure_workspace(),
+            Self::Shared(store) => store.ensure_workspace().await,
+        }
+    }
+
+    async fn create_workspace(&mut self) -> Result<WorkspaceId, store::Error> {
+        match self {
+            Self::Directory(keys) => keys.create_workspace(),
+            Self::Shared(store) => store.create_workspace().await,
+        }
+    }
+
+    async fn workspaces(&mut self) -> Result<Vec<WorkspaceId>, store::Error> {
+        match self {
+            Self::Directory(keys) => keys.workspaces(),
+            Self::Shared(store) => store.workspaces().await,
+        }
+    }
+
+    async fn create_key(
+        &mut self,
+        workspace: &WorkspaceId,
+        name: &str,
+        key: &str,
+    ) -> Result<ApiKey, ChangeError> {
+        match self {
+            Self::Directory(keys) => keys.create_key(workspace, name, hash_key(key)),
+            Self::Shared(store) => store.create_key(workspace, name, hash_key(key)).await,
+        }
+    }
+
+    async fn revoke_key(&mut self, workspace: &WorkspaceId, id: &ApiKeyId) -> Result<ApiKey, ChangeError> {
+        match self {
+            Self::Directory(keys) => keys.revoke_key(workspace, id),
+            Self::Shared(store) => store.revoke_key(workspace, id).await,
+        }
+    }
+
+    async fn list_all(&mut self) -> Result<Vec<ApiKey>, store::Error> {
+        let mut all = Vec::new();
+        for workspace in self.workspaces().await? {
+            all.extend(match self {
+                Self::Directory(keys) => keys.list_keys(&workspace)?,
+                Self::Shared(store) => store.list_keys(&workspace).await?,
+            });
+        }
+        Ok(all)
+    }
+
+    async fn close(self) {
+        match self {
+            Self::Directory(_) => {}
+            Self::Shared(store) => store.close().await,
+        }
     }
 }
 
-fn open(dir: &Path) -> anyhow::Result<Keys> {
-    Keys::open(dir, store::Options::default())
-        .with_context(|| format!("the data directory {} cannot be opened", dir.display()))
-}
-
-pub(crate) fn keys(options: KeysOptions) -> anyhow::Result<()> {
-    match options.command {
-        Command::Create { name, workspace, common } => create(&name, workspace, &common),
-        Command::List { common } => list(&common),
-        Command::Revoke { id, common } => revoke(&id, &common),
+pub(crate) async fn keys(options: KeysOptions) -> anyhow::Result<()> {
+    let (place, need) = match &options.command {
+        Command::Create { common, .. } => (&common.place, Need::MayBeNew),
+        Command::List { common } | Command::Revoke { common, .. } => (&common.place, Need::Existing),
+    };
+    if let Command::Create { name, .. } = &options.command {
+        ensure!(name != INTERNAL, "the name `{INTERNAL}` is for our own keys: choose another");
     }
+    let mut book = Book::open(place, need).await?;
+    let done = match options.command {
+        Command::Create { name, workspace, common } => create(&mut book, &name, workspace, common.json).await,
+        Command::List { common } => list(&mut book, common.json).await,
+        Command::Revoke { id, common } => revoke(&mut book, &id, common.json).await,
+    };
+    book.close().await;
+    done
 }
 
-fn create(name: &str, workspace: Option<String>, common: &Common) -> anyhow::Result<()> {
-    ensure!(name != INTERNAL, "the name `{INTERNAL}` is for our own keys: choose another");
-    let mut keys = common.open()?;
+async fn create(book: &mut Book, name: &str, workspace: Option<String>, json: bool) -> anyhow::Result<()> {
     let workspace = match workspace {
-        None => keys.ensure_workspace()?,
-        Some(new) if new == "new" => keys.create_workspace()?,
+        None => book.ensure_workspace().await?,
+        Some(new) if new == "new" => book.create_workspace().await?,
         Some(id) => {
-            let known = keys.workspaces()?.into_iter().find(|known| known.as_str() == id);
+            let known = book.workspaces().await?.into_iter().find(|known| known.as_str() == id);
             known.with_context(|| format!("there is no workspace {id}; `posthouse keys list` shows them"))?
         }
     };
     let key = mint();
-    let made = keys.create_key(&workspace, name, hash_key(&key))?;
-    if common.json {
+    let made = book.create_key(&workspace, name, &key).await?;
+    if json {
         out::line(&json!({"id": made.id, "name": name, "workspace_id": workspace, "key": key}).to_string())?;
     } else {
         out::line(&key)?;
@@ -121,9 +192,9 @@ fn create(name: &str, workspace: Option<String>, common: &Common) -> anyhow::Res
     Ok(())
 }
 
-fn list(common: &Common) -> anyhow::Result<()> {
-    let keys = list_all(&mut common.open_existing()?)?;
-    if common.json {
+async fn list(book: &mut Book, json: bool) -> anyhow::Result<()> {
+    let keys = book.list_all().await?;
+    if json {
         for key in keys {
             let shown = json!({
                 "id": key.id, "name": key.name, "workspace_id": key.workspace,
@@ -148,13 +219,11 @@ fn list(common: &Common) -> anyhow::Result<()> {
     out::line(&table.to_string())
 }
 
-fn revoke(id: &str, common: &Common) -> anyhow::Result<()> {
-    let mut keys = common.open_existing()?;
-    let known = list_all(&mut keys)?.into_iter().find(|key| key.id.as_str() == id);
+async fn revoke(book: &mut Book, id: &str, json: bool) -> anyhow::Result<()> {
+    let known = book.list_all().await?.into_iter().find(|key| key.id.as_str() == id);
     let key = known.with_context(|| format!("there is no key {id}; `posthouse keys list` shows them"))?;
-    keys.revoke_key(&key.workspace, &key.id)?;
-    let text =
-        if common.json { json!({"id": id, "revoked": true}).to_string() } else { format!("revoked {id}") };
+    book.revoke_key(&key.workspace, &key.id).await?;
+    let text = if json { json!({"id": id, "revoked": true}).to_string() } else { format!("revoked {id}") };
     out::line(&text)
 }
 
@@ -223,12 +292,4 @@ pub(crate) fn mint() -> String {
     SystemRandom::new().fill(&mut bits).expect("the system has randomness");
     let digits: String = bits.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("ph_{digits}")
-}
-
-fn list_all(keys: &mut Keys) -> anyhow::Result<Vec<store::ApiKey>> {
-    let mut all = Vec::new();
-    for workspace in keys.workspaces()? {
-        all.extend(keys.list_keys(&workspace)?);
-    }
-    Ok(all)
 }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => on_runtime(serve::serve(options)),
         Command::Run(options) => on_runtime(run::run(options)),
         Command::Sessions(options) => on_runtime(sessions::sessions(options)),
-        Command::Keys(options) => keys::keys(options),
+        Command::Keys(options) => on_runtime(keys::keys(options)),
         Command::Database(options) => on_runtime(database::database(options)),
         Command::Doctor(options) => on_runtime(doctor::doctor(options)),
         Command::Bench(options) => bench::bench(options),
