@@ -247,17 +247,39 @@ def test_a_resumed_stream_bridges_a_crash(survivor: Survivor) -> None:
     assert seen == [e.id for e in survivor.until_idle()]
 
 
-def test_an_orderly_stop_in_the_middle_of_a_turn_loses_nothing_either(survivor: Survivor) -> None:
+def test_an_orderly_stop_ends_streams_in_order_and_finishes_the_answer(survivor: Survivor) -> None:
     hold = survivor.model.hold()
-    conversation = survivor.begin(answer("one", hold=hold), answer("two"))
+    conversation = survivor.begin(answer("one two three", hold=hold, hold_after=1))
     conversation.say("hello")
     conversation.wait_for(START)
     survivor.model.until_waiting(hold)
-    conversation.recorder.expect_loss()
-    assert survivor.server.process.stop() == 0
+    survivor.server.process.terminate()
+    # The official client sees the end of a stream, and not that of a connection.
+    seen = conversation.recorder.until_end()
+    assert seen[-1].type == START
+    survivor.model.release(hold)
+    assert survivor.server.process.wait() == 0
     survivor.server.start()
     log = survivor.until_idle()
-    assert shapes(log)[-6:] == [*ANSWER, *idle("end_turn")]
+    assert processed(seen) == log[: len(processed(seen))], "the next stream goes on where this one ended"
+    assert shapes(log) == [*RUN, "user.message", *ANSWER, *idle("end_turn")]
+
+
+def test_an_orderly_stop_in_the_middle_of_a_call_hands_it_over_at_once(survivor: Survivor, blocker: Blocker) -> None:
+    conversation = survivor.begin(
+        answer(bash(f"{blocker.command}; echo over")), answer("done"), tools=[toolset()]
+    )
+    conversation.say("go")
+    blocker.until_running()
+    survivor.server.process.terminate()
+    conversation.recorder.until_end()
+    assert survivor.server.process.wait() == 0
+    survivor.server.start()
+    blocker.let_go()
+    log = survivor.until_idle()
+    (result,) = [e for e in log if e.type == "agent.tool_result"]
+    assert "over" in text(result) and not result.is_error
+    assert FAILED_END not in shapes(log)
 
 
 def test_a_second_server_on_the_same_data_says_so_and_ends(server: Posthouse) -> None:

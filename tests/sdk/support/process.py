@@ -16,7 +16,8 @@ import httpx2
 REPOSITORY = Path(__file__).resolve().parents[3]
 BETA = "managed-agents-2026-04-01"
 READY_SECONDS = 30.0
-STOP_SECONDS = 15.0
+# Longer than the server waits for an answer that is on its way.
+STOP_SECONDS = 30.0
 
 API_KEY = "sk-posthouse-test-0123456789abcdef0123456789abcdef"
 # What the server holds for its providers; no log line, error or event may show them.
@@ -79,15 +80,23 @@ class Process:
         self._child.send_signal(signal.SIGKILL)
         self._child.wait(STOP_SECONDS)
 
-    def stop(self) -> int:
-        """SIGTERM, and the exit status of an orderly end."""
+    def terminate(self) -> None:
+        """SIGTERM."""
         if self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
         try:
             return self._child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             raise
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status of an orderly end."""
+        self.terminate()
+        return self.wait()
 
 
 class Posthouse:
