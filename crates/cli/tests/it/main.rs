@@ -2,6 +2,7 @@
 
 mod commands;
 mod database;
+mod fleet;
 mod flows;
 mod keys;
 mod kill_nine;

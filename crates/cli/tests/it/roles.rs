@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::server::{KEY, Server, serve, signal};
 
 /// Asks without a key; gives the status and the body.
-async fn probe(url: &str, path: &str) -> (u16, Value) {
+pub(crate) async fn probe(url: &str, path: &str) -> (u16, Value) {
     let address = url.strip_prefix("http://").expect("plain HTTP");
     let mut connection = TcpStream::connect(address).await.expect("connects");
     let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
@@ -30,7 +30,7 @@ async fn probe(url: &str, path: &str) -> (u16, Value) {
 /// Ends a test that hangs; no test waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn soon<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("it happens soon")
 }
 
