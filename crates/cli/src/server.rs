@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
 use harness::model::{Listed, ProviderConfig, Providers};
 use harness::{Brain, Options};
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::demo;
-use crate::settings::{Role, Settings};
+use crate::settings::{Database, DatabaseUrl, Role, Settings};
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -158,17 +158,25 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Store> {
     match &settings.database {
         None => Store::open(&settings.data_dir, options)
             .with_context(|| format!("the data directory {} cannot be opened", settings.data_dir.display())),
-        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+        Some(Database { url, listen }) => {
+            Store::connect(url.expose(), listen.as_ref().map(DatabaseUrl::expose), options)
+                .await
+                .with_context(|| format!("the database {url} cannot be opened"))
+        }
     }
 }
 
 /// The same, to be read only, whoever serves it; as it is, whatever its format.
 pub(crate) async fn open_beside(settings: &Settings) -> anyhow::Result<Store> {
-    let options = store::Options::default();
     match &settings.database {
-        None => Store::open_beside(&settings.data_dir, options)
+        None => Store::open_beside(&settings.data_dir, store::Options::default())
             .with_context(|| format!("the data directory {} cannot be read", settings.data_dir.display())),
-        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+        Some(Database { url, .. }) => {
+            store::check_format(url.expose())
+                .await
+                .with_context(|| format!("the database {url} cannot be read"))?;
+            open(settings).await
+        }
     }
 }
 
@@ -178,7 +186,9 @@ pub(crate) async fn migrate(settings: &Settings) -> anyhow::Result<(u32, u32)> {
         None => store::migrate_directory(&settings.data_dir).with_context(|| {
             format!("the data directory {} cannot be migrated", settings.data_dir.display())
         }),
-        Some(database) => bail!("{database:?}: PostgreSQL is not built yet"),
+        Some(Database { url, .. }) => store::migrate(url.expose())
+            .await
+            .with_context(|| format!("the database {url} cannot be migrated")),
     }
 }
 

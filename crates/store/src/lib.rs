@@ -63,7 +63,7 @@ pub use log::{Order, Slice, Stored, TimeBounds};
 pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
 pub use sessions::{Cursor, NewSession, Seen, SessionQuery};
-pub use upkeep::migrate_directory;
+pub use upkeep::{check_format, migrate_directory};
 
 use engine::Engine;
 use hub::Hub;

@@ -7,7 +7,7 @@ use crate::error::OpenError;
 use crate::hub::Hub;
 use crate::lock::make_directory;
 use crate::sqlite::{Database, Sqlite};
-use crate::{Options, Store};
+use crate::{Options, Store, postgres};
 
 /// Brings the database of a data directory to this version's format, making it if need be; gives the format found, 0 if
 /// there was none, and the one reached. Takes no lock: a server that runs on it goes on, because what is added does not
@@ -15,6 +15,11 @@ use crate::{Options, Store};
 pub fn migrate_directory(data_dir: &Path) -> Result<(u32, u32), OpenError> {
     make_directory(data_dir)?;
     Database::migrated(data_dir).map(|(_, formats)| formats)
+}
+
+/// Refuses a database of PostgreSQL that has any other format than this version's: for whoever is to change nothing.
+pub async fn check_format(url: &str) -> Result<(), OpenError> {
+    postgres::check_format_at(url).await
 }
 
 impl Store {

@@ -68,6 +68,18 @@ pub(crate) async fn migrate_at(url: &str) -> Result<(u32, u32), OpenError> {
     Ok((found, FORMAT))
 }
 
+/// Refuses a database of any other format than this version's, and leaves it as it is.
+pub(crate) async fn check_format_at(url: &str) -> Result<(), OpenError> {
+    let db = Db::new(&Address::parse(url)?);
+    let found = format(&db).await.map_err(failed)?;
+    db.close();
+    match found {
+        FORMAT => Ok(()),
+        found if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
+        found => Err(OpenError::Older { found, known: FORMAT }),
+    }
+}
+
 fn failed(fault: Fault) -> OpenError {
     OpenError::Store(Error::from(fault))
 }

@@ -30,4 +30,4 @@ mod slices;
 mod write;
 
 pub(crate) use engine::Postgres;
-pub(crate) use migrate::migrate_at;
+pub(crate) use migrate::{check_format_at, migrate_at};
