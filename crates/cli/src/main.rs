@@ -7,6 +7,7 @@ mod bench;
 mod client_options;
 mod database;
 mod demo;
+mod descriptors;
 mod doctor;
 mod keys;
 mod load;

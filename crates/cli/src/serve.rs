@@ -21,6 +21,7 @@ pub(crate) async fn serve(options: ServeOptions) -> anyhow::Result<()> {
     let settings = options.server.settle(options.fleet)?;
     start_log(&settings)?;
     settings.check_roles()?;
+    crate::descriptors::raise();
     let mut server = Server::start(&settings).await?;
     let known = match settings.roles.has(Role::Api) {
         true => crate::keys::ensure_some(&server.store, &settings).await?,
