@@ -14,16 +14,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::event::{Body, Event, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
+use protocol::event::{Body, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
+use protocol::position::Position;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
-use store::{AppendError, Order, Slice, Token, View, WaitsFor};
+use store::{AppendError, Order, Slice, Stored, Token, View, WaitsFor};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Request;
 use crate::brain::{Brain, Stop};
-use crate::context::Transcript;
+use crate::context::{self, Transcript};
 use crate::faults::Point;
 use crate::hands::{self, Outcome};
 use crate::model;
@@ -35,6 +39,19 @@ const RENEW_EVERY: Duration = Duration::from_millis(3_300);
 const COLLECT_MAX: Duration = Duration::from_secs(20);
 /// How many events are read from the log at once.
 const REPLAY_EVENTS: usize = 1_000;
+
+/// How many calls are looked at at once when the input of one is looked for. An answer rarely has more.
+const LOOK_BACK_EVENTS: usize = 16;
+/// The kinds of event that record a call.
+const USES: [&str; 2] = ["agent.tool_use", "agent.custom_tool_use"];
+
+/// What is read of an event that records a call.
+#[derive(Deserialize)]
+struct Use<'a> {
+    id: EventId,
+    #[serde(borrow)]
+    input: &'a RawValue,
+}
 
 /// Why a drive stopped before the session came to rest.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +83,7 @@ pub(crate) async fn drive(brain: &Brain, token: &Token, stop: &Stop) -> Result<(
         changed,
         renewals,
         view,
-        transcript: Transcript::default(),
+        transcript: Transcript::new(),
         retry_after: None,
     };
     drive.run().await
@@ -204,9 +221,21 @@ impl Drive<'_> {
             return Ok(true);
         }
         self.brain.faults.reached(Point::BeforeAppend).await;
-        match self.brain.store.append(self.token, self.view.state.head, drafts).await {
+        let head = self.view.state.head;
+        let appending = self.brain.store.append(self.token, head, drafts.clone());
+        let appended = if asks_model(&drafts) {
+            // What is in the log stays: it is read while the intent to ask the model is made durable.
+            let (appended, caught_up) =
+                tokio::join!(appending, catch_up(self.brain, self.token, &mut self.transcript, head));
+            caught_up?;
+            appended
+        } else {
+            appending.await
+        };
+        match appended {
             Ok(view) => {
-                self.view = view;
+                let before = std::mem::replace(&mut self.view, view);
+                self.take_in(drafts, &before)?;
                 self.brain.faults.reached(Point::Appended).await;
                 Ok(true)
             }
@@ -219,33 +248,29 @@ impl Drive<'_> {
         }
     }
 
+    /// Takes what was appended at the end of the log into a transcript that reaches so far. One that does not is left
+    /// to read it later.
+    fn take_in(&mut self, drafts: Vec<Draft>, before: &View) -> Result<(), Halt> {
+        if self.transcript.position() != before.state.head {
+            return Ok(());
+        }
+        for draft in drafts {
+            match draft {
+                Draft::New { id, body } => self.transcript.append(&id, body)?,
+                Draft::Take(id) => {
+                    let taken = before.inbox.iter().find(|event| event.id == id);
+                    let body = taken.expect("only what was in the inbox is taken up").body.clone();
+                    self.transcript.append(&id, body)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Appends what has happened, whatever else has happened meanwhile.
     async fn record(&mut self, bodies: Vec<Body>) -> Result<(), Halt> {
         let drafts = self.drafts(bodies);
         while !self.append(drafts.clone()).await? {}
-        Ok(())
-    }
-
-    /// Reads what is new in the log into the transcript.
-    async fn catch_up(&mut self) -> Result<(), Halt> {
-        while self.transcript.position() < self.view.state.head {
-            let slice = Slice {
-                after: self.transcript.position(),
-                until: Some(self.view.state.head),
-                order: Order::Asc,
-                limit: REPLAY_EVENTS,
-                private: true,
-                ..Slice::default()
-            };
-            let entries = self.brain.store.get_events(&self.token.session, slice).await?;
-            if entries.is_empty() {
-                return Err(Halt::Lost);
-            }
-            for entry in entries {
-                let event: Event = serde_json::from_slice(&entry.json)?;
-                self.transcript.read(entry.position.expect("what is in the log has a position"), &event)?;
-            }
-        }
         Ok(())
     }
 
@@ -316,10 +341,10 @@ impl Drive<'_> {
                 }
             }
         };
-        self.catch_up().await?;
+        catch_up(self.brain, self.token, &mut self.transcript, self.view.state.head).await?;
         let prompt = self.transcript.prompt(&self.view.record.agent);
         self.brain.faults.reached(Point::BeforeModel).await;
-        let mut asking = self.brain.models.ask(&prompt);
+        let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);
         loop {
             match self.finish(asking.next()).await? {
@@ -352,7 +377,6 @@ impl Drive<'_> {
     }
 
     async fn execute(&mut self, call: EventId) -> Result<Vec<Draft>, Halt> {
-        self.catch_up().await?;
         let brain = self.brain;
         let fence = self.token.epoch;
         let sandbox = match self.view.state.sandbox.clone() {
@@ -380,7 +404,7 @@ impl Drive<'_> {
             .iter()
             .find(|pending| pending.id == call)
             .map(|pending| pending.name.clone());
-        let (Some(name), Some(input)) = (name, self.transcript.input_of(&call).cloned()) else {
+        let (Some(name), Some(input)) = (name, self.input_of(&call).await?) else {
             // The client's interrupt has resolved it meanwhile.
             return Ok(Vec::new());
         };
@@ -400,6 +424,32 @@ impl Drive<'_> {
                 hands::cancel(&*brain.hands, &sandbox, fence, &call).await;
                 Ok(Vec::new())
             }
+        }
+    }
+
+    /// The input of a call that has no result yet. One that another brain has recorded is in the log, near its end.
+    async fn input_of(&self, call: &EventId) -> Result<Option<Map<String, Value>>, Halt> {
+        if let Some(input) = self.transcript.input_of(call) {
+            return Ok(Some(input.clone()));
+        }
+        let mut until = self.view.state.head;
+        loop {
+            let slice = Slice {
+                until: Some(until),
+                order: Order::Desc,
+                limit: LOOK_BACK_EVENTS,
+                kinds: Some(USES.map(str::to_owned).to_vec()),
+                ..Slice::default()
+            };
+            let entries = self.brain.store.get_events(&self.token.session, slice).await?;
+            let Some(oldest) = entries.last().and_then(|entry| entry.position) else { return Ok(None) };
+            for entry in &entries {
+                let Use { id, input } = serde_json::from_slice(&entry.json)?;
+                if id == *call {
+                    return Ok(Some(serde_json::from_str(input.get())?));
+                }
+            }
+            until = Position(oldest.0 - 1);
         }
     }
 
@@ -449,6 +499,63 @@ async fn say_waiting(brain: &Brain, token: &Token, reason: Option<WaitsFor>) {
     if let Err(error) = brain.store.set_waiting(token, reason).await {
         tracing::debug!(%error, "what the session waits for could not be noted");
     }
+}
+
+/// Whether this append ends with the intent to ask the model.
+fn asks_model(drafts: &[Draft]) -> bool {
+    matches!(drafts.last(), Some(Draft::New { body: Body::ModelRequestStart {}, .. }))
+}
+
+/// Reads the log up to `until` into the transcript, as far as it is not there yet. A page is parsed while the store
+/// reads the next one.
+async fn catch_up(
+    brain: &Brain,
+    token: &Token,
+    transcript: &mut Transcript,
+    until: Position,
+) -> Result<(), Halt> {
+    let after = transcript.position();
+    if after >= until {
+        return Ok(());
+    }
+    let mut page = page_after(brain, token, after, until).await?;
+    while let Some(last) = page.last().and_then(|entry| entry.position) {
+        let next = async {
+            if last == until { Ok(Vec::new()) } else { page_after(brain, token, last, until).await }
+        };
+        let read = async {
+            for entry in &page {
+                let position = entry.position.expect("what is in the log has a position");
+                transcript.read(position, &entry.kind, &entry.json)?;
+            }
+            Ok::<_, Halt>(())
+        };
+        // In this order: the store has begun to read when this thread is busy.
+        let (next, read) = tokio::join!(biased; next, read);
+        read?;
+        page = next?;
+    }
+    // A session that was deleted meanwhile is found to be so by the next append.
+    transcript.skip_to(until);
+    Ok(())
+}
+
+async fn page_after(
+    brain: &Brain,
+    token: &Token,
+    after: Position,
+    until: Position,
+) -> Result<Vec<Stored>, store::Error> {
+    let slice = Slice {
+        after,
+        until: Some(until),
+        order: Order::Asc,
+        limit: REPLAY_EVENTS,
+        kinds: Some(context::KINDS.map(str::to_owned).to_vec()),
+        private: true,
+        ..Slice::default()
+    };
+    brain.store.get_events(&token.session, slice).await
 }
 
 fn renewals() -> tokio::time::Interval {
