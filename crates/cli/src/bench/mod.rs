@@ -3,13 +3,19 @@
 //! Every figure stands beside a limit or a rival that was measured in the same run: machines differ and are noisy,
 //! ratios travel. What is missed is printed like what is met. What each figure stands for is in docs/benchmarks.md.
 //!
+//! - [`density`]: many idle sessions and open streams on one server; beside an empty one.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
 //! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
 //!
 //! In common: [`samples`] (percentiles), [`machine`] (what it was measured on), [`report`] (table and JSON),
-//! [`progress`], [`place`] (where a bench works).
+//! [`progress`], [`place`] (where a bench works), [`history`] (sessions with a past), [`child`] (a server in a process of
+//! its own), [`first_token`] (a turn seen from outside).
 
+mod child;
+mod density;
+mod first_token;
+mod history;
 mod log;
 mod machine;
 mod place;
@@ -40,6 +46,7 @@ enum Which {
     Log(log::LogOptions),
     /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
     Sandbox(sandbox::SandboxOptions),
+    Density(density::DensityOptions),
     /// Fills a store until it is killed. Started by `bench log`.
     #[command(hide = true)]
     Fill(log::fill::FillOptions),
@@ -72,6 +79,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Ttft(options) => (ttft::measure(&options)?, options.common.json),
         Which::Log(options) => (log::measure(&options)?, options.common.json),
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
+        Which::Density(options) => (density::measure(&options)?, options.common.json),
         Which::Fill(options) => return log::fill::fill(&options),
     };
     print(&report, json)

@@ -1,20 +1,16 @@
 //! Sessions under lease, and the events that are appended to them.
 
-use std::collections::BTreeMap;
-
-use protocol::agent::{
-    AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent, Speed,
-};
 use protocol::content::Content;
-use protocol::environment::{EnvironmentConfig, Networking, Packages};
 use protocol::event::{Answer, Body, Event, Finish, ModelUsage, StopReason};
-use protocol::id::{AgentId, EnvironmentId, EventId, FromBits as _, SessionId, WorkspaceId};
+use protocol::id::{EventId, FromBits as _, SessionId, WorkspaceId};
 use protocol::position::Position;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use session::{Draft, Record};
-use store::{Ids, Lease, NewSession, Store};
+use session::Draft;
+use store::{Ids, Lease, Store};
 use tokio::task::JoinSet;
+
+use crate::bench::history;
 
 /// The stored text of an event.
 pub(super) const EVENT_BYTES: usize = 1024;
@@ -158,41 +154,7 @@ pub(super) async fn hold(store: &Store, id: &SessionId, words: Words) -> anyhow:
     Ok(Held { lease, head: view.state.head, words })
 }
 
-/// An empty session, as the API would make it.
+/// An empty session.
 pub(super) async fn make_session(store: &Store, workspace: &WorkspaceId) -> anyhow::Result<SessionId> {
-    let now = store.now();
-    let spec = AgentSpec {
-        name: "bench".to_owned(),
-        description: None,
-        model: ModelConfig {
-            id: "bench".to_owned(),
-            effort: Effort { level: EffortLevel::High },
-            speed: Speed::Standard,
-            inference_geo: None,
-        },
-        system: None,
-        tools: Vec::new(),
-        mcp_servers: Vec::new(),
-        skills: Vec::new(),
-        multiagent: None,
-        execution_identity: ExecutionIdentity::ServiceAccount {},
-    };
-    let record = Record {
-        id: store.ids().make(),
-        agent: SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_bench"), version: 1, spec },
-        environment_id: EnvironmentId::from_text("env_bench"),
-        environment: EnvironmentConfig::Cloud {
-            networking: Networking::Unrestricted {},
-            packages: Packages::default(),
-        },
-        title: None,
-        metadata: BTreeMap::new(),
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-    };
-    let id = record.id.clone();
-    let (workspace, thread_id) = (workspace.clone(), store.ids().make());
-    store.create_session(NewSession { workspace, record, thread_id, initial: Vec::new() }).await?;
-    Ok(id)
+    history::make_session(store, workspace, history::agent("bench")).await
 }

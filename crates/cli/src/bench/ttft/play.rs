@@ -12,9 +12,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use client::{Item, Stream};
-use protocol::event::{Body, Preview, PreviewKind};
+use anyhow::Context as _;
+use protocol::event::PreviewKind;
 use sandbox::{Access, Call, Mount, Provider, Resources, SandboxId};
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -22,6 +21,7 @@ use tokio::sync::oneshot;
 use super::model::Plan;
 use super::served::Served;
 use super::task::{INSIDE, READY, SET_UP};
+use crate::bench::first_token::{signed, watch};
 use crate::bench::samples::millis;
 
 /// What happens before the model is asked.
@@ -89,29 +89,6 @@ pub(super) async fn play(served: &Served, plan: Plan, text: &str, before: &Befor
     })
 }
 
-/// Follows the session to its rest, and tells when the first token came.
-async fn watch(mut stream: Stream, tell: oneshot::Sender<Instant>) -> anyhow::Result<()> {
-    let mut tell = Some(tell);
-    while let Some(item) = stream.next().await? {
-        match item {
-            Item::Preview(Preview::EventDelta { .. }) => {
-                if let Some(tell) = tell.take() {
-                    // Nobody listens once the session has failed elsewhere.
-                    let _ = tell.send(Instant::now());
-                }
-            }
-            Item::Preview(Preview::EventStart { .. }) => {}
-            Item::Event { position: _, event } => match event.body {
-                Body::StatusIdle { .. } => return Ok(()),
-                Body::Error { error } => bail!("the session failed: {}", error.message),
-                Body::AgentToolResult { is_error: true, content, .. } => bail!("a call failed: {content:?}"),
-                _ => {}
-            },
-        }
-    }
-    bail!("the stream ended before the session")
-}
-
 async fn sandbox(served: &Served, session: &str, resources: Resources) -> anyhow::Result<SandboxId> {
     let id = SandboxId::parse(&format!("coupled_{session}")).context("an id of ours fits")?;
     served.hands.provision(&id, 1, &resources).await?;
@@ -146,12 +123,4 @@ pub(super) async fn try_set_up(served: &Served, mount: &Mount) -> anyhow::Result
 /// The repository as sandboxes see it.
 pub(super) fn mount(host: std::path::PathBuf) -> Mount {
     Mount { host, inside: INSIDE.into(), access: Access::ReadOnly }
-}
-
-/// From one instant to another that may be earlier.
-fn signed(from: Instant, to: Instant) -> f64 {
-    match to.checked_duration_since(from) {
-        Some(later) => millis(later),
-        None => -millis(from.duration_since(to)),
-    }
 }
