@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use protocol::agent::{
-    AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent, Speed,
+    AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, ModelConfig, PermissionPolicy, SessionAgent,
+    Speed, Tool, ToolDefaults,
 };
 use protocol::content::Content;
 use protocol::environment::{EnvironmentConfig, Networking, Packages};
@@ -30,6 +31,16 @@ pub(super) struct Past {
     pub(super) events: u64,
     /// Rounds of tools in each turn, one call each.
     pub(super) rounds: usize,
+}
+
+/// An agent that has the built-in tools, all allowed.
+pub(super) fn agent_with_tools(model: &str) -> AgentSpec {
+    let policy = PermissionPolicy::AlwaysAllow {};
+    let toolset = Tool::Toolset {
+        default_config: ToolDefaults { enabled: true, permission_policy: policy },
+        configs: Vec::new(),
+    };
+    AgentSpec { tools: vec![toolset], ..agent(model) }
 }
 
 /// An agent without tools.

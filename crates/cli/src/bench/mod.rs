@@ -7,6 +7,7 @@
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
 //! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
+//! - [`wake`]: from claiming a session to asking its model; beside reading the same events and sending the same bytes.
 //!
 //! In common: [`samples`] (percentiles), [`machine`] (what it was measured on), [`report`] (table and JSON),
 //! [`progress`], [`place`] (where a bench works), [`history`] (sessions with a past), [`child`] (a server in a process of
@@ -24,6 +25,7 @@ mod report;
 mod samples;
 mod sandbox;
 mod ttft;
+mod wake;
 
 use std::path::PathBuf;
 
@@ -47,6 +49,7 @@ enum Which {
     /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
     Sandbox(sandbox::SandboxOptions),
     Density(density::DensityOptions),
+    Wake(wake::WakeOptions),
     /// Fills a store until it is killed. Started by `bench log`.
     #[command(hide = true)]
     Fill(log::fill::FillOptions),
@@ -80,6 +83,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Log(options) => (log::measure(&options)?, options.common.json),
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
         Which::Density(options) => (density::measure(&options)?, options.common.json),
+        Which::Wake(options) => (wake::measure(&options)?, options.common.json),
         Which::Fill(options) => return log::fill::fill(&options),
     };
     print(&report, json)
