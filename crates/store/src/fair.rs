@@ -152,7 +152,8 @@ impl FairQueue {
 
     /// These and no others are held: the truth, after what was told may have been wrong.
     pub(crate) fn set_running(&mut self, held: impl IntoIterator<Item = (SessionId, WorkspaceId)>) {
-        let held: HashMap<SessionId, WorkspaceId> = held.into_iter().collect();
+        // Sorted, because the lanes that are made get their turns in this order, and simulations want the same each time.
+        let held: BTreeMap<SessionId, WorkspaceId> = held.into_iter().collect();
         let over: Vec<SessionId> =
             self.running.keys().filter(|session| !held.contains_key(*session)).cloned().collect();
         for session in over {

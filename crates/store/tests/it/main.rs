@@ -1,7 +1,7 @@
 //! The store, through its doors.
 //!
-//! - [`conformance`]: what every store must do, as functions over a [`world::World`]. Run here on SQLite; another
-//!   store runs the same list.
+//! - [`conformance`]: what every store must do, as functions over a [`world::World`]. Run here on SQLite, on PostgreSQL
+//!   and on the engine in memory; another engine runs the same list.
 //! - [`limits`]: how many sessions may run and wait.
 //! - [`model`]: random histories against a model in memory.
 //! - [`opening`]: the data directory: its lock, its format, restarts.
@@ -53,3 +53,23 @@ macro_rules! on_postgres {
 }
 
 conformance::suite!(on_postgres);
+
+/// The same in memory, in one thread.
+macro_rules! on_memory {
+    ($($topic:ident { $($name:ident,)* })*) => {
+        mod in_memory {$(
+            mod $topic {
+                $(
+                    #[tokio::test]
+                    async fn $name() {
+                        let world = crate::world::World::in_memory();
+                        crate::conformance::$topic::$name(&world).await;
+                        world.check_rebuild().await;
+                    }
+                )*
+            }
+        )*}
+    };
+}
+
+conformance::suite!(on_memory);

@@ -40,15 +40,26 @@ impl World {
         let mut options = options(&clock, 1);
         change(&mut options);
         let store = Store::open(dir.path(), options).expect("opens");
-        let workspace = store.ids().make();
-        Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
+        Self::over(store, clock, dir)
     }
 
     pub(crate) async fn on_postgres() -> Self {
+        // It stays empty.
         let dir = TempDir::new().expect("a directory can be made");
         let clock = Arc::new(ManualClock::new(noon()));
         let url = testkit::postgres::Cluster::shared().database();
         let store = Store::connect(&url, None, options(&clock, 1)).await.expect("connects");
+        Self::over(store, clock, dir)
+    }
+
+    pub(crate) fn in_memory() -> Self {
+        // It stays empty.
+        let dir = TempDir::new().expect("a directory can be made");
+        let clock = Arc::new(ManualClock::new(noon()));
+        Self::over(Store::in_memory(options(&clock, 1)), clock, dir)
+    }
+
+    fn over(store: Store, clock: Arc<ManualClock>, dir: TempDir) -> Self {
         let workspace = store.ids().make();
         Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
     }
