@@ -1,11 +1,12 @@
 //! What tests and benches need and the product does not: a model server that plays a script, hands that pretend, a
-//! database of one's own and a network that fails on demand.
+//! database of one's own, a network that fails on demand, and the rules that every log keeps.
 //!
 //! Development only. Nothing here is reachable from the shipped binary.
 
 pub mod cut;
 mod guard;
 pub mod hands;
+pub mod invariants;
 pub mod model;
 pub mod postgres;
 mod process;
