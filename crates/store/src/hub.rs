@@ -13,7 +13,7 @@ use bytes::Bytes;
 use protocol::event::PreviewKind;
 use protocol::id::{EventId, SessionId};
 use protocol::position::Position;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast};
 
 use crate::rules::catch_up::{Chunk, Progress};
 
@@ -45,11 +45,62 @@ struct Channels {
 const WORDS_MAX: usize = 64;
 
 struct Channel {
-    marks: watch::Sender<Marks>,
+    bell: Bell,
     previews: Mutex<Ring>,
     recent: Mutex<Recent>,
     /// How many watch who want previews.
     wanting_previews: AtomicUsize,
+}
+
+/// The marks, and whoever waits for a change of them, woken in the order in which they began to wait. (Tokio's channel
+/// for this wakes them in a random order, so that no simulation would be the same twice.)
+struct Bell {
+    marks: Mutex<Marked>,
+    rung: Notify,
+}
+
+struct Marked {
+    /// Grows with each change.
+    version: u64,
+    marks: Marks,
+}
+
+impl Bell {
+    fn new(marks: Marks) -> Self {
+        Self { marks: Mutex::new(Marked { version: 0, marks }), rung: Notify::new() }
+    }
+
+    fn marks(&self) -> Marks {
+        lock(&self.marks).marks.clone()
+    }
+
+    fn version(&self) -> u64 {
+        lock(&self.marks).version
+    }
+
+    fn ring(&self, change: impl FnOnce(&mut Marks)) {
+        let mut marked = lock(&self.marks);
+        change(&mut marked.marks);
+        marked.version += 1;
+        drop(marked);
+        self.rung.notify_waiters();
+    }
+
+    /// Waits for another version than `seen`, and makes it that.
+    async fn next(&self, seen: &mut u64) -> Marks {
+        loop {
+            // Listens before it looks: what is rung in between is heard.
+            let rung = self.rung.notified();
+            {
+                let marked = lock(&self.marks);
+                if marked.version != *seen {
+                    *seen = marked.version;
+                    return marked.marks.clone();
+                }
+            }
+            rung.await;
+        }
+    }
 }
 
 /// What the last flushes committed to a session, for followers that are just as far as it was: a thousand of them
@@ -127,9 +178,9 @@ impl Hub {
         let mut channels = lock(&self.channels);
         let is_closed = channels.is_closed;
         let channel = channels.by_id.entry(id.clone()).or_insert_with(|| {
-            let marks = watch::Sender::new(Marks { is_closed, ..Marks::default() });
+            let bell = Bell::new(Marks { is_closed, ..Marks::default() });
             Arc::new(Channel {
-                marks,
+                bell,
                 previews: Mutex::default(),
                 recent: Mutex::default(),
                 wanting_previews: AtomicUsize::new(0),
@@ -137,12 +188,12 @@ impl Hub {
         });
         let channel = channel.clone();
         drop(channels);
-        let marks = channel.marks.subscribe();
+        let seen = channel.bell.version();
         Subscription {
             hub: self.clone(),
             id: id.clone(),
             channel: Some(channel),
-            marks,
+            seen,
             wants_previews: false,
         }
     }
@@ -181,18 +232,18 @@ impl Hub {
         }
         for (id, fresh) in changed {
             let Some(channel) = channels.by_id.get(&id) else { continue };
-            let mark = channel.marks.borrow().log + 1;
+            let mark = channel.bell.marks().log + 1;
             if let Some(fresh) = fresh {
                 lock(&channel.recent).push(mark, fresh);
             }
-            channel.marks.send_modify(|marks| marks.log = mark);
+            channel.bell.ring(|marks| marks.log = mark);
         }
     }
 
     /// After a commit: this session is gone.
     pub(crate) fn deleted(&self, id: &SessionId, json: Bytes) {
         if let Some(channel) = lock(&self.channels).by_id.get(id) {
-            channel.marks.send_modify(|marks| {
+            channel.bell.ring(|marks| {
                 marks.log += 1;
                 marks.deleted = Some(json);
             });
@@ -216,7 +267,7 @@ impl Hub {
         }
         let end = ring.end();
         drop(ring);
-        channel.marks.send_modify(|marks| marks.previews = marks.previews.max(end));
+        channel.bell.ring(|marks| marks.previews = marks.previews.max(end));
     }
 
     /// Ends all watching.
@@ -224,7 +275,7 @@ impl Hub {
         let mut channels = lock(&self.channels);
         channels.is_closed = true;
         for channel in channels.by_id.values() {
-            channel.marks.send_modify(|marks| marks.is_closed = true);
+            channel.bell.ring(|marks| marks.is_closed = true);
         }
     }
 }
@@ -235,7 +286,8 @@ pub(crate) struct Subscription {
     id: SessionId,
     /// Taken only when it is dropped.
     channel: Option<Arc<Channel>>,
-    marks: watch::Receiver<Marks>,
+    /// The version of the marks that [`Self::next_marks`] gave last.
+    seen: u64,
     wants_previews: bool,
 }
 
@@ -253,14 +305,13 @@ impl Subscription {
     }
 
     pub(crate) fn marks(&self) -> Marks {
-        self.marks.borrow().clone()
+        self.channel().bell.marks()
     }
 
     /// Returns when the marks are no longer those that [`Self::next_marks`] gave last.
     pub(crate) async fn next_marks(&mut self) -> Marks {
-        // The channel lives as long as this does, so its sender does, too.
-        let _ = self.marks.changed().await;
-        self.marks.borrow().clone()
+        let Self { hub: _, id: _, channel, seen } = self;
+        channel.as_ref().expect(TAKEN).bell.next(seen).await
     }
 
     /// What was committed next after `progress`, with the log's mark then, if that is still remembered.
@@ -285,9 +336,12 @@ impl Subscription {
     }
 
     fn channel(&self) -> &Channel {
-        self.channel.as_ref().expect("taken only when it is dropped")
+        self.channel.as_ref().expect(TAKEN)
     }
 }
+
+/// When a subscription has no channel any more.
+const TAKEN: &str = "taken only when it is dropped";
 
 impl Drop for Subscription {
     fn drop(&mut self) {
