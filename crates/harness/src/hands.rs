@@ -95,16 +95,9 @@ pub(crate) async fn cancel(hands: &dyn Provider, id: &SandboxId, fence: u64, cal
 /// Copies the deliverables into a folder, which is there afterwards only if there are any.
 pub(crate) async fn collect(hands: &dyn Provider, id: &SandboxId, into: &Path) {
     let id = handle(id);
-    // What an agent made for its client is nobody else's business.
-    if let Err(error) = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(into).await {
-        tracing::error!(sandbox.id = %id, %error, "there is no place for the outputs");
-        return;
-    }
     if let Err(error) = hands.collect_outputs(&id, into).await {
         tracing::warn!(sandbox.id = %id, %error, "the outputs could not be collected");
     }
-    // A folder that stayed empty says nothing; one with files in it is not removed by this.
-    let _ = tokio::fs::remove_dir(into).await;
 }
 
 /// The provider's form of a sandbox's id.

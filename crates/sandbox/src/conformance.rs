@@ -153,9 +153,9 @@ async fn the_list_shows_what_lives(provider: &dyn Provider, id: &SandboxId) {
 async fn outputs_are_collected_into_a_folder(provider: &dyn Provider, id: &SandboxId) {
     let unique = format!("posthouse-conformance-{}-{id}", std::process::id());
     let into = std::env::temp_dir().join(unique);
-    std::fs::create_dir(&into).expect("the folder is new");
     make(provider, id).await;
     assert_eq!(provider.collect_outputs(id, &into).await.expect("collecting works"), []);
+    assert!(!into.exists(), "nothing to copy, no folder");
     bash(provider, id, "a", "echo done > /mnt/session/outputs/report.txt").await;
     let collected = provider.collect_outputs(id, &into).await.expect("collecting works");
     let expected = Collected { path: Path::new("report.txt").to_owned(), size_bytes: 5 };

@@ -212,7 +212,8 @@ pub trait Provider: Send + Sync {
     async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error>;
 
     /// Copies the regular files of `/mnt/session/outputs` into the folder `into`, at most a bounded number of them and a
-    /// bounded size in all. Nothing is written outside `into`, whatever the sandbox says.
+    /// bounded size in all. The folder is made, for this user alone, if there is anything to copy. Nothing is written
+    /// outside `into`, whatever the sandbox says.
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error>;
 
     /// Ends the sandbox and everything in it. Unknown and dead ones count as destroyed.

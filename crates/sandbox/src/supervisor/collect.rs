@@ -4,9 +4,10 @@
 //! folders are entered without following links, and a file is written under a name of ours first and then moved into place, so that
 //! nothing that lies in the target folder is ever written through.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -113,6 +114,8 @@ const PARTIAL: &str = ".posthouse-partial";
 impl Incoming {
     pub(crate) fn create(into: &Path, path: &SafePath) -> io::Result<Self> {
         let (name, folders) = path.0.split_last().expect("a parsed path has a part");
+        // What an agent made for its client is nobody else's business.
+        DirBuilder::new().recursive(true).mode(0o700).create(into)?;
         let mut folder = openat(CWD, into, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         for part in folders {
             match mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
