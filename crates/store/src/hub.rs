@@ -310,7 +310,7 @@ impl Subscription {
 
     /// Returns when the marks are no longer those that [`Self::next_marks`] gave last.
     pub(crate) async fn next_marks(&mut self) -> Marks {
-        let Self { hub: _, id: _, channel, seen } = self;
+        let Self { hub: _, id: _, channel, seen, wants_previews: _ } = self;
         channel.as_ref().expect(TAKEN).bell.next(seen).await
     }
 

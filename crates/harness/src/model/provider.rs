@@ -20,7 +20,7 @@ use super::http::Endpoint;
 use super::key::ApiKey;
 use super::pace::{OnPause, SharedPace};
 use super::prompt::Prompt;
-use super::scripted::Script;
+use super::scripted::{Script, Stage};
 use super::{anthropic, openai};
 
 /// No wait between two tries is longer, unless the provider asks for it.
@@ -58,7 +58,7 @@ struct Inner {
 enum Wire {
     Anthropic(Arc<Endpoint>),
     OpenAi(Arc<Endpoint>),
-    Scripted(Script),
+    Scripted(Stage),
 }
 
 /// What changes a request's body.
@@ -319,7 +319,7 @@ impl Provider {
                     openai::CompletionReader::new(prompt),
                 )
             }
-            Wire::Scripted(script) => script.ask(model, prompt),
+            Wire::Scripted(stage) => stage.ask(model, prompt),
         }
     }
 
@@ -359,7 +359,7 @@ impl Provider {
         let pace_wait_max = config.pace_wait_max.unwrap_or(PACE_WAIT_MAX_DEFAULT);
         let connect = |config: &mut ProviderConfig| endpoint(config, Arc::clone(&pace), lookup).map(Arc::new);
         let wire = match config.kind {
-            Kind::Scripted => Wire::Scripted(script(&mut config).map_err(wrong)?),
+            Kind::Scripted => Wire::Scripted(Stage::new(script(&mut config).map_err(wrong)?)),
             Kind::Anthropic => Wire::Anthropic(connect(&mut config).map_err(wrong)?),
             Kind::OpenAi => Wire::OpenAi(connect(&mut config).map_err(wrong)?),
         };

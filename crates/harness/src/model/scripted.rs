@@ -3,8 +3,10 @@
 //! For trials without a model, for tests and for benches. Which reply is played follows from the prompt alone (how
 //! many answers it holds), so the model remembers nothing and a server that was killed goes on where it was. How
 //! long it takes is drawn from a stated distribution, from the script's seed and the prompt: the same session waits
-//! the same in every run.
+//! the same in every run. Only the failures that a script may ask for come from a count, so that the next try can
+//! succeed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::stream;
@@ -14,6 +16,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Asking, Block, Delta, Stop};
+use super::failure::{Failure, FailureKind};
 use super::prompt::{Message, Prompt, UserBlock};
 
 /// No scripted pause is longer; a distribution with a heavy tail stays usable.
@@ -33,6 +36,8 @@ pub struct Script {
     pub first_token: Latency,
     /// The time between tokens of each reply that states none itself, in milliseconds.
     pub token_ms: f64,
+    /// One request in about so many fails, in one of the ways that pass; 0 for none.
+    pub fails_one_in: u64,
 }
 
 /// What comes after the last reply.
@@ -163,9 +168,48 @@ impl Latency {
     }
 }
 
-impl Script {
+/// A script, and how often it was asked.
+pub(super) struct Stage {
+    script: Script,
+    asked: AtomicU64,
+}
+
+impl Stage {
+    pub(super) fn new(script: Script) -> Self {
+        Self { script, asked: AtomicU64::new(0) }
+    }
+
     /// The answer to a prompt. `model` is the name it goes by.
     pub(super) fn ask(&self, model: &str, prompt: &Prompt) -> Asking {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        self.script.ask(model, prompt, self.script.failure(asked))
+    }
+}
+
+impl Script {
+    /// How the request with this number fails, if it does, and by how much of it in 256 parts it has come by then.
+    fn failure(&self, asked: u64) -> Option<(Failure, usize)> {
+        let bits = mix(mix(self.seed).wrapping_add(asked));
+        if self.fails_one_in == 0 || !bits.is_multiple_of(self.fails_one_in) {
+            return None;
+        }
+        let kinds = [
+            FailureKind::Overloaded,
+            FailureKind::RateLimited,
+            FailureKind::Connection,
+            FailureKind::Server,
+            FailureKind::Stream,
+        ];
+        let [kind, come, wait] = [16, 32, 48].map(|shift| usize::from((bits >> shift) as u16));
+        let mut failure = Failure::new(kinds[kind % kinds.len()], "as the script has it");
+        if failure.kind == FailureKind::RateLimited {
+            failure.retry_after = Some(Duration::from_millis(wait as u64 % 8_000));
+        }
+        let come = if failure.kind == FailureKind::Stream { come % 256 } else { 0 };
+        Some((failure, come))
+    }
+
+    fn ask(&self, model: &str, prompt: &Prompt, failure: Option<(Failure, usize)>) -> Asking {
         let turn = prompt.answers();
         let over = Reply {
             blocks: vec![ReplyBlock::Text { text: "The scripted model has nothing more to say.".to_owned() }],
@@ -179,25 +223,31 @@ impl Script {
         let first_token = reply.first_token.unwrap_or(self.first_token).draw(self.bits(prompt));
         let between_tokens = pause(reply.token_ms.unwrap_or(self.token_ms));
         let deltas = deltas(reply, model, turn, prompt);
-        let timed = deltas.into_iter().enumerate().map(move |(index, delta)| {
-            let wait = match delta {
+        let come = failure.as_ref().map_or(deltas.len(), |(_, come)| deltas.len() * come / 256);
+        let failure = failure.map(|(failure, _)| Err(failure));
+        let played = deltas.into_iter().take(come).map(Ok).chain(failure);
+        let timed = played.enumerate().map(move |(index, played)| {
+            let wait = match &played {
                 _ if index == 0 => first_token,
-                Delta::Text(_) | Delta::ToolUseStart { .. } => between_tokens,
-                Delta::ThinkingStart
-                | Delta::ThinkingEnd
-                | Delta::TextStart { .. }
-                | Delta::TextEnd
-                | Delta::ToolUseEnd
-                | Delta::Done(_) => Duration::ZERO,
+                Err(_) => between_tokens,
+                Ok(Delta::Text(_) | Delta::ToolUseStart { .. }) => between_tokens,
+                Ok(
+                    Delta::ThinkingStart
+                    | Delta::ThinkingEnd
+                    | Delta::TextStart { .. }
+                    | Delta::TextEnd
+                    | Delta::ToolUseEnd
+                    | Delta::Done(_),
+                ) => Duration::ZERO,
             };
-            (wait, delta)
+            (wait, played)
         });
         Asking::new(stream::unfold(timed, |mut timed| async move {
-            let (wait, delta) = timed.next()?;
+            let (wait, played) = timed.next()?;
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            Some((Ok(delta), timed))
+            Some((played, timed))
         }))
     }
 
@@ -339,6 +389,14 @@ mod tests {
         let (median, p95) = (drawn[10_000], drawn[19_000]);
         assert!((median - 800.0).abs() < 25.0, "median {median}");
         assert!((p95 - 2400.0).abs() < 120.0, "p95 {p95}");
+    }
+
+    #[test]
+    fn about_so_many_requests_fail_as_the_script_says() {
+        let script = Script { fails_one_in: 5, ..Script::default() };
+        let failed = (0..10_000).filter(|asked| script.failure(*asked).is_some()).count();
+        assert!((1_800..2_200).contains(&failed), "{failed} of 10,000");
+        assert!((0..10_000).all(|asked| Script::default().failure(asked).is_none()));
     }
 
     #[test]

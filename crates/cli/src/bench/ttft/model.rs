@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use harness::model::scripted::{Latency, OnEnd, Reply, ReplyBlock};
+use harness::model::scripted::{Latency, Reply, ReplyBlock};
 use harness::model::{Delta, Kind, Message, Prompt, ProviderConfig, Providers, Script};
 use serde_json::json;
 
@@ -115,7 +115,7 @@ impl Plan {
             ModelLatency::Lognormal { .. } | ModelLatency::Zero => Latency::default(),
         };
         let token_ms = if is_at_once { 0.0 } else { TOKEN_MS };
-        Script { replies, on_end: OnEnd::Say, seed, first_token, token_ms }
+        Script { replies, seed, first_token, token_ms, ..Script::default() }
     }
 }
 
