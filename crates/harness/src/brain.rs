@@ -112,8 +112,10 @@ impl Brain {
                 held.push(place);
             }
             let claimed = tokio::select! {
-                claimed = self.store.claim(&self.options.holder, held.len()) => claimed,
+                // In order, because a brain that is told to stop claims nothing more.
+                biased;
                 () = shutdown.cancelled() => break,
+                claimed = self.store.claim(&self.options.holder, held.len()) => claimed,
             };
             match claimed {
                 Ok(leases) => {
@@ -158,6 +160,12 @@ impl Brain {
         };
         self.hold(lease, &Stop { soon: shutdown.clone(), now: shutdown.clone() }).await;
         Ok(true)
+    }
+
+    /// Drives a session that was claimed for this brain until it rests, and gives the lease back. For those who claim
+    /// in a way of their own.
+    pub async fn drive(&self, lease: Lease, shutdown: &CancellationToken) {
+        self.hold(lease, &Stop { soon: shutdown.clone(), now: shutdown.clone() }).await;
     }
 
     async fn hold(&self, lease: Lease, stop: &Stop) {
