@@ -156,7 +156,8 @@ fn check_model_requests(done: &[Value]) -> Verdict {
         let thread = text(event, "session_thread_id");
         match kind(event) {
             "span.model_request_start" => {
-                if open.insert(thread, text(event, "id")).is_some() {
+                let earlier = open.insert(thread, text(event, "id"));
+                if earlier.is_some() {
                     return Err(format!("G5: {} begins within another model request", name(event)));
                 }
             }

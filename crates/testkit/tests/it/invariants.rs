@@ -31,6 +31,9 @@ fn turn() -> Vec<Value> {
     ]
 }
 
+/// Breaks a rule.
+type Spoil<'a> = &'a dyn Fn(&mut Vec<Value>);
+
 #[test]
 fn a_sound_log_passes_and_rests() {
     let mut events = turn();
@@ -53,12 +56,12 @@ fn a_log_that_is_not_over_is_sound_and_does_not_rest() {
 
 #[test]
 fn each_broken_rule_is_named() {
-    let spoiled = |change: &dyn Fn(&mut Vec<Value>)| {
+    let spoiled = |change: Spoil<'_>| {
         let mut events = turn();
         change(&mut events);
         check_at_rest(&log(&events)).expect_err("it is spoiled")
     };
-    let cases: [(&str, &dyn Fn(&mut Vec<Value>)); 12] = [
+    let cases: [(&str, Spoil<'_>); 12] = [
         ("G1", &|events| events[4]["processed_at"] = json!("2026-11-23T09:00:00.000000Z")),
         ("G3", &|events| events[2]["id"] = json!("call")),
         ("G4", &|events| events[7]["session_thread_id"] = json!("sthr_2")),
