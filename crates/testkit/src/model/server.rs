@@ -73,6 +73,15 @@ impl Server {
         self.state.script(model, replies);
     }
 
+    /// Answers every request for which no queue has a reply, from its body. What was asked is not kept from then on,
+    /// only how it fared and what was wrong with it.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn improvise(&self, answer: impl Fn(&Value) -> Reply + Send + Sync + 'static) {
+        self.state.improvise(Box::new(answer));
+    }
+
     /// Lets go what waits on the hold, now and later.
     pub fn release(&self, hold: &str) {
         self.state.release(hold);
@@ -176,7 +185,7 @@ fn answer(state: Arc<State>, wire: Wire, path: &str, headers: &HeaderMap, body: 
     if let Some((status, kind, message)) = refusal {
         return refuse(wire, &ticket, status, kind, &message);
     }
-    let Some(reply) = state.next_reply(&model) else {
+    let Some(reply) = state.next_reply(&model, &parsed) else {
         return refuse(wire, &ticket, 500, "api_error", "script is empty");
     };
     if let Some(raw) = reply.raw.clone() {
