@@ -12,6 +12,7 @@ mod doctor;
 mod keys;
 mod load;
 mod out;
+mod pauses;
 mod render;
 mod run;
 mod serve;

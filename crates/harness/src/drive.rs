@@ -21,8 +21,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
-use store::{AppendError, Order, Slice, Stored, Token, View, WaitsFor};
-use tokio::time::MissedTickBehavior;
+use store::{AppendError, LEASE, Order, Slice, Stored, Token, View, WaitsFor};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Request;
@@ -35,6 +35,11 @@ use crate::speech::Speech;
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
+/// How long a lease counts as held after it was confirmed: a little less than it lasts, so that who cannot reach the
+/// store stops before somebody else can begin.
+const HELD: Duration = LEASE.saturating_sub(Duration::from_secs(1));
+/// How long to wait before a store that was away is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a turn waits for its deliverables.
 const COLLECT_MAX: Duration = Duration::from_secs(20);
 /// How many events are read from the log at once.
@@ -76,12 +81,14 @@ pub(crate) async fn drive(brain: &Brain, token: &Token, stop: &Stop) -> Result<(
     let changed = brain.store.changed(&token.session);
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
     let renewals = renewals();
+    let held_until = Instant::now() + HELD;
     let mut drive = Drive {
         brain,
         token,
         stop,
         changed,
         renewals,
+        held_until,
         view,
         transcript: Transcript::new(),
         retry_after: None,
@@ -155,6 +162,8 @@ struct Drive<'a> {
     stop: &'a Stop,
     changed: store::Changed,
     renewals: tokio::time::Interval,
+    /// Until when the lease is certainly held: counted from before it was last confirmed.
+    held_until: Instant,
     view: View,
     transcript: Transcript,
     /// How long the provider asked to wait after the last failure.
@@ -221,6 +230,7 @@ impl Drive<'_> {
             return Ok(true);
         }
         self.brain.faults.reached(Point::BeforeAppend).await;
+        let asked_at = Instant::now();
         let head = self.view.state.head;
         let appending = self.brain.store.append(self.token, head, drafts.clone());
         let appended = if asks_model(&drafts) {
@@ -234,6 +244,7 @@ impl Drive<'_> {
         };
         match appended {
             Ok(view) => {
+                self.held_until = asked_at + HELD;
                 let before = std::mem::replace(&mut self.view, view);
                 self.take_in(drafts, &before)?;
                 self.brain.faults.reached(Point::Appended).await;
@@ -291,27 +302,53 @@ impl Drive<'_> {
         stop: &CancellationToken,
     ) -> Result<Woken<T>, Halt> {
         let mut act = std::pin::pin!(act);
+        // A look that the store could not answer is owed.
+        let mut owes_look = false;
         loop {
+            let lapse = sleep_until(self.held_until);
             tokio::select! {
                 biased;
                 done = &mut act => return Ok(Woken::Done(done)),
-                () = self.changed.wait() => {
-                    self.view = self.brain.store.look(&self.token.session).await?.ok_or(Halt::Lost)?;
-                    if is_interrupted(&self.view) {
-                        return Ok(Woken::Interrupted);
-                    }
-                }
+                // Nobody may act on a lease that could have lapsed: somebody else may hold it now.
+                () = lapse => return Err(Halt::Lost),
+                () = self.changed.wait() => owes_look = !self.look().await?,
+                () = sleep(RETRY_PAUSE), if owes_look => owes_look = !self.look().await?,
                 _ = self.renewals.tick() => self.renew().await?,
                 () = stop.cancelled() => return Err(Halt::ShuttingDown),
+            }
+            if is_interrupted(&self.view) {
+                return Ok(Woken::Interrupted);
             }
         }
     }
 
-    async fn renew(&self) -> Result<(), Halt> {
-        match self.brain.store.renew(self.token).await {
-            Ok(()) => Ok(()),
-            Err(AppendError::Fenced | AppendError::Moved(_)) => Err(Halt::Lost),
-            Err(AppendError::Store(error)) => Err(error.into()),
+    /// Looks at the session. `false`: the store is away for the moment.
+    async fn look(&mut self) -> Result<bool, Halt> {
+        match timeout_at(self.held_until, self.brain.store.look(&self.token.session)).await {
+            Ok(Ok(view)) => {
+                self.view = view.ok_or(Halt::Lost)?;
+                Ok(true)
+            }
+            Ok(Err(error)) if error.may_try_again() => Ok(false),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Halt::Lost),
+        }
+    }
+
+    /// Renews the lease. While the store is away the lease is held all the same, as long as it lasts.
+    async fn renew(&mut self) -> Result<(), Halt> {
+        let asked_at = Instant::now();
+        match timeout_at(self.held_until, self.brain.store.renew(self.token)).await {
+            Ok(Ok(())) => {
+                self.held_until = asked_at + HELD;
+                Ok(())
+            }
+            Ok(Err(AppendError::Store(error))) if error.may_try_again() => {
+                self.renewals.reset_after(RETRY_PAUSE);
+                Ok(())
+            }
+            Ok(Err(AppendError::Store(error))) => Err(error.into()),
+            Ok(Err(AppendError::Fenced | AppendError::Moved(_))) | Err(_) => Err(Halt::Lost),
         }
     }
 
