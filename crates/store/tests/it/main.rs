@@ -3,6 +3,7 @@
 //! - [`conformance`]: what every store must do, as functions over a [`world::World`]. Run here on SQLite, on PostgreSQL
 //!   and on the engine in memory; another engine runs the same list.
 //! - [`limits`]: how many sessions may run and wait.
+//! - [`many`]: several processes on one database, and a database that goes away.
 //! - [`model`]: random histories against a model in memory.
 //! - [`opening`]: the data directory: its lock, its format, restarts.
 //! - [`crash`]: `kill -9` under load.
@@ -10,6 +11,7 @@
 mod conformance;
 mod crash;
 mod limits;
+mod many;
 mod model;
 mod opening;
 mod world;

@@ -59,6 +59,12 @@ impl World {
         Self::over(Store::in_memory(options(&clock, 1)), clock, dir)
     }
 
+    /// A world over this store.
+    pub(crate) fn over_store(store: Store, clock: Arc<ManualClock>) -> Self {
+        // It stays empty.
+        Self::over(store, clock, TempDir::new().expect("a directory can be made"))
+    }
+
     fn over(store: Store, clock: Arc<ManualClock>, dir: TempDir) -> Self {
         let workspace = store.ids().make();
         Self { store, clock, workspace, dir, sessions: Mutex::default(), starts: 1 }
