@@ -21,7 +21,8 @@ const RENEWALS_MAX: usize = 1_024;
 const LOCK: i64 = 0x636c_6169;
 
 /// Leases up to `max` sessions that want a brain and that nobody holds: lapsed ones first, then by how many of their
-/// workspace run already, then by how long they have waited.
+/// workspace run already. Among workspaces with as few, chance decides: by age, one with a long queue would come before
+/// one that is new until its queue is through. Within a workspace the oldest comes first.
 pub(crate) async fn claim(
     db: &Db,
     holder: &str,
@@ -54,18 +55,18 @@ pub(crate) async fn claim(
         ), running AS (
             SELECT workspace, count(*) AS running FROM held WHERE lease_until > {now} GROUP BY workspace
         ), candidate AS (
-            SELECT session, 0::bigint AS place, 0::bigint AS wanted_order FROM held
+            SELECT session, 0::bigint AS place FROM held
             WHERE lease_until <= {now} AND wants_brain
             UNION ALL
             SELECT h.session, coalesce(r.running, 0) + row_number() OVER (
-                PARTITION BY h.workspace ORDER BY h.wanted_order), h.wanted_order
+                PARTITION BY h.workspace ORDER BY h.wanted_order)
             FROM lane CROSS JOIN LATERAL (
                 SELECT session, workspace, wanted_order FROM head
                 WHERE workspace = lane.workspace AND wanted_order IS NOT NULL ORDER BY wanted_order LIMIT {max}
             ) h LEFT JOIN running r ON r.workspace = h.workspace
         ), chosen AS (
-            SELECT session, place, wanted_order FROM candidate WHERE place <= {per_workspace}
-            ORDER BY place, wanted_order LIMIT {places}
+            SELECT session FROM candidate WHERE place <= {per_workspace}
+            ORDER BY place, random() LIMIT {places}
         ), free AS (
             SELECT head.session FROM head JOIN chosen ON chosen.session = head.session
             WHERE head.wanted_order IS NOT NULL OR (head.holder IS NOT NULL AND head.lease_until <= {now})

@@ -44,19 +44,31 @@ impl World {
     }
 
     pub(crate) async fn on_postgres() -> Self {
+        Self::on_postgres_with(|_| ()).await
+    }
+
+    pub(crate) async fn on_postgres_with(change: impl FnOnce(&mut Options)) -> Self {
         // It stays empty.
         let dir = TempDir::new().expect("a directory can be made");
         let clock = Arc::new(ManualClock::new(noon()));
         let url = testkit::postgres::Cluster::shared().database();
-        let store = Store::connect(&url, None, options(&clock, 1)).await.expect("connects");
+        let mut options = options(&clock, 1);
+        change(&mut options);
+        let store = Store::connect(&url, None, options).await.expect("connects");
         Self::over(store, clock, dir)
     }
 
     pub(crate) fn in_memory() -> Self {
+        Self::in_memory_with(|_| ())
+    }
+
+    pub(crate) fn in_memory_with(change: impl FnOnce(&mut Options)) -> Self {
         // It stays empty.
         let dir = TempDir::new().expect("a directory can be made");
         let clock = Arc::new(ManualClock::new(noon()));
-        Self::over(Store::in_memory(options(&clock, 1)), clock, dir)
+        let mut options = options(&clock, 1);
+        change(&mut options);
+        Self::over(Store::in_memory(options), clock, dir)
     }
 
     /// A world over this store.

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use protocol::content::Content;
-use protocol::event::Body;
+use protocol::event::{Body, StopReason};
 use protocol::id::{EventId, SessionId, WorkspaceId};
-use store::{AppendError, LEASE, NewSession, Seen, Waiting, WaitsFor};
+use session::Draft;
+use store::{AppendError, LEASE, Lease, NewSession, Seen, Waiting, WaitsFor};
 
 use crate::world::{World, message};
 
@@ -20,6 +21,15 @@ async fn wanting(world: &World, workspace: &WorkspaceId, count: usize) -> Vec<Se
         world.store.create_session(new).await.expect("made");
     }
     ids
+}
+
+/// Its session has nothing to do any more.
+async fn finish(world: &World, lease: Lease) {
+    let inbox = world.view(&lease.token.session).await.inbox;
+    let idle = Body::StatusIdle { stop_reason: StopReason::EndTurn {}, stop_details: None };
+    let taken = inbox.into_iter().map(|event| Draft::Take(event.id));
+    world.append(&lease, taken.chain([world.draft(idle)]).collect()).await;
+    world.store.release(lease).await.expect("works");
 }
 
 async fn seen(world: &World, id: &SessionId) -> Seen {
@@ -55,6 +65,24 @@ pub(crate) async fn a_claim_of_several_takes_from_every_workspace(world: &World)
     let claimed: HashSet<SessionId> = leases.iter().map(|lease| lease.token.session.clone()).collect();
     let expected: HashSet<SessionId> = others.into_iter().chain([large[0].clone()]).collect();
     assert_eq!(claimed, expected);
+}
+
+pub(crate) async fn a_newcomer_is_served_long_before_the_backlog_of_workspaces_with_as_few_running(
+    world: &World,
+) {
+    const BACKLOG: usize = 60;
+    let busy = wanting(world, &world.workspace, BACKLOG).await;
+    let mut running = world.claim("test").await.expect("works");
+    let newcomer = wanting(world, &world.id(), 1).await.remove(0);
+    // One place: whenever it is free, neither workspace has anything running.
+    let mut served = 0;
+    while running.token.session != newcomer {
+        served += 1;
+        assert!(served < BACKLOG * 2 / 3, "it is kept waiting by sessions that queued before it");
+        finish(world, running).await;
+        running = world.claim("test").await.expect("works");
+    }
+    assert!(busy.len() > served);
 }
 
 pub(crate) async fn a_session_shows_what_it_waits_for_and_since_when(world: &World) {

@@ -56,6 +56,7 @@ macro_rules! suite {
             fairness {
                 a_workspace_with_one_session_is_not_kept_waiting_by_one_with_many,
                 a_claim_of_several_takes_from_every_workspace,
+                a_newcomer_is_served_long_before_the_backlog_of_workspaces_with_as_few_running,
                 a_session_shows_what_it_waits_for_and_since_when,
                 holders_that_die_in_a_row_are_counted_until_one_gets_on,
             }
