@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 use crate::drive::{self, Halt};
 use crate::faults::{Faults, NoFaults, Point};
 use crate::model::Providers;
+use crate::pauses;
 use crate::permits::{ModelLimits, Permits};
 
 /// How many sessions one brain drives at once unless told otherwise.
@@ -100,6 +101,13 @@ impl Brain {
     /// Claims and drives sessions until `shutdown`, then hands over what it holds: tool calls and waits at once, a
     /// model request when it has ended, or when `finish_time_max` is over.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        tokio::select! {
+            () = Arc::clone(&self).work(shutdown) => {}
+            never = pauses::pass_on(&self.store, &self.models) => match never {},
+        }
+    }
+
+    async fn work(self: Arc<Self>, shutdown: CancellationToken) {
         let tracker = TaskTracker::new();
         let stop = Stop { soon: shutdown.clone(), now: CancellationToken::new() };
         let places = Arc::new(Semaphore::new(self.options.sessions_max));

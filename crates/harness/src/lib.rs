@@ -14,6 +14,7 @@ mod drive;
 pub mod faults;
 mod hands;
 pub mod model;
+mod pauses;
 mod permits;
 mod speech;
 mod toolset;

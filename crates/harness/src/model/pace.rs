@@ -35,6 +35,10 @@ use super::rates::{Rate, Rates};
 /// keep the others from being asked. Whoever was refused waits as long as it was told, by its own retries.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// A pause that ends so little later than the one that is known is not passed on: a thousand requests may be refused
+/// together.
+const NEWS: Duration = Duration::from_secs(1);
+
 /// Those who waited for the same time leave within a quarter of the wait, and within this.
 const SPREAD_MAX: Duration = Duration::from_secs(5);
 
@@ -169,12 +173,14 @@ impl Pace {
         }
     }
 
-    /// Nothing leaves for so long. A pause that ends later stays.
-    fn pause(&mut self, wait: Duration, now: Instant) {
+    /// Nothing leaves for so long. A pause that ends later stays. Gives whether this is much news.
+    fn pause(&mut self, wait: Duration, now: Instant) -> bool {
         let pause = Gap::new(now, wait.min(PAUSE_MAX));
-        if self.pause.is_none_or(|known| known.until < pause.until) {
+        let known = self.pause.map(|known| known.until);
+        if known.is_none_or(|known| known < pause.until) {
             self.pause = Some(pause);
         }
+        known.is_none_or(|known| known + NEWS < pause.until)
     }
 }
 
@@ -228,8 +234,9 @@ impl SharedPace {
     /// The provider refuses and says for how long: it is too busy, or we are too many.
     pub(super) fn refused(&self, wait: Duration) {
         let wait = wait.min(PAUSE_MAX);
-        self.pause(wait);
-        if let Some(on_pause) = self.on_pause.get() {
+        if self.lock().pause(wait, Instant::now())
+            && let Some(on_pause) = self.on_pause.get()
+        {
             on_pause(&self.provider, wait);
         }
     }

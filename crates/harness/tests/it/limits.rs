@@ -8,7 +8,7 @@ use harness::model::{ApiKey, Kind, OnPause, ProviderConfig, Providers};
 use protocol::agent::PermissionPolicy;
 use protocol::event::Body;
 use protocol::id::{SessionId, WorkspaceId};
-use store::WaitsFor;
+use store::{Store, WaitsFor};
 use testkit::model::{Reply, Server};
 use tokio_util::sync::CancellationToken;
 
@@ -171,6 +171,42 @@ async fn a_refusal_pauses_the_provider_for_all_and_is_passed_on() {
         until_it_waits(&world, &world.workspace, &sessions[1]).await;
         world.send(&sessions[1], vec![Body::UserInterrupt { session_thread_id: None }]).await;
     });
+    assert_eq!(server.requests(MODEL).len(), 1);
+}
+
+#[tokio::test]
+async fn another_process_hears_of_a_refusal_over_the_database() {
+    let server = Server::start().await;
+    let refused = Reply::error(429, "rate_limit_error").with_error(|error| error.retry_after = Some(50));
+    server.script(MODEL, [refused]);
+    let url = testkit::postgres::Cluster::shared().database();
+    let connect = async || {
+        let store = Store::connect(&url, None, store::Options::default()).await.expect("connects");
+        World {
+            store,
+            hands: Arc::default(),
+            models: models(&server, |_| {}),
+            workspace: WorkspaceId::from_text("w"),
+        }
+    };
+    let (first, second) = (connect().await, connect().await);
+    let mut words = second.store.words();
+    let shutdown = CancellationToken::new();
+    let tells = tokio::spawn(first.brain(None).run(shutdown.clone()));
+    first.session(ALLOW, "go").await;
+    let word = words.recv().await.expect("it is told");
+    shutdown.cancel();
+    tells.await.expect("ends in peace");
+    // Told again, because the second one listens only now.
+    let shutdown = CancellationToken::new();
+    let hears = tokio::spawn(second.brain(None).run(shutdown.clone()));
+    tokio::task::yield_now().await;
+    first.store.tell(&word).await;
+    words.recv().await.expect("it is told");
+    let session = second.session(ALLOW, "go").await;
+    until_it_waits(&second, &second.workspace, &session).await;
+    shutdown.cancel();
+    hears.await.expect("ends in peace");
     assert_eq!(server.requests(MODEL).len(), 1);
 }
 
