@@ -12,7 +12,6 @@ mod doctor;
 mod keys;
 mod load;
 mod out;
-mod pauses;
 mod render;
 mod run;
 mod serve;

@@ -17,8 +17,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::demo;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
-use crate::{demo, pauses};
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -73,13 +73,8 @@ impl Server {
                 let options = brain_options(settings);
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
                 let brain = Arc::new(brain).run(draining.clone());
-                let pauses = pauses::share(store.clone(), Arc::clone(&models));
                 work.spawn(async move {
-                    tokio::select! {
-                        () = brain => {}
-                        // It does not end before the store does.
-                        () = pauses => {}
-                    }
+                    brain.await;
                     "brain"
                 });
             }
