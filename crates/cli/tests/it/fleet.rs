@@ -119,9 +119,18 @@ async fn a_process_needs_only_what_its_roles_do() {
         models.data.iter().map(|model| model.id.as_str()).collect::<Vec<_>>(),
         ["m-1", "posthouse-demo"]
     );
-    let (status, body) = probe(&door.url, "/readyz").await;
+    // Listening begins beside the serving.
     let expected = json!({"database": {"state": "ok"}, "listener": {"state": "ok"}});
-    assert_eq!((status, &body["dependencies"]), (200, &expected));
+    soon(async {
+        loop {
+            let (status, body) = probe(&door.url, "/readyz").await;
+            assert_eq!(status, 200, "{body}");
+            if body["dependencies"] == expected {
+                return;
+            }
+        }
+    })
+    .await;
     assert!(!dir.path().join("supervisor").exists(), "nobody needs sandboxes");
 
     let brain = process("brain", &database, dir.path()).output().await.expect("runs");
@@ -204,7 +213,7 @@ impl World {
     }
 }
 
-const SESSIONS: usize = 4;
+const SESSIONS: usize = 6;
 /// Each process is stopped and started this often.
 const ROUNDS: usize = 2;
 
@@ -375,6 +384,8 @@ async fn a_shared_database_is_looked_after_like_any_other() {
             (output.status.success(), text)
         }
     };
+    let (is_well, text) = command(&["database", "check"]).await;
+    assert!(!is_well && text.contains("has format 0"), "nothing is changed by looking: {text}");
     let (is_made, text) = command(&["database", "migrate"]).await;
     assert!(is_made && text.starts_with("made a database of format "), "{text}");
     let (is_made, key) = command(&["keys", "create", "mine"]).await;
