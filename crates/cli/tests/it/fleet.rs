@@ -1,6 +1,7 @@
 //! Many processes on one PostgreSQL: what each is for, and that any of them may be stopped.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use protocol::session::Status;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::cut::CutProxy;
 use testkit::model::{Reply, Server as ModelServer};
 use testkit::postgres::Cluster;
 use tokio::process::Command;
@@ -150,6 +152,38 @@ async fn a_process_needs_only_what_its_roles_do() {
     for server in [door, brain, background] {
         server.stop().await;
     }
+}
+
+/// Probes until the process answers with this status; gives the body.
+async fn until_ready_is(url: &str, status: u16) -> Value {
+    soon(async {
+        loop {
+            let (found, body) = probe(url, "/readyz").await;
+            if found == status {
+                return body;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_whose_database_is_away_says_so_and_is_ready_again_when_it_is_back() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cluster = Cluster::shared();
+    let line = CutProxy::start(SocketAddr::from(([127, 0, 0, 1], cluster.port()))).await.expect("listens");
+    let door = start("api", &line.url(&cluster.database()), dir.path()).await;
+    until_ready_is(&door.url, 200).await;
+    line.cut().await;
+    let body = until_ready_is(&door.url, 503).await;
+    assert_eq!(body["dependencies"]["database"]["state"], "down", "{body}");
+    assert_eq!(probe(&door.url, "/livez").await.0, 200, "nobody is to kill it");
+    let refused = door.client().create_agent(json!({"name": "a", "model": "m"})).await;
+    assert!(matches!(refused, Err(client::Error::Refused { status: 503, .. })), "{refused:?}");
+    line.heal().await;
+    until_ready_is(&door.url, 200).await;
+    door.client().create_agent(json!({"name": "a", "model": "m"})).await.expect("made");
+    door.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
