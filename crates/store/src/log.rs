@@ -97,6 +97,9 @@ pub const SLICE_EVENTS: usize = 1_000;
 /// How many bytes a slice holds if nothing else is said. A page this size is built in a few milliseconds.
 pub const SLICE_BYTES: usize = 8 << 20;
 
+/// How often a state is folded anew because its session has changed meanwhile.
+const REBUILDS_MAX: usize = 10;
+
 impl Default for Slice {
     fn default() -> Self {
         Self {
@@ -140,17 +143,27 @@ impl Store {
     }
 
     /// Puts the state that the log gives in the place of the one that is kept beside it; gives whether they differed.
-    /// For a session that nobody works on meanwhile.
+    /// [`Error::Busy`] for a session that does not stand still for it.
     pub async fn put_rebuilt(&self, id: &SessionId) -> Result<bool, Error> {
-        let Some(rebuilt) = self.rebuild(id).await? else { return Ok(false) };
-        self.change(id, 0, move |head, _| match head {
-            Some(head) if head.state != rebuilt => {
-                head.state = rebuilt.clone();
-                head.pending.is_dirty = true;
-                true
+        for _ in 0..REBUILDS_MAX {
+            let Some(before) = self.look(id).await?.map(|view| view.state) else { return Ok(false) };
+            let Some(rebuilt) = self.rebuild(id).await? else { return Ok(false) };
+            let is_same = before == rebuilt;
+            // What was read in two looks is written only if the session is still what it was at the first.
+            let put = self.change(id, 0, move |head, _| match head {
+                Some(head) if head.state != before => None,
+                Some(_) if is_same => Some(false),
+                Some(head) => {
+                    head.state = rebuilt.clone();
+                    head.pending.is_dirty = true;
+                    Some(true)
+                }
+                None => Some(false),
+            });
+            if let Some(differed) = put.await? {
+                return Ok(differed);
             }
-            Some(_) | None => false,
-        })
-        .await
+        }
+        Err(Error::Busy("the session changes all the while".into()))
     }
 }
