@@ -28,6 +28,9 @@ enum Chore {
     Tidy,
     /// Run only the official Python SDK against the server.
     Sdk {
+        /// Let the servers keep their sessions in PostgreSQL.
+        #[arg(long)]
+        postgres: bool,
         /// Arguments for pytest, such as `-k interrupt`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         pytest: Vec<String>,
@@ -50,18 +53,23 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Chore::Check => check(),
         Chore::Tidy => tidy(),
-        Chore::Sdk { pytest } => sdk(&pytest),
+        Chore::Sdk { postgres, pytest } => sdk(postgres, &pytest),
         Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { rounds } => soak(rounds),
     }
 }
+
+/// Those tests of the SDK that are run on PostgreSQL, too: what hangs on the store most. Two servers on one database are
+/// welcome there.
+const SHARED: &str = "(flow or resume or crash or limits) and not a_second_server_on_the_same_data";
 
 fn check() -> anyhow::Result<()> {
     step("install what the tests need", prepare)?;
     step("tidy", tidy)?;
     step("build", || cargo(&["build", "--workspace", "--bins"]).run())?;
     step("tests", || cargo(&["test", "--workspace"]).run())?;
-    step("the official Python SDK", || sdk(&[]))?;
+    step("the official Python SDK", || sdk(false, &[]))?;
+    step("the official Python SDK, on PostgreSQL", || sdk(true, &["-k".to_owned(), SHARED.to_owned()]))?;
     if std::env::var_os("POSTHOUSE_REAL_MODEL").is_some_and(|set| set == "1") {
         return step("a real model", || real_model(&[]));
     }
@@ -81,8 +89,11 @@ fn tidy() -> anyhow::Result<()> {
     cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()
 }
 
-fn sdk(pytest: &[String]) -> anyhow::Result<()> {
+fn sdk(on_postgres: bool, pytest: &[String]) -> anyhow::Result<()> {
     let python = python::prepare()?;
+    if on_postgres {
+        database::prepare()?;
+    }
     cargo(&["build", "--package", "cli", "--package", "testkit", "--bins"]).run()?;
     let bin = |name: &str| shell::target_dir().join("debug").join(name);
     shell::Run::new(python)
@@ -90,6 +101,7 @@ fn sdk(pytest: &[String]) -> anyhow::Result<()> {
         .args(pytest)
         .env("POSTHOUSE_BIN", bin("posthouse"))
         .env("SCRIPTED_MODEL_BIN", bin("scripted-model"))
+        .env("POSTHOUSE_TEST_STORE", if on_postgres { "postgres" } else { "embedded" })
         .run()
 }
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import anthropic
 import httpx2
 
+from support import postgres
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 BETA = "managed-agents-2026-04-01"
 READY_SECONDS = 30.0
@@ -107,6 +109,9 @@ class Posthouse:
         directory.mkdir(parents=True, exist_ok=True)
         self._model_url = model_url
         self._settings = settings
+        if postgres.is_asked_for():
+            # One for each data directory, so that a server which is started again finds its sessions.
+            self._settings = {"POSTHOUSE_DATABASE": postgres.cluster().database(), **settings}
         self._process: Process | None = None
         self._closing: list[anthropic.Anthropic | httpx2.Client] = []
 

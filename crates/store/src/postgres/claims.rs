@@ -159,15 +159,15 @@ async fn renew(
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Whether so many sessions of this workspace wait already.
-pub(crate) async fn is_full(db: &Db, workspace: &WorkspaceId, max: u32) -> Result<bool, Fault> {
+/// How many sessions of this workspace wait, up to `max`.
+pub(crate) async fn waiting(db: &Db, workspace: &WorkspaceId, max: u32) -> Result<u32, Fault> {
     const COUNT: &str = "
         SELECT count(*) FROM (
             SELECT 1 FROM head WHERE workspace = $1 AND wanted_order IS NOT NULL LIMIT $2
         ) AS waiting";
     let max = i64::from(max);
     let rows = db.query(COUNT, &[(&workspace.as_str(), Type::TEXT), (&max, Type::INT8)]).await?;
-    Ok(rows[0].get::<_, i64>(0) >= max)
+    Ok(rows.first().map_or(0, |row| u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX)))
 }
 
 /// Says that this process claims sessions; gives how many do.

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use rustls::RootCertStore;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Config, Row, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -180,7 +181,9 @@ impl Db {
             Ok(rows)
         };
         let answer = timeout(at_most, all).await;
-        settle(client, answer)
+        let mut rows = settle(client, answer)?;
+        rows.resize_with(asked.len(), Vec::new);
+        Ok(rows)
     }
 
     /// Sends statements as one message: the server runs them in one transaction, whatever becomes of this process.
@@ -195,13 +198,21 @@ impl Db {
     }
 }
 
+/// A text that PostgreSQL can hold: without zero bytes.
+pub(crate) fn storable(text: &str) -> String {
+    text.replace('\0', "\u{2400}")
+}
+
 /// A connection on which an answer is late is not used again.
-fn settle<T>(
+fn settle<T: Default>(
     client: Object,
     answer: Result<Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
 ) -> Result<T, Fault> {
     match answer {
         Ok(Ok(value)) => Ok(value),
+        // An id with a zero byte, which a client may send and no text of PostgreSQL can hold: nothing has it. All other
+        // texts of clients are escaped JSON, or made storable.
+        Ok(Err(error)) if error.code() == Some(&SqlState::CHARACTER_NOT_IN_REPERTOIRE) => Ok(T::default()),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => {
             drop(Object::take(client));

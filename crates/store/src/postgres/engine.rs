@@ -41,7 +41,7 @@ use crate::sessions::{Seen, SessionQuery};
 const RENEWALS_WAITING: usize = 4_096;
 /// How often a process that claims says so.
 const BEAT: Duration = Duration::from_secs(5);
-/// How long it is believed that a workspace's queue is not full.
+/// How long it is believed that a workspace's queue is far from full.
 const NOT_FULL: Duration = Duration::from_millis(250);
 /// Workspaces of which that is remembered.
 const REMEMBERED_MAX: usize = 4_096;
@@ -293,15 +293,16 @@ impl Engine for Postgres {
                 return Ok(false);
             }
         }
-        let is_full = claims::is_full(self.db(), workspace, max).await?;
-        if !is_full {
+        let waiting = claims::waiting(self.db(), workspace, max).await?;
+        // Near the limit it is counted each time.
+        if waiting < max / 2 {
             let mut not_full = self.shared.not_full.lock().unwrap_or_else(PoisonError::into_inner);
             if not_full.len() >= REMEMBERED_MAX {
                 not_full.clear();
             }
             not_full.insert(workspace.clone(), Instant::now());
         }
-        Ok(is_full)
+        Ok(waiting >= max)
     }
 
     fn live_brains(&self) -> u32 {

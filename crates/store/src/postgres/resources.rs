@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 
 use crate::error::ChangeError;
 use crate::keys::{ApiKey, KeyHash};
-use crate::postgres::connect::Db;
+use crate::postgres::connect::{Db, storable};
 use crate::postgres::fault::Fault;
 use crate::postgres::heads::json;
 use crate::postgres::sessions::Conditions;
@@ -182,7 +182,7 @@ pub(crate) async fn create_environment(
             &[
                 (&environment.id.as_str(), Type::TEXT),
                 (&workspace.as_str(), Type::TEXT),
-                (&environment.name, Type::TEXT),
+                (&storable(&environment.name), Type::TEXT),
                 (&environment.created_at.as_micros(), Type::INT8),
                 (&environment.archived_at.map(Timestamp::as_micros), Type::INT8),
                 (&body, Type::TEXT),
@@ -252,7 +252,7 @@ pub(crate) async fn change_environment(
             &[
                 (&id.as_str(), Type::TEXT),
                 (&text, Type::TEXT),
-                (&after.name, Type::TEXT),
+                (&storable(&after.name), Type::TEXT),
                 (&after.archived_at.map(Timestamp::as_micros), Type::INT8),
                 (&body, Type::TEXT),
             ],
@@ -329,7 +329,7 @@ pub(crate) async fn create_key(db: &Db, key: &ApiKey, hash: &KeyHash) -> Result<
             &[
                 (&key.id.as_str(), Type::TEXT),
                 (&key.workspace.as_str(), Type::TEXT),
-                (&key.name, Type::TEXT),
+                (&storable(&key.name), Type::TEXT),
                 (&hash.as_slice(), Type::BYTEA),
                 (&key.created_at.as_micros(), Type::INT8),
                 (&key.revoked_at.map(Timestamp::as_micros), Type::INT8),
