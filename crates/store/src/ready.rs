@@ -20,10 +20,11 @@
 //!   others of that flush.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::id::{SessionId, WorkspaceId};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::fair::FairQueue;
 use crate::lease::Token;

@@ -92,7 +92,7 @@ impl Memory {
         news.publish(&self.hub);
     }
 
-    /// Nothing tells that a lease has lapsed; so each claim looks.
+    /// Nothing tells that a lease has lapsed; so now and then somebody looks.
     fn look_for_lapsed(&self) -> Result<(), Error> {
         let (books, now) = (self.open()?, self.now());
         self.ready.set_running(books.sessions.held(now));
@@ -162,7 +162,9 @@ impl Engine for Memory {
                 ready.pass_on();
                 return Err(Error::Closed);
             }
-            self.look_for_lapsed()?;
+            if ready.is_look_due(self.options.lapsed_poll) {
+                self.look_for_lapsed()?;
+            }
             if ready.is_worth_a_claim() {
                 let leases = self.claim_ready(holder, max)?;
                 if !leases.is_empty() {
