@@ -37,7 +37,8 @@ pub fn check_at_rest(list: &[Value]) -> Verdict {
     if let Some(queued) = list.get(done.len()) {
         return Err(format!("{} is queued and nobody takes it up", name(queued)));
     }
-    match done.last() {
+    // One that only ever was changed or interrupted has never left its rest.
+    match done.iter().rfind(|event| !leaves_at_rest(event)) {
         Some(last) if rest_of(done).is_none() => {
             Err(format!("the log ends with {}, which is no rest", name(last)))
         }
@@ -246,11 +247,15 @@ fn is_queued(event: &Value) -> bool {
     event["processed_at"].is_null()
 }
 
-/// The event with which the session came to rest, if it rests. What a client changes at a session that rests leaves it
-/// at rest.
+/// The event with which the session came to rest, if it rests.
 fn rest_of(done: &[Value]) -> Option<&Value> {
-    let last = done.iter().rfind(|event| kind(event) != "session.updated")?;
+    let last = done.iter().rfind(|event| !leaves_at_rest(event))?;
     matches!(kind(last), "session.status_idle" | "session.status_terminated").then_some(last)
+}
+
+/// A client that changes or interrupts a session that rests leaves it at rest.
+fn leaves_at_rest(event: &Value) -> bool {
+    matches!(kind(event), "session.updated" | "user.interrupt")
 }
 
 fn kind(event: &Value) -> &str {
