@@ -41,11 +41,17 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         pytest: Vec<String>,
     },
-    /// The long rounds: kill the server at random times, a thousand times over.
+    /// The long rounds: kill the server at random times, a thousand times over; or simulate what can befall it.
     Soak {
         /// How often to kill it.
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
+        /// Simulate brains, logs and readers instead, with that many seeds.
+        #[arg(long, value_name = "SEEDS", conflicts_with = "rounds")]
+        simulate: Option<u64>,
+        /// Simulate one seed, and print its logs.
+        #[arg(long, value_name = "SEED", conflicts_with_all = ["rounds", "simulate"])]
+        simulate_seed: Option<u64>,
     },
 }
 
@@ -55,7 +61,9 @@ fn main() -> anyhow::Result<()> {
         Chore::Tidy => tidy(),
         Chore::Sdk { postgres, pytest } => sdk(postgres, &pytest),
         Chore::RealModel { pytest } => real_model(&pytest),
-        Chore::Soak { rounds } => soak(rounds),
+        Chore::Soak { simulate: Some(seeds), .. } => simulate("POSTHOUSE_SIMULATED_SEEDS", seeds),
+        Chore::Soak { simulate_seed: Some(seed), .. } => simulate("POSTHOUSE_SIMULATE_SEED", seed),
+        Chore::Soak { rounds, .. } => soak(rounds),
     }
 }
 
@@ -118,6 +126,12 @@ fn real_model(pytest: &[String]) -> anyhow::Result<()> {
 fn soak(rounds: u32) -> anyhow::Result<()> {
     cargo(&["test", "--package", "cli", "--test", "it", "kill_nine", "--", "--nocapture"])
         .env("POSTHOUSE_CRASH_ROUNDS", rounds.to_string())
+        .run()
+}
+
+fn simulate(variable: &str, value: u64) -> anyhow::Result<()> {
+    cargo(&["test", "--package", "harness", "--test", "it", "simulation", "--", "--nocapture"])
+        .env(variable, value.to_string())
         .run()
 }
 

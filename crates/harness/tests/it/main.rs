@@ -5,4 +5,5 @@ mod crash;
 mod drain;
 mod limits;
 mod model;
+mod simulation;
 mod world;

@@ -58,21 +58,7 @@ impl World {
         policy: PermissionPolicy,
         text: &str,
     ) -> SessionId {
-        let now = self.store.now();
-        let record = Record {
-            id: self.store.ids().make(),
-            agent: agent(policy),
-            environment_id: EnvironmentId::from_text("env_1"),
-            environment: EnvironmentConfig::Cloud {
-                networking: Networking::Unrestricted {},
-                packages: Packages::default(),
-            },
-            title: None,
-            metadata: std::collections::BTreeMap::new(),
-            created_at: now,
-            updated_at: now,
-            archived_at: None,
-        };
+        let record = record(&self.store, policy, MODEL);
         let id = record.id.clone();
         let thread_id = self.store.ids().make();
         let new = NewSession { workspace, record, thread_id, initial: vec![message(text)] };
@@ -151,9 +137,28 @@ pub(crate) fn message(text: &str) -> Body {
     Body::UserMessage { content: vec![Content::text(text)] }
 }
 
-fn agent(policy: PermissionPolicy) -> SessionAgent {
+/// The facts of a new session, whose agent asks this model.
+pub(crate) fn record(store: &Store, policy: PermissionPolicy, model: &str) -> Record {
+    let now = store.now();
+    Record {
+        id: store.ids().make(),
+        agent: agent(policy, model),
+        environment_id: EnvironmentId::from_text("env_1"),
+        environment: EnvironmentConfig::Cloud {
+            networking: Networking::Unrestricted {},
+            packages: Packages::default(),
+        },
+        title: None,
+        metadata: std::collections::BTreeMap::new(),
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
+    }
+}
+
+fn agent(policy: PermissionPolicy, model: &str) -> SessionAgent {
     let model = ModelConfig {
-        id: MODEL.to_owned(),
+        id: model.to_owned(),
         effort: Effort { level: EffortLevel::High },
         speed: Speed::Standard,
         inference_geo: None,
