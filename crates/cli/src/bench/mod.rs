@@ -3,6 +3,7 @@
 //! Every figure stands beside a limit or a rival that was measured in the same run: machines differ and are noisy,
 //! ratios travel. What is missed is printed like what is met. What each figure stands for is in docs/benchmarks.md.
 //!
+//! - [`brains`]: turns a second with one and more processes, and what a turn costs; beside one process on SQLite.
 //! - [`density`]: many idle sessions and open streams on one server; beside an empty one.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
 //! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
@@ -13,6 +14,7 @@
 //! [`progress`], [`place`] (where a bench works), [`history`] (sessions with a past), [`child`] (a server in a process of
 //! its own), [`first_token`] (a turn seen from outside).
 
+mod brains;
 mod child;
 mod density;
 mod first_token;
@@ -50,6 +52,10 @@ enum Which {
     Sandbox(sandbox::SandboxOptions),
     Density(density::DensityOptions),
     Wake(wake::WakeOptions),
+    Brains(brains::BrainsOptions),
+    /// One process of a fleet. Started by `bench brains`.
+    #[command(hide = true)]
+    Member(brains::member::MemberOptions),
     /// Fills a store until it is killed. Started by `bench log`.
     #[command(hide = true)]
     Fill(log::fill::FillOptions),
@@ -84,6 +90,8 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
         Which::Density(options) => (density::measure(&options)?, options.common.json),
         Which::Wake(options) => (wake::measure(&options)?, options.common.json),
+        Which::Brains(options) => (brains::measure(&options)?, options.common.json),
+        Which::Member(options) => return brains::member::member(&options),
         Which::Fill(options) => return log::fill::fill(&options),
     };
     print(&report, json)
