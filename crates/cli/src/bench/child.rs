@@ -1,7 +1,7 @@
 //! A `posthouse serve` in a process of its own: started, timed, looked at from outside.
 //!
-//! For what can only be seen so: a process's memory and processor time, its start, its death. The model is scripted
-//! and takes no time; everything else is as for anybody who runs the server.
+//! For what can only be seen so: a process's memory, its start, its death. The models are scripted; everything else is
+//! as for anybody who runs the server.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,22 +14,48 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+const CONFIG: &str = "posthouse.toml";
+
 /// The scripted model that answers a line at once, however long the conversation is.
 pub(super) const MODEL: &str = "bench";
+/// The one that thinks for as long as [`WORK`] before it says a line.
+pub(super) const SLOW_MODEL: &str = "bench-slow";
+/// The one that runs a command which takes as long as [`WORK`], then says a line.
+pub(super) const TOOL_MODEL: &str = "bench-tool";
 
-const CONFIG: &str = r#"
-[[provider]]
-name = "bench"
-kind = "scripted"
-models = ["bench"]
-script = { replies = [{ blocks = [{ text = "That is all there is to say." }] }], on_end = "repeat" }
-"#;
+/// How long work takes that is to be interrupted: so long that hundreds of sessions are in the middle of theirs at the
+/// same moment, and shorter than the lease of a process that dies.
+pub(super) const WORK: Duration = Duration::from_secs(6);
+
+/// The configuration of a server with these models.
+fn config() -> String {
+    let say = r#"{ blocks = [{ text = "That is all there is to say." }] }"#;
+    let work_ms = WORK.as_millis();
+    let run = format!(
+        r#"{{ blocks = [{{ tool = "bash", input = {{ command = "sleep {}" }} }}] }}"#,
+        WORK.as_secs()
+    );
+    let slow = format!(r#"first_token = {{ kind = "fixed", ms = {work_ms} }}, "#);
+    let providers = [
+        (MODEL, say.to_owned(), ""),
+        (SLOW_MODEL, say.to_owned(), slow.as_str()),
+        (TOOL_MODEL, format!("{run}, {say}"), ""),
+    ];
+    let table = |(model, replies, timing): (&str, String, &str)| {
+        format!(
+            "[[provider]]\nname = \"{model}\"\nkind = \"scripted\"\nmodels = [\"{model}\"]\n\
+             script = {{ replies = [{replies}], {timing}on_end = \"repeat\" }}\n\n"
+        )
+    };
+    providers.map(table).concat()
+}
 
 /// Where a server works and how it is spoken to.
 #[derive(Clone)]
 pub(super) struct Ground {
     data: PathBuf,
     key: String,
+    database: Option<String>,
 }
 
 /// A server that runs. Killed when it is dropped.
@@ -37,8 +63,11 @@ pub(super) struct Served {
     pub(super) client: Client,
     /// From the start of the program to its first answered request.
     pub(super) started: Duration,
-    child: Child,
+    process: Process,
 }
+
+/// A process of a server. Killed when it is dropped.
+pub(super) struct Process(Child);
 
 /// The memory of a process, in bytes, as far as it is resident.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,8 +92,13 @@ impl Ground {
     /// A data directory, and the configuration of a server on it.
     pub(super) fn prepare(data: PathBuf) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&data)?;
-        std::fs::write(data.join("posthouse.toml"), CONFIG)?;
-        Ok(Self { data, key: crate::keys::mint() })
+        std::fs::write(data.join(CONFIG), config())?;
+        Ok(Self { data, key: crate::keys::mint(), database: None })
+    }
+
+    /// The same on a PostgreSQL database, in which many processes meet.
+    pub(super) fn on_database(self, url: &str) -> Self {
+        Self { database: Some(url.to_owned()), ..self }
     }
 
     pub(super) fn data(&self) -> &Path {
@@ -73,28 +107,56 @@ impl Ground {
 
     /// Starts a server, and returns as soon as it has answered a request that needs the store.
     pub(super) async fn start(&self) -> anyhow::Result<Served> {
+        self.serve(&[]).await
+    }
+
+    /// Starts a process that does nothing but answer clients.
+    pub(super) async fn start_api(&self) -> anyhow::Result<Served> {
+        self.serve(&["--role", "api"]).await
+    }
+
+    /// Starts a process that does nothing but drive sessions, and returns when it does.
+    pub(super) async fn start_brain(&self) -> anyhow::Result<Process> {
+        Ok(self.spawn(&["--role", "brain"]).await?.0)
+    }
+
+    async fn serve(&self, arguments: &[&str]) -> anyhow::Result<Served> {
         let begun = Instant::now();
-        let mut child = Command::new(std::env::current_exe()?)
+        let (process, address) = self.spawn(arguments).await?;
+        self.ask(&address).await?;
+        let started = begun.elapsed();
+        let client = Client::new(&format!("http://{address}"), &self.key)?;
+        Ok(Served { client, started, process })
+    }
+
+    /// Starts a process; gives its address.
+    async fn spawn(&self, arguments: &[&str]) -> anyhow::Result<(Process, String)> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
             .arg(&self.data)
             .arg("--config")
-            .arg(self.data.join("posthouse.toml"))
+            .arg(self.data.join(CONFIG))
+            .args(arguments)
             .env("POSTHOUSE_API_KEY", &self.key)
+            .env_remove("POSTHOUSE_ROLE");
+        // Not an argument: those can be read by everybody.
+        match &self.database {
+            Some(url) => command.env("POSTHOUSE_DATABASE", url),
+            None => command.env_remove("POSTHOUSE_DATABASE"),
+        };
+        let mut child = command
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .context("the server cannot be started")?;
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let address = loop {
+        loop {
             let Some(line) = lines.next_line().await? else { bail!("the server ended before it listened") };
             if let Some((_, address)) = line.split_once("listens on http://") {
-                break address.to_owned();
+                return Ok((Process(child), address.to_owned()));
             }
-        };
-        self.ask(&address).await?;
-        let started = begun.elapsed();
-        let client = Client::new(&format!("http://{address}"), &self.key)?;
-        Ok(Served { client, started, child })
+        }
     }
 
     /// One request by hand: making a client with all that belongs to it would take longer than the answer.
@@ -121,20 +183,32 @@ impl Ground {
 impl Served {
     /// What it has in memory now.
     pub(super) fn memory(&self) -> anyhow::Result<Memory> {
-        let pid = self.child.id().context("the server is gone")?;
+        let pid = self.process.0.id().context("the server is gone")?;
         let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))
             .context("the memory of the server cannot be seen")?;
         Ok(memory_of(&maps))
     }
 
     /// Asks it to stop, and waits.
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        self.process.stop().await
+    }
+}
+
+impl Process {
+    /// Asks it to stop, and waits.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         // A child that was not waited for keeps its number, so nobody else can have it.
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
+        if let Some(pid) = self.0.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw) {
             kill_process(pid, Signal::TERM).context("the server cannot be told to stop")?;
         }
-        self.child.wait().await?;
+        self.0.wait().await?;
         Ok(())
+    }
+
+    /// SIGKILL, as a crash is.
+    pub(super) async fn kill(mut self) -> anyhow::Result<()> {
+        self.0.kill().await.context("the server cannot be killed")
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! - [`brains`]: turns a second with one and more processes, and what a turn costs; beside one process on SQLite.
 //! - [`density`]: many idle sessions and open streams on one server; beside an empty one.
+//! - [`failover`]: how long sessions stand still when their brain ends; beside the lease's length.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
 //! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
@@ -17,6 +18,7 @@
 mod brains;
 mod child;
 mod density;
+mod failover;
 mod first_token;
 mod history;
 mod log;
@@ -53,6 +55,7 @@ enum Which {
     Density(density::DensityOptions),
     Wake(wake::WakeOptions),
     Brains(brains::BrainsOptions),
+    Failover(failover::FailoverOptions),
     /// One process of a fleet. Started by `bench brains`.
     #[command(hide = true)]
     Member(brains::member::MemberOptions),
@@ -91,6 +94,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Density(options) => (density::measure(&options)?, options.common.json),
         Which::Wake(options) => (wake::measure(&options)?, options.common.json),
         Which::Brains(options) => (brains::measure(&options)?, options.common.json),
+        Which::Failover(options) => (failover::measure(&options)?, options.common.json),
         Which::Member(options) => return brains::member::member(&options),
         Which::Fill(options) => return log::fill::fill(&options),
     };
