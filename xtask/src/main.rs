@@ -67,9 +67,8 @@ fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Those tests of the SDK that are run on PostgreSQL, too: what hangs on the store most. Two servers on one database are
-/// welcome there.
-const SHARED: &str = "(flow or resume or crash or limits) and not a_second_server_on_the_same_data";
+/// Those tests of the SDK that are run on PostgreSQL, too: what hangs on the store most.
+const SHARED: &str = "flow or resume or limits or runs_once";
 
 fn check() -> anyhow::Result<()> {
     step("install what the tests need", prepare)?;
