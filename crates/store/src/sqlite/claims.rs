@@ -9,6 +9,7 @@ use crate::lease::{Lease, Token};
 use crate::ready::Ready;
 use crate::rules::leases;
 use crate::sqlite::fault::Fault;
+use crate::sqlite::heads::LEASE_SLACK_MICROS;
 use crate::sqlite::writer::Flush;
 
 /// Claims up to `max` sessions of the queue that may be claimed.
@@ -108,6 +109,22 @@ pub(crate) fn wanting(
     while let Some(row) = rows.next()? {
         let id = SessionId::from_text(row.get::<_, String>(0)?);
         found.push((id, WorkspaceId::from_text(row.get::<_, String>(1)?)));
+    }
+    Ok(found)
+}
+
+/// Sessions whose holder died though they wanted nothing more: nobody will claim them, and they run no longer.
+pub(crate) fn satisfied(conn: &Connection, now: Timestamp, limit: usize) -> Result<Vec<SessionId>, Fault> {
+    const SATISFIED: &str = "
+        SELECT s.id FROM head h JOIN session s ON s.number = h.session
+        WHERE h.lease_until <= ?1 AND h.wants_brain = 0 LIMIT ?2";
+    // A lease may last a little longer than the database says.
+    let lapsed = now.as_micros() - LEASE_SLACK_MICROS;
+    let mut statement = conn.prepare_cached(SATISFIED)?;
+    let mut rows = statement.query(params![lapsed, limit])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(SessionId::from_text(row.get::<_, String>(0)?));
     }
     Ok(found)
 }

@@ -11,6 +11,7 @@ use protocol::agent::Agent;
 use protocol::environment::Environment;
 use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
 use protocol::time::Timestamp;
+use rusqlite::Connection;
 use session::State;
 
 use crate::Options;
@@ -89,8 +90,14 @@ impl Sqlite {
     /// Nothing tells that a lease has lapsed; so now and then somebody looks.
     async fn look_for_lapsed(&self) -> Result<(), Error> {
         let now = self.options.clock.now();
-        let found = self.readers.read(move |conn| claims::wanting(conn, now, LAPSED_MAX)).await?;
-        self.ready.push(&found);
+        let look = move |conn: &Connection| {
+            Ok((claims::wanting(conn, now, LAPSED_MAX)?, claims::satisfied(conn, now, LAPSED_MAX)?))
+        };
+        let (wanting, satisfied) = self.readers.read(look).await?;
+        self.ready.push(&wanting);
+        for id in &satisfied {
+            self.ready.ended(id);
+        }
         Ok(())
     }
 }

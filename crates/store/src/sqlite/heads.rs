@@ -19,7 +19,7 @@ use crate::sqlite::slices::text;
 const HEADS_MAX: usize = 16_384;
 /// A lease that lasts at most this much longer than the database says is not written for that alone: renewing with
 /// each append would otherwise cost two index entries each time.
-const LEASE_SLACK_MICROS: i64 = 2_000_000;
+pub(crate) const LEASE_SLACK_MICROS: i64 = 2_000_000;
 
 /// A session in the writer's memory.
 struct Kept {

@@ -3,7 +3,7 @@
 use protocol::event::{Body, StopReason};
 use protocol::id::{SessionId, WorkspaceId};
 use session::Draft;
-use store::{ChangeError, Lease, Limits, NewSession, Options, Seen, Store};
+use store::{ChangeError, LEASE, Lease, Limits, NewSession, Options, Seen, Store};
 
 use crate::world::{World, message, soon};
 
@@ -35,6 +35,30 @@ async fn claim_all(store: &Store) -> Vec<Lease> {
     soon(store.claim("test", 100)).await.expect("works")
 }
 
+/// Does what the session wants.
+async fn satisfy(world: &World, lease: &Lease) {
+    let view = world.view(&lease.token.session).await;
+    let takes = view.inbox.into_iter().map(|event| Draft::Take(event.id));
+    let idle = Body::StatusIdle { stop_reason: StopReason::EndTurn {}, stop_details: None };
+    let drafts = takes.chain([world.draft(idle)]).collect();
+    world.store.append(&lease.token, view.state.head, drafts).await.expect("appended");
+}
+
+/// A brain that dies between the end of a turn and giving its lease back.
+async fn frees_the_place_of_a_dead_brain(world: &World) {
+    let workspace = world.id();
+    let sessions = begin_many(world, &workspace, 3).await;
+    let held = claim_all(&world.store).await;
+    assert_eq!(held.len(), 2);
+    for lease in &held {
+        satisfy(world, lease).await;
+    }
+    world.clock.advance(LEASE * 2);
+    let next = claim_all(&world.store).await;
+    assert_eq!(next.len(), 1);
+    assert!(sessions.contains(&next[0].token.session));
+}
+
 async fn runs_no_more_than_the_limits(world: &World) {
     let (first, second) = (world.id(), world.id());
     let of_first = begin_many(world, &first, 4).await;
@@ -48,11 +72,7 @@ async fn runs_no_more_than_the_limits(world: &World) {
     let over = held.remove(place);
     let waits = world.store.clone();
     let next = tokio::spawn(async move { claim_all(&waits).await });
-    let view = world.view(&over.token.session).await;
-    let takes = view.inbox.into_iter().map(|event| Draft::Take(event.id));
-    let idle = Body::StatusIdle { stop_reason: StopReason::EndTurn {}, stop_details: None };
-    let drafts = takes.chain([world.draft(idle)]).collect();
-    world.store.append(&over.token, view.state.head, drafts).await.expect("appended");
+    satisfy(world, &over).await;
     world.store.release(over).await.expect("works");
     let next = next.await.expect("claims");
     assert_eq!(next.len(), 1);
@@ -110,4 +130,19 @@ async fn no_more_sessions_run_than_the_limits_allow_in_memory() {
 #[tokio::test]
 async fn no_more_sessions_wait_than_the_limit_allows_in_memory() {
     keeps_no_more_waiting_than_the_limit(&World::in_memory_with(few_wait)).await;
+}
+
+#[tokio::test]
+async fn a_dead_brain_holds_no_place_on_sqlite() {
+    frees_the_place_of_a_dead_brain(&World::on_sqlite_with(few_run)).await;
+}
+
+#[tokio::test]
+async fn a_dead_brain_holds_no_place_on_postgres() {
+    frees_the_place_of_a_dead_brain(&World::on_postgres_with(few_run).await).await;
+}
+
+#[tokio::test]
+async fn a_dead_brain_holds_no_place_in_memory() {
+    frees_the_place_of_a_dead_brain(&World::in_memory_with(few_run)).await;
 }
