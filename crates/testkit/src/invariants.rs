@@ -37,13 +37,16 @@ pub fn check_at_rest(list: &[Value]) -> Verdict {
     if let Some(queued) = list.get(done.len()) {
         return Err(format!("{} is queued and nobody takes it up", name(queued)));
     }
-    // One that only ever was changed or interrupted has never left its rest.
-    match done.iter().rfind(|event| !leaves_at_rest(event)) {
-        Some(last) if rest_of(done).is_none() => {
-            Err(format!("the log ends with {}, which is no rest", name(last)))
-        }
+    match done.last() {
+        Some(last) if !is_at_rest(done) => Err(format!("the log ends with {}, which is no rest", name(last))),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether the session rests after these events of its log. One that only ever was changed or interrupted has never left
+/// its rest.
+pub fn is_at_rest(done: &[Value]) -> bool {
+    done.iter().all(leaves_at_rest) || rest_of(done).is_some()
 }
 
 /// G2: what streams showed of a session, put together from wherever they were opened and resumed, is its list: the

@@ -39,6 +39,7 @@ fn a_sound_log_passes_and_rests() {
     let mut events = turn();
     assert_eq!(check_at_rest(&log(&events)), Ok(()));
     events.push(json!({"type": "session.updated"}));
+    events.push(json!({"type": "user.interrupt"}));
     assert_eq!(check_at_rest(&log(&events)), Ok(()));
     events.push(json!({"type": "user.message", "processed_at": null}));
     assert_eq!(check(&log(&events)), Ok(()));
