@@ -43,15 +43,24 @@ enum Chore {
     },
     /// The long rounds: kill the server at random times, a thousand times over; or simulate what can befall it.
     Soak {
-        /// How often to kill it.
-        #[arg(long, default_value_t = 1000)]
-        rounds: u32,
+        /// How often to kill it, 1,000 by default. With --chaos: how often every kind of trouble happens, 20 by default.
+        #[arg(long)]
+        rounds: Option<u32>,
         /// Simulate brains, logs and readers instead, with that many seeds.
         #[arg(long, value_name = "SEEDS", conflicts_with = "rounds")]
         simulate: Option<u64>,
         /// Simulate one seed, and print its logs.
         #[arg(long, value_name = "SEED", conflicts_with_all = ["rounds", "simulate"])]
         simulate_seed: Option<u64>,
+        /// Chaos instead: brains and API processes on PostgreSQL that die, freeze and lose their database.
+        #[arg(long, conflicts_with_all = ["simulate", "simulate_seed"])]
+        chaos: bool,
+        /// With --chaos: in which order the troubles come; otherwise any.
+        #[arg(long, requires = "chaos")]
+        seed: Option<u32>,
+        /// With --chaos: how many sessions there are.
+        #[arg(long, requires = "chaos", default_value_t = 200)]
+        sessions: u32,
     },
 }
 
@@ -63,7 +72,10 @@ fn main() -> anyhow::Result<()> {
         Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { simulate: Some(seeds), .. } => simulate("POSTHOUSE_SIMULATED_SEEDS", seeds),
         Chore::Soak { simulate_seed: Some(seed), .. } => simulate("POSTHOUSE_SIMULATE_SEED", seed),
-        Chore::Soak { rounds, .. } => soak(rounds),
+        Chore::Soak { rounds, chaos: false, .. } => soak(rounds.unwrap_or(1000)),
+        Chore::Soak { rounds, seed, sessions, chaos: true, .. } => {
+            chaos(rounds.unwrap_or(20), seed.unwrap_or_else(any_seed), sessions)
+        }
     }
 }
 
@@ -132,6 +144,22 @@ fn simulate(variable: &str, value: u64) -> anyhow::Result<()> {
     cargo(&["test", "--package", "harness", "--test", "it", "simulation", "--", "--nocapture"])
         .env(variable, value.to_string())
         .run()
+}
+
+fn chaos(cycles: u32, seed: u32, sessions: u32) -> anyhow::Result<()> {
+    database::prepare()?;
+    cargo(&["test", "--package", "cli", "--test", "it", "chaos", "--", "--nocapture"])
+        .env("POSTHOUSE_CHAOS_CYCLES", cycles.to_string())
+        .env("POSTHOUSE_CHAOS_SEED", seed.to_string())
+        .env("POSTHOUSE_CHAOS_SESSIONS", sessions.to_string())
+        .run()
+}
+
+/// Differs from call to call.
+fn any_seed() -> u32 {
+    use std::hash::BuildHasher as _;
+    let random = std::hash::RandomState::new().hash_one(std::process::id());
+    u32::try_from(random % 1_000_000).expect("it is below a million")
 }
 
 fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {

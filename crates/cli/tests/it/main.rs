@@ -1,5 +1,6 @@
 //! The real binary, as users meet it.
 
+mod chaos;
 mod commands;
 mod database;
 mod fleet;
