@@ -4,12 +4,12 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use futures_util::future::join_all;
 use rustls::RootCertStore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
@@ -26,6 +26,9 @@ const CONNECTIONS: usize = 12;
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long an answer may take. Well below the length of a lease; no statement of ours takes a tenth of it.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long a read waits for a database that is away, and how long between two tries.
+const READ_PATIENCE: Duration = Duration::from_secs(3);
+const READ_PAUSE: Duration = Duration::from_millis(100);
 /// How long reading a whole log may take, for the operator's tools.
 pub(crate) const LONG_ANSWER_MAX: Duration = Duration::from_secs(600);
 
@@ -144,7 +147,8 @@ impl Db {
         Ok(self.pool.get().await?)
     }
 
-    /// Asks one statement, which is a transaction by itself.
+    /// Asks one statement, which is a transaction by itself. It is not prepared by name: a pooler that hands connections
+    /// on between transactions would bring the names of two processes into each other's way.
     pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
         let client = self.get().await?;
         let answer = timeout(ANSWER_MAX, client.query_typed(sql, params)).await;
@@ -195,6 +199,20 @@ impl Db {
 
     pub(crate) fn close(&self) {
         self.pool.close();
+    }
+}
+
+/// Reads again what could not be read because the database was away for a moment.
+pub(crate) async fn read<T, Reading>(reads: impl Fn() -> Reading) -> Result<T, Fault>
+where
+    Reading: Future<Output = Result<T, Fault>>,
+{
+    let began = Instant::now();
+    loop {
+        match reads().await {
+            Err(fault) if fault.is_away() && began.elapsed() < READ_PATIENCE => sleep(READ_PAUSE).await,
+            read => return read,
+        }
     }
 }
 

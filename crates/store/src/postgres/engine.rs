@@ -25,7 +25,7 @@ use crate::keys::{ApiKey, KeyHash};
 use crate::lease::{Lease, Token, View};
 use crate::log::{Slice, Stored};
 use crate::postgres::claims::{self, Renewal};
-use crate::postgres::connect::{Address, Db};
+use crate::postgres::connect::{Address, Db, read};
 use crate::postgres::fault::Fault;
 use crate::postgres::lanes::Lanes;
 use crate::postgres::previews::{Elsewhere, Outbox};
@@ -326,15 +326,15 @@ impl Engine for Postgres {
     }
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
-        Ok(sessions::look(self.db(), id).await?)
+        Ok(read(|| sessions::look(self.db(), id)).await?)
     }
 
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
-        Ok(sessions::get(self.db(), workspace, id).await?)
+        Ok(read(|| sessions::get(self.db(), workspace, id)).await?)
     }
 
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error> {
-        Ok(sessions::list(self.db(), workspace, &query).await?)
+        Ok(read(|| sessions::list(self.db(), workspace, &query)).await?)
     }
 
     async fn sessions_after(&self, after: Option<SessionId>, limit: usize) -> Result<Vec<SessionId>, Error> {
@@ -346,15 +346,15 @@ impl Engine for Postgres {
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {
-        Ok(slices::events(self.db(), id, &slice).await?)
+        Ok(read(|| slices::events(self.db(), id, &slice)).await?)
     }
 
     async fn inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error> {
-        Ok(slices::inbox(self.db(), id).await?)
+        Ok(read(|| slices::inbox(self.db(), id)).await?)
     }
 
     async fn history(&self, id: &SessionId, slice: Slice) -> Result<(Vec<Stored>, Vec<Stored>), Error> {
-        Ok(slices::history(self.db(), id, &slice).await?)
+        Ok(read(|| slices::history(self.db(), id, &slice)).await?)
     }
 
     async fn rebuild(&self, id: &SessionId) -> Result<Option<State>, Error> {
@@ -362,11 +362,11 @@ impl Engine for Postgres {
     }
 
     async fn start(&self, id: &SessionId) -> Result<Option<Start>, Error> {
-        Ok(slices::start(self.db(), id).await?)
+        Ok(read(|| slices::start(self.db(), id)).await?)
     }
 
     async fn catch_up(&self, id: &SessionId, progress: Progress) -> Result<Caught, Error> {
-        Ok(slices::catch_up(self.db(), id, progress).await?)
+        Ok(read(|| slices::catch_up(self.db(), id, progress)).await?)
     }
 
     async fn create_agent(&self, workspace: &WorkspaceId, agent: &Agent) -> Result<bool, Error> {
@@ -418,7 +418,7 @@ impl Engine for Postgres {
         workspace: &WorkspaceId,
         id: &EnvironmentId,
     ) -> Result<Option<Environment>, Error> {
-        Ok(resources::environment(self.db(), workspace, id).await?)
+        Ok(read(|| resources::environment(self.db(), workspace, id)).await?)
     }
 
     async fn environments(
@@ -476,7 +476,7 @@ impl Engine for Postgres {
     }
 
     async fn find_key(&self, hash: KeyHash) -> Result<Option<ApiKey>, Error> {
-        Ok(resources::find_key(self.db(), &hash).await?)
+        Ok(read(|| resources::find_key(self.db(), &hash)).await?)
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -24,10 +24,8 @@ pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;
 const BUSY: Duration = Duration::from_secs(5);
 /// Pages that the writer keeps: enough that the ends of all busy sessions' indexes stay in memory.
 const WRITER_CACHE_KIB: i64 = 128 << 10;
-/// Readers lean on the operating system's page cache through the map instead.
+/// Readers lean on the operating system's page cache instead.
 const READER_CACHE_KIB: i64 = 4 << 10;
-/// Mapped pages count as this process's memory, so the map is bounded.
-const MAP_BYTES: i64 = 256 << 20;
 /// Written at once when space is made.
 const SPACE_STEP: usize = 1 << 20;
 /// Statements that each connection keeps prepared.
@@ -104,7 +102,8 @@ pub(crate) fn reader(path: &Path) -> Result<Connection, Fault> {
     conn.pragma_update(None, "query_only", true)?;
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
-    conn.pragma_update(None, "mmap_size", MAP_BYTES)?;
+    // Mapped pages would count as this process's memory, once for each reader, and reading is no slower without.
+    conn.pragma_update(None, "mmap_size", 0)?;
     prepare_once(&conn)?;
     Ok(conn)
 }
