@@ -148,9 +148,9 @@ impl DatabaseUrl {
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, rest) = self.0.split_once("://").expect("checked when it was parsed");
-        let place = rest.split('?').next().unwrap_or_default();
-        // A password may hold any sign but a host none of these.
-        let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+        // A password may hold any sign, a host none of these.
+        let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+        let place = place.split('?').next().unwrap_or_default();
         write!(formatter, "postgres://{place}")
     }
 }

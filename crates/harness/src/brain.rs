@@ -112,7 +112,11 @@ impl Brain {
         let stop = Stop { soon: shutdown.clone(), now: CancellationToken::new() };
         let places = Arc::new(Semaphore::new(self.options.sessions_max));
         loop {
-            let first = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+            let first = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                place = Arc::clone(&places).acquire_owned() => place.expect("the semaphore is never closed"),
+            };
             let mut held = vec![first];
             while held.len() < CLAIMS_MAX
                 && let Ok(place) = Arc::clone(&places).try_acquire_owned()
@@ -188,7 +192,7 @@ impl Brain {
                     );
                     drive::give_up(self, &lease.token, lease.deaths).await
                 } else {
-                    drive::drive(self, &lease.token, stop).await
+                    drive::drive(self, &lease, stop).await
                 }
             };
             let driven = AssertUnwindSafe(driving).catch_unwind().await;

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
-use store::{AppendError, LEASE, Order, Slice, Stored, Token, View, WaitsFor};
+use store::{AppendError, LEASE, Lease, Order, Slice, Stored, Token, View, WaitsFor};
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -76,12 +76,13 @@ pub(crate) enum Halt {
 }
 
 /// Drives the session until it rests.
-pub(crate) async fn drive(brain: &Brain, token: &Token, stop: &Stop) -> Result<(), Halt> {
+pub(crate) async fn drive(brain: &Brain, lease: &Lease, stop: &Stop) -> Result<(), Halt> {
+    let token = &lease.token;
     // Watched from before the first look, so that no change falls between a look and a wait.
     let changed = brain.store.changed(&token.session);
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
     let renewals = renewals();
-    let held_until = Instant::now() + HELD;
+    let held_until = lease.held_since + HELD;
     let mut drive = Drive {
         brain,
         token,
@@ -302,6 +303,9 @@ impl Drive<'_> {
         stop: &CancellationToken,
     ) -> Result<Woken<T>, Halt> {
         let mut act = std::pin::pin!(act);
+        if Instant::now() >= self.held_until {
+            return Err(Halt::Lost);
+        }
         // A look that the store could not answer is owed.
         let mut owes_look = false;
         loop {

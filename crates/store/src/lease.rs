@@ -17,6 +17,7 @@ use protocol::id::{SessionId, WorkspaceId};
 use protocol::position::Position;
 pub use protocol::session::{Waiting, WaitsFor};
 use session::{Draft, Record, State};
+use tokio::time::Instant;
 
 use crate::Store;
 use crate::error::{AppendError, Error};
@@ -36,6 +37,8 @@ pub struct Lease {
     /// How many holders in a row died, without giving their lease back and without recording an answer or a result:
     /// a session that kills its brain tells itself by this.
     pub deaths: u32,
+    /// When it was asked for: it may lapse [`LEASE`] after that.
+    pub held_since: Instant,
 }
 
 /// Names a lease. A stale one is refused by the store and by the hands.

@@ -3,6 +3,7 @@
 use protocol::id::{SessionId, WorkspaceId};
 use protocol::time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::Type;
 
@@ -17,6 +18,8 @@ use crate::rules::leases::micros;
 
 /// Renewals in one statement.
 const RENEWALS_MAX: usize = 1_024;
+/// How long a claim may take, in milliseconds: less than its answer is waited for.
+const CLAIM_MAX_MILLIS: u32 = 4_000;
 /// Any number will do, as long as it is always the same: "clai" in ASCII.
 const LOCK: i64 = 0x636c_6169;
 
@@ -42,8 +45,10 @@ pub(crate) async fn claim(
     // lock goes with the statement, whatever becomes of this process.
     let is_limited = limits.running_max.is_some() || limits.running_per_workspace_max.is_some();
     let lock = if is_limited { format!("SELECT pg_advisory_xact_lock({LOCK});") } else { String::new() };
+    // What nobody hears of any more must not lease sessions to nobody.
     let sql = format!(
-        "{lock}
+        "SELECT set_config('statement_timeout', '{CLAIM_MAX_MILLIS}', true);
+        {lock}
         WITH RECURSIVE lane AS (
             (SELECT workspace FROM head WHERE wanted_order IS NOT NULL ORDER BY workspace LIMIT 1)
             UNION ALL
@@ -77,6 +82,7 @@ pub(crate) async fn claim(
         FROM free WHERE head.session = free.session
         RETURNING head.id, head.epoch, head.deaths"
     );
+    let held_since = Instant::now();
     let answer = db.simple(&sql).await?;
     let rows = answer.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) if row.len() == 3 => Some(row),
@@ -87,6 +93,7 @@ pub(crate) async fn claim(
         Some(Lease {
             token: Token { session, epoch: row.get(1)?.parse().ok()? },
             deaths: row.get(2)?.parse().ok()?,
+            held_since,
         })
     };
     Ok(rows.filter_map(lease).collect())
@@ -106,10 +113,12 @@ pub(crate) async fn try_claim(
         WHERE id = $1 AND (lease_until IS NULL OR lease_until <= {now})
         RETURNING epoch, deaths"
     );
+    let held_since = Instant::now();
     let row = db.query_opt(&sql, &[(&id.as_str(), Type::TEXT), (&holder, Type::TEXT)]).await?;
     Ok(row.map(|row| Lease {
         token: Token { session: id.clone(), epoch: u64::try_from(row.get::<_, i64>(0)).unwrap_or_default() },
         deaths: u32::try_from(row.get::<_, i32>(1)).unwrap_or_default(),
+        held_since,
     }))
 }
 

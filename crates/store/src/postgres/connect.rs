@@ -150,6 +150,17 @@ impl Db {
     /// Asks one statement, which is a transaction by itself. It is not prepared by name: a pooler that hands connections
     /// on between transactions would bring the names of two processes into each other's way.
     pub(crate) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
+        match self.write(sql, params).await {
+            // An id with a zero byte, which a client may send and no text of PostgreSQL can hold: nothing has it.
+            Err(Fault::Sql(error)) if error.code() == Some(&SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
+                Ok(Vec::new())
+            }
+            asked => asked,
+        }
+    }
+
+    /// The same for what the lanes write, where every text is ours.
+    pub(crate) async fn write(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
         let client = self.get().await?;
         let answer = timeout(ANSWER_MAX, client.query_typed(sql, params)).await;
         settle(client, answer)
@@ -185,9 +196,13 @@ impl Db {
             Ok(rows)
         };
         let answer = timeout(at_most, all).await;
-        let mut rows = settle(client, answer)?;
-        rows.resize_with(asked.len(), Vec::new);
-        Ok(rows)
+        match settle(client, answer) {
+            // As for one statement.
+            Err(Fault::Sql(error)) if error.code() == Some(&SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
+                Ok(asked.iter().map(|_| Vec::new()).collect())
+            }
+            asked => asked,
+        }
     }
 
     /// Sends statements as one message: the server runs them in one transaction, whatever becomes of this process.
@@ -222,15 +237,12 @@ pub(crate) fn storable(text: &str) -> String {
 }
 
 /// A connection on which an answer is late is not used again.
-fn settle<T: Default>(
+fn settle<T>(
     client: Object,
     answer: Result<Result<T, tokio_postgres::Error>, tokio::time::error::Elapsed>,
 ) -> Result<T, Fault> {
     match answer {
         Ok(Ok(value)) => Ok(value),
-        // An id with a zero byte, which a client may send and no text of PostgreSQL can hold: nothing has it. All other
-        // texts of clients are escaped JSON, or made storable.
-        Ok(Err(error)) if error.code() == Some(&SqlState::CHARACTER_NOT_IN_REPERTOIRE) => Ok(T::default()),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => {
             drop(Object::take(client));

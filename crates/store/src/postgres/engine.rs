@@ -92,6 +92,12 @@ impl Shared {
         self.closed.is_cancelled()
     }
 
+    /// Whether there are limits on running sessions.
+    pub(crate) fn is_limited(&self) -> bool {
+        let limits = &self.options.limits;
+        limits.running_max.is_some() || limits.running_per_workspace_max.is_some()
+    }
+
     /// Gives whether that is news.
     pub(crate) fn set_listening(&self, is_listening: bool) -> bool {
         self.is_listening.swap(is_listening, Ordering::Relaxed) != is_listening
@@ -99,7 +105,7 @@ impl Shared {
 
     /// After a commit: what it means for others.
     pub(crate) fn publish(&self, news: News) {
-        if !news.wanting.is_empty() {
+        if !news.wanting.is_empty() || self.is_limited() {
             self.ready.notify_one();
         }
         news.publish(&self.hub);
@@ -220,7 +226,7 @@ impl Postgres {
 
 async fn give_back(shared: &Shared, leases: Vec<Lease>) {
     let Some(lanes) = shared.lanes.get() else { return };
-    for Lease { token, deaths: _ } in leases {
+    for Lease { token, .. } in leases {
         let session = token.session.clone();
         let (job, released) = job(session, 0, move |head, _| {
             if let Some(head) = head {
@@ -280,6 +286,8 @@ impl Engine for Postgres {
 
     async fn renew(&self, token: &Token) -> Result<bool, Error> {
         let (answer, answered) = oneshot::channel();
+        // A brain that is full claims nothing, but counts all the same.
+        self.beat().await;
         let renewal = Renewal { token: token.clone(), answer };
         self.renewals.send(renewal).await.map_err(|_| Error::Closed)?;
         answered.await.map_err(|_| Error::Closed)?

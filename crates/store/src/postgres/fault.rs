@@ -66,8 +66,13 @@ impl Fault {
             Self::Closed | Self::Connect(_) | Self::Json(_) => false,
             Self::Late => true,
             Self::Sql(error) => match error.code() {
-                // The server went down in the middle, perhaps of the commit.
-                Some(code) => *code == SqlState::CRASH_SHUTDOWN || *code == SqlState::ADMIN_SHUTDOWN,
+                // The server went down in the middle, perhaps of the commit, or a pooler lost its connection to it.
+                Some(code) => {
+                    let (is_down, is_lost) = (code.code().starts_with("57P"), code.code().starts_with("08"));
+                    (is_down && *code != SqlState::CANNOT_CONNECT_NOW)
+                        || is_lost
+                        || *code == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+                }
                 // The connection broke.
                 None => true,
             },

@@ -38,7 +38,8 @@ pub(crate) async fn load(
     db: &Db,
     ids: &[&SessionId],
 ) -> Result<HashMap<SessionId, Result<Loaded, Fault>>, Fault> {
-    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).collect();
+    // An id with a zero byte, which a client may send and no text of PostgreSQL can hold, must not fail the others.
+    let ids: Vec<&str> = ids.iter().map(|id| id.as_str()).filter(|id| !id.contains('\0')).collect();
     let rows = db.query(LOAD, &[(&ids, Type::TEXT_ARRAY)]).await?;
     let loaded = rows.iter().map(|row| {
         let id = SessionId::from_text(row.get::<_, String>(16));

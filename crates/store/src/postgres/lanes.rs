@@ -13,6 +13,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -152,8 +153,9 @@ struct Group {
     since: Instant,
     /// It was tried in vain, because the database was away.
     is_tried: bool,
-    /// A write was sent and its outcome not heard.
-    is_doubtful: bool,
+    /// A write was sent and its outcome not heard: what the head's last write was called before. `None` for a session
+    /// that was to be made.
+    doubtful: Option<Option<i64>>,
 }
 
 /// A session that is written, and the name of the write.
@@ -167,6 +169,8 @@ struct Kept {
     head: Option<Head>,
     /// Read for this flush, so that it need not be proved.
     is_fresh: bool,
+    /// What its last write was called.
+    write_id: Option<i64>,
     used: u64,
 }
 
@@ -242,14 +246,14 @@ impl Lane {
                 write_id: self.shared.new_write_id(),
                 since: Instant::now(),
                 is_tried: false,
-                is_doubtful: false,
+                doubtful: None,
             }),
         }
     }
 
     async fn flush(&mut self, mut groups: Vec<Group>) {
         for group in &mut groups {
-            group.jobs.retain(|job| !job.is_abandoned() || group.is_doubtful);
+            group.jobs.retain(|job| !job.is_abandoned() || group.doubtful.is_some());
         }
         groups.retain(|group| !group.jobs.is_empty());
         self.forget_stale();
@@ -260,13 +264,23 @@ impl Lane {
             let kept = self.kept.get_mut(&group.session).expect("loaded");
             let now = self.shared.options.clock.now();
             let moment = Moment { now, hub: &self.shared.hub };
-            for job in &mut group.jobs {
-                job.run(&mut kept.head, &moment);
-                if let Some(head) = &mut kept.head {
-                    head.note_wanting(now);
+            let running = catch_unwind(AssertUnwindSafe(|| {
+                for job in &mut group.jobs {
+                    job.run(&mut kept.head, &moment);
+                    if let Some(head) = &mut kept.head {
+                        head.note_wanting(now);
+                    }
+                }
+            }));
+            if running.is_err() {
+                // A broken rule costs its session's callers an error, not everybody the lane.
+                self.kept.remove(&group.session);
+                for job in group.jobs.drain(..) {
+                    job.answer(Err(Error::Corrupt("a rule of the store is broken".into())));
                 }
             }
         }
+        groups.retain(|group| !group.jobs.is_empty());
         // Jobs cannot be looked at by two threads at once, so what is written goes by name.
         let named: Vec<Named> = groups
             .iter()
@@ -310,16 +324,31 @@ impl Lane {
         while index < groups.len() {
             let group = &groups[index];
             if !self.kept.contains_key(&group.session) {
-                let head = match loaded.remove(&group.session) {
-                    None => None,
-                    Some(Ok(found)) if group.is_doubtful && found.write_id == group.write_id => {
-                        // It took, though nobody heard of it.
+                let found = loaded.remove(&group.session);
+                if let Some(before) = group.doubtful
+                    && !matches!(found, Some(Err(_)))
+                {
+                    let last =
+                        found.as_ref().and_then(|found| found.as_ref().ok()).map(|found| found.write_id);
+                    let outcome = outcome(before, group.write_id, last);
+                    if outcome != Outcome::Untouched {
                         let group = groups.swap_remove(index);
                         self.shared.wake(&group.session);
-                        group.jobs.into_iter().for_each(|job| job.answer(Ok(())));
+                        self.shared.ready.notify_one();
+                        for job in group.jobs {
+                            job.answer(match outcome {
+                                Outcome::Taken => Ok(()),
+                                Outcome::Untouched | Outcome::Unknown => {
+                                    Err(Error::Unknown("somebody else has written since".into()))
+                                }
+                            });
+                        }
                         continue;
                     }
-                    Some(Ok(found)) => Some(found.head),
+                }
+                let (head, write_id) = match found {
+                    None => (None, None),
+                    Some(Ok(found)) => (Some(found.head), Some(found.write_id)),
                     Some(Err(fault)) => {
                         let group = groups.swap_remove(index);
                         tracing::error!(session.id = %group.session, error = ?fault, "a session cannot be read");
@@ -327,7 +356,7 @@ impl Lane {
                         continue;
                     }
                 };
-                let kept = Kept { head, is_fresh: true, used: 0 };
+                let kept = Kept { head, is_fresh: true, write_id, used: 0 };
                 self.kept.insert(group.session.clone(), kept);
             }
             let kept = self.kept.get_mut(&groups[index].session).expect("just put there");
@@ -388,7 +417,12 @@ impl Lane {
             writings.sort_by_key(|(_, writing)| writing.head.number);
             let (indexes, writings): (Vec<usize>, Vec<Writing<'_>>) = writings.into_iter().unzip();
             let sessions = writings.iter().map(|writing| &writing.head.record.id);
-            let wanting = writings.iter().any(|writing| writing.head.lease.wanted_since.is_some());
+            // Where places are limited, a session that is given back makes one.
+            let is_limited = self.shared.is_limited();
+            let wanting = writings.iter().any(|writing| {
+                let lease = &writing.head.lease;
+                lease.wanted_since.is_some() || (is_limited && lease.until.is_none())
+            });
             let payload = listen::changed_payload(&self.shared.node, sessions, wanting);
             let notice = Notice { channel, payload: &payload };
             let written = match kind {
@@ -431,16 +465,18 @@ impl Lane {
         for (mut group, verdict) in groups.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Done => {
-                    self.settle(&group.session, now, &mut news);
+                    self.settle(&group.session, group.write_id, now, &mut news);
                     answers.push((group.jobs, None));
                 }
                 Verdict::Again => {
                     self.kept.remove(&group.session);
-                    self.left.push_back(group);
+                    self.left.push_front(group);
                 }
                 Verdict::Doubtful(fault) => {
-                    self.kept.remove(&group.session);
-                    group.is_doubtful |= fault.is_doubtful();
+                    let kept = self.kept.remove(&group.session);
+                    if fault.is_doubtful() && group.doubtful.is_none() {
+                        group.doubtful = Some(kept.and_then(|kept| kept.write_id));
+                    }
                     last_fault = Some(fault);
                     doubtful.push(group);
                 }
@@ -466,13 +502,14 @@ impl Lane {
     }
 
     /// What the head means once it is durable.
-    fn settle(&mut self, id: &SessionId, now: protocol::time::Timestamp, news: &mut News) {
+    fn settle(&mut self, id: &SessionId, write_id: i64, now: protocol::time::Timestamp, news: &mut News) {
         let Some(kept) = self.kept.get_mut(id) else { return };
         kept.is_fresh = false;
         let is_gone = match &mut kept.head {
             Some(head) => {
                 if head.pending.is_dirty {
                     head.version += 1;
+                    kept.write_id = Some(write_id);
                     head.settle(now, news);
                 }
                 news.deleted.last().is_some_and(|(deleted, _)| deleted == id)
@@ -500,13 +537,17 @@ impl Lane {
             self.kept.remove(&group.session);
             group.is_tried = true;
             if now.duration_since(group.since) < PATIENCE && !self.shared.is_closed() {
-                self.left.push_back(group);
+                // Before what came later for the same session.
+                self.left.push_front(group);
                 continue;
             }
             for job in group.jobs {
                 let source = Box::new(fault.clone());
-                let error =
-                    if group.is_doubtful { Error::Unknown(source) } else { Error::Unreachable(source) };
+                let error = if group.doubtful.is_some() {
+                    Error::Unknown(source)
+                } else {
+                    Error::Unreachable(source)
+                };
                 job.answer(Err(error));
             }
         }
@@ -530,6 +571,27 @@ impl Lane {
         let (_, median, _) = uses.select_nth_unstable(HEADS_MAX / 4);
         let median = *median;
         self.kept.retain(|_, kept| kept.used > median);
+    }
+}
+
+/// What became of a write whose answer was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Taken,
+    Untouched,
+    /// Somebody else has written since.
+    Unknown,
+}
+
+/// `before` and `last`: what the head's last write was called when it was decided, and is called now; `None` if there was,
+/// or is, no such session.
+fn outcome(before: Option<i64>, own: i64, last: Option<i64>) -> Outcome {
+    match (before, last) {
+        (_, Some(last)) if last == own => Outcome::Taken,
+        // Ids are never used twice: what was to be made is there.
+        (None, Some(_)) => Outcome::Taken,
+        (before, last) if before == last => Outcome::Untouched,
+        (Some(_), None) | (Some(_), Some(_)) | (None, None) => Outcome::Unknown,
     }
 }
 

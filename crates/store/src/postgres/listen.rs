@@ -40,6 +40,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// Notifications that may wait to be handled.
 const WAITING_MAX: usize = 4_096;
+/// Pieces of deleted logs that are removed with each poll.
+const SWEEPS: usize = 8;
 /// Deleted sessions are remembered this long, for those who followed them elsewhere.
 const REMEMBERED: Duration = Duration::from_secs(3_600);
 
@@ -83,7 +85,13 @@ pub(crate) async fn listen(shared: Arc<Shared>, address: Address) {
 
 async fn listen_once(shared: &Arc<Shared>, address: &Address) -> Result<(), String> {
     let connecting = address.config.connect(address.tls.clone());
-    let (client, mut connection) = connecting.await.map_err(|error| chain(&error))?;
+    let (client, mut connection) = tokio::select! {
+        biased;
+        () = shared.closed.cancelled() => return Ok(()),
+        connected = timeout(ASK_EVERY, connecting) => connected
+            .map_err(|_| "the database did not answer in time".to_owned())?
+            .map_err(|error| chain(&error))?,
+    };
     let (heard, mut waiting) = mpsc::channel::<Notification>(WAITING_MAX);
     let reading = async move {
         loop {
@@ -183,7 +191,12 @@ pub(crate) async fn poll(shared: Arc<Shared>) {
         }
         let forgotten = shared.options.clock.now().as_micros() - crate::rules::leases::micros(REMEMBERED);
         let forgotten = protocol::time::Timestamp::from_micros(forgotten);
-        while !shared.closed.is_cancelled() && write::sweep(&shared.db, forgotten).await.unwrap_or(false) {}
+        // Some at a time: whoever watches must not wait until a long log is removed.
+        for _ in 0..SWEEPS {
+            if shared.closed.is_cancelled() || !write::sweep(&shared.db, forgotten).await.unwrap_or(false) {
+                break;
+            }
+        }
     }
 }
 
@@ -192,7 +205,7 @@ async fn compare(shared: &Shared, versions: &mut HashMap<SessionId, i64>) -> Res
     versions.retain(|id, _| watched.contains(id));
     let watched: Vec<SessionId> = watched.into_iter().collect();
     for some in watched.chunks(POLLED_AT_ONCE) {
-        let ids: Vec<&str> = some.iter().map(SessionId::as_str).collect();
+        let ids: Vec<&str> = some.iter().map(SessionId::as_str).filter(|id| !id.contains('\0')).collect();
         let sql = "SELECT id, version FROM head WHERE id = ANY($1)";
         let rows = shared.db.query(sql, &[(&ids, Type::TEXT_ARRAY)]).await?;
         let found: HashMap<&str, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();

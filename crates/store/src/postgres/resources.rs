@@ -136,7 +136,7 @@ pub(crate) async fn change_agent(
     const WRITE: &str = "
         WITH same AS (
             SELECT agent.id FROM agent JOIN agent_version v ON v.agent = agent.id AND v.version = agent.version
-            WHERE agent.id = $1 AND agent.version = $2 AND v.body = $3 FOR UPDATE OF agent
+            WHERE agent.id = $1 AND agent.version = $2 AND v.body = $3 FOR UPDATE
         ), put AS (
             INSERT INTO agent_version (agent, version, body) SELECT id, $4, $6 FROM same
             ON CONFLICT (agent, version) DO UPDATE SET body = excluded.body

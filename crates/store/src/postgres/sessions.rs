@@ -6,6 +6,7 @@ use std::sync::Arc;
 use protocol::id::{SandboxId, SessionId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
+use session::State;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -60,9 +61,12 @@ pub(crate) async fn after(db: &Db, after: Option<&SessionId>, limit: usize) -> R
 /// The sandboxes that sessions which are not over have on record.
 pub(crate) async fn sandboxes(db: &Db) -> Result<HashSet<SandboxId>, Fault> {
     let over = status_number(Status::Terminated);
-    let sql = "SELECT state::json ->> 'sandbox' FROM head WHERE status <> $1 AND state::json ->> 'sandbox' IS NOT NULL";
+    // Read here and not by the database, whose JSON cannot hold every text.
+    let sql = r#"SELECT state FROM head WHERE status <> $1 AND state LIKE '%"sandbox":"%'"#;
     let rows = db.query(sql, &[(&over, Type::INT2)]).await?;
-    Ok(rows.iter().map(|row| SandboxId::from_text(row.get::<_, String>(0))).collect())
+    let states = rows.iter().map(|row| json::<State>(row, 0));
+    let sandboxes = states.filter_map(|state| state.map(|state| state.sandbox).transpose());
+    sandboxes.collect()
 }
 
 /// Conditions of a query, with their values.

@@ -211,7 +211,7 @@ pub(crate) async fn save(
         (&notice.channel as _, Type::TEXT),
         (&notice.payload as _, Type::TEXT),
     ]);
-    saved(db.query(&sql, &params).await?)
+    saved(db.write(&sql, &params).await?)
 }
 
 /// Writes sessions that are new; gives the numbers of those whose id was not taken.
@@ -265,7 +265,7 @@ pub(crate) async fn insert(
         (&notice.channel as _, Type::TEXT),
         (&notice.payload as _, Type::TEXT),
     ]);
-    saved(db.query(&sql, &params).await?)
+    saved(db.write(&sql, &params).await?)
 }
 
 /// Removes sessions; gives the numbers of those that still had their version. Their events go in the background: there
@@ -303,7 +303,7 @@ pub(crate) async fn delete(
         (&notice.channel as _, Type::TEXT),
         (&notice.payload as _, Type::TEXT),
     ];
-    saved(db.query(&sql, &params).await?)
+    saved(db.write(&sql, &params).await?)
 }
 
 fn saved(rows: Vec<tokio_postgres::Row>) -> Result<Vec<i64>, Fault> {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use protocol::time::Timestamp;
+use tokio::time::Instant;
 
 use crate::lease::{LEASE, Lease, Token, Waiting};
 use crate::rules::head::{Head, LeaseState};
@@ -34,7 +35,8 @@ pub(crate) fn claim(head: &mut Head, holder: &str, now: Timestamp) -> Option<Lea
         waiting: None,
     };
     head.pending.is_dirty = true;
-    Some(Lease { token: Token { session: head.record.id.clone(), epoch: head.lease.epoch }, deaths })
+    let token = Token { session: head.record.id.clone(), epoch: head.lease.epoch };
+    Some(Lease { token, deaths, held_since: Instant::now() })
 }
 
 /// Makes the lease last its full length from `now`; gives whether it was still this one.

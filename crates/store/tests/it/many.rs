@@ -10,7 +10,7 @@ use store::{AppendError, From, Ids, LEASE, ManualClock, Options, Store};
 use testkit::cut::CutProxy;
 use testkit::postgres::{Cluster, PgBouncer, Settings, Stop};
 
-use crate::world::{World, message, noon, positions, said, soon, words};
+use crate::world::{World, id_of, message, noon, positions, said, soon, words};
 
 /// Another process on the same database.
 async fn other(url: &str, listen_url: Option<&str>, clock: &Arc<ManualClock>, seed: u64) -> Store {
@@ -269,4 +269,82 @@ async fn a_pooler_in_transaction_mode_will_do() {
     writers.join_all().await;
     assert_eq!(world.store.claim("brain", 16).await.expect("works").len(), 8);
     world.check_rebuild().await;
+}
+
+/// Somebody else writes to the same session all the time, so that the head cannot tell who wrote before last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_whose_answer_is_lost_is_never_there_twice() {
+    let cluster = Cluster::shared();
+    let url = cluster.database();
+    let proxy = CutProxy::start(([127, 0, 0, 1], cluster.port()).into()).await.expect("starts");
+    let world = world_at(&proxy.url(&url), None).await;
+    let brain = other(&url, None, &world.clock, 2).await;
+    let id = world.session().await;
+    let lease = brain.try_claim(&id, "brain").await.expect("works").expect("free");
+    let stop = tokio_util::sync::CancellationToken::new();
+    let appending = tokio::spawn({
+        let (brain, stop) = (brain.clone(), stop.clone());
+        async move {
+            let mut head = Position::START;
+            while !stop.is_cancelled() {
+                let draft = session::Draft::New { id: brain.ids().make(), body: said("on") };
+                match brain.append(&lease.token, head, vec![draft]).await {
+                    Ok(view) => head = view.state.head,
+                    Err(AppendError::Moved(view)) => head = view.state.head,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    });
+    let sending = tokio::spawn({
+        let (store, workspace, id) = (world.store.clone(), world.workspace.clone(), id.clone());
+        async move {
+            let mut acknowledged = Vec::new();
+            for _ in 0..60 {
+                match store.send_events(&workspace, &id, vec![message("hello")]).await {
+                    Ok(sent) => acknowledged.extend(sent.iter().map(|stored| id_of(stored))),
+                    Err(store::ChangeError::Store(error)) => {
+                        assert!(error.may_have_happened() || error.may_try_again(), "{error:?}");
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            acknowledged
+        }
+    });
+    while !sending.is_finished() {
+        proxy.drop_all().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let acknowledged = sending.await.expect("no panic");
+    stop.cancel();
+    appending.await.expect("no panic");
+    let inbox: Vec<EventId> = brain.get_inbox(&id).await.expect("works").iter().map(id_of).collect();
+    let once: std::collections::HashSet<&EventId> = inbox.iter().collect();
+    assert_eq!(once.len(), inbox.len(), "nothing twice");
+    assert!(acknowledged.iter().all(|id| once.contains(id)), "nothing lost");
+    assert_eq!(
+        brain.rebuild(&id).await.expect("works"),
+        brain.look(&id).await.expect("works").map(|view| view.state)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_that_cannot_be_stored_harms_no_other_session() {
+    let url = Cluster::shared().database();
+    let world = world_at(&url, None).await;
+    let odd = protocol::id::SessionId::from_text("sesn_\0");
+    let mut sends = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let id = world.session().await;
+        for id in [id, odd.clone()] {
+            let (store, workspace) = (world.store.clone(), world.workspace.clone());
+            let is_odd = id == odd;
+            sends.spawn(async move {
+                let sent = store.send_events(&workspace, &id, vec![message("hello")]).await;
+                assert_eq!(sent.is_err(), is_odd, "{sent:?}");
+            });
+        }
+    }
+    sends.join_all().await;
 }
