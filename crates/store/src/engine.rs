@@ -5,6 +5,8 @@
 //! `tests/it/conformance` is the contract in full, and every engine runs it.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
@@ -23,7 +25,14 @@ use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::jobs::Job;
 use crate::sessions::{Seen, SessionQuery};
 
-/// Where sessions last. All calls may be made at once; a future may be dropped at any point, and then what it asked
+/// Between three and five quarters of `period`, so that many processes do not look at the same moment.
+pub(crate) fn jittered(period: Duration) -> Duration {
+    // Every such state is seeded anew: enough randomness to spread a poll.
+    let spread = RandomState::new().hash_one(()) % 512;
+    period.mul_f64(0.75 + spread as f64 / 1024.0)
+}
+
+/// Where sessions last. What concerns other processes need not be given by an engine that has none beside it. All calls may be made at once; a future may be dropped at any point, and then what it asked
 /// for has happened or not.
 #[async_trait]
 pub(crate) trait Engine: Send + Sync {
@@ -45,19 +54,23 @@ pub(crate) trait Engine: Send + Sync {
     async fn is_full(&self, workspace: &WorkspaceId) -> Result<bool, Error>;
 
     /// How many processes claim sessions of this database now; at least 1.
-    fn live_brains(&self) -> u32;
+    fn live_brains(&self) -> u32 {
+        1
+    }
 
     /// Whether the session is followed in another process by somebody who wants previews.
-    fn is_watched_elsewhere(&self, session: &SessionId) -> bool;
+    fn is_watched_elsewhere(&self, _session: &SessionId) -> bool {
+        false
+    }
 
     /// Passes a preview on to followers in other processes. May lose it.
-    fn announce(&self, session: &SessionId, frame: &Frame);
+    fn announce(&self, _session: &SessionId, _frame: &Frame) {}
 
     /// Somebody here follows this session and wants previews.
-    async fn want_previews(&self, session: &SessionId);
+    async fn want_previews(&self, _session: &SessionId) {}
 
     /// Tells the other processes something that is not the store's own business. May lose it.
-    async fn tell(&self, word: &str);
+    async fn tell(&self, _word: &str) {}
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error>;
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error>;
@@ -143,7 +156,9 @@ pub(crate) trait Engine: Send + Sync {
     /// Whether the database answers. Bounded in time.
     async fn ping(&self) -> Result<(), Error>;
     /// Whether changes made by other processes are heard of at once.
-    fn is_listening(&self) -> bool;
+    fn is_listening(&self) -> bool {
+        true
+    }
     /// Finishes what has been accepted, then refuses everything; waiting claims end with [`Error::Closed`].
     async fn close(&self);
 }

@@ -13,7 +13,7 @@ use session::State;
 use crate::Options;
 use crate::engine::Engine;
 use crate::error::{ChangeError, Error};
-use crate::hub::{Frame, Hub};
+use crate::hub::Hub;
 use crate::keys::{ApiKey, KeyHash};
 use crate::lease::{Lease, Token, View};
 use crate::log::{Slice, Stored};
@@ -199,21 +199,7 @@ impl Engine for Memory {
         Ok(self.ready.is_full(workspace))
     }
 
-    fn live_brains(&self) -> u32 {
-        1
-    }
-
     /// There is no other process.
-    fn is_watched_elsewhere(&self, _: &SessionId) -> bool {
-        false
-    }
-
-    fn announce(&self, _: &SessionId, _: &Frame) {}
-
-    async fn want_previews(&self, _: &SessionId) {}
-
-    async fn tell(&self, _: &str) {}
-
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
         Ok(self.open()?.sessions.look(id))
     }
@@ -397,10 +383,6 @@ impl Engine for Memory {
 
     async fn ping(&self) -> Result<(), Error> {
         self.open().map(|_| ())
-    }
-
-    fn is_listening(&self) -> bool {
-        true
     }
 
     async fn close(&self) {

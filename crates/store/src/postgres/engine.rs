@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Options;
-use crate::engine::Engine;
+use crate::engine::{Engine, jittered};
 use crate::error::{ChangeError, Error, OpenError};
 use crate::hub::{Frame, Hub};
 use crate::keys::{ApiKey, KeyHash};
@@ -525,11 +525,4 @@ impl Drop for Postgres {
 
 fn of_change(fault: Fault) -> ChangeError {
     ChangeError::Store(fault.of_write())
-}
-
-/// Between three and five quarters of `period`, so that many processes do not look at the same moment.
-fn jittered(period: Duration) -> Duration {
-    // Every such state is seeded anew: enough randomness to spread a poll.
-    let spread = RandomState::new().hash_one(()) % 512;
-    period.mul_f64(0.75 + spread as f64 / 1024.0)
 }

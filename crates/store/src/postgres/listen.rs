@@ -166,7 +166,7 @@ fn hear(shared: &Arc<Shared>, payload: &str) {
                 shared.ready.notify_one();
             }
         }
-        "p" => previews::hear(shared, node, rest),
+        "p" => previews::hear(shared, rest),
         "f" => previews::hear_watched(shared, rest),
         "t" => shared.hear_word(rest),
         // Of a later version.

@@ -176,7 +176,7 @@ pub(crate) async fn notify(shared: &Shared, payload: String) {
 }
 
 /// Takes in pieces that another process told.
-pub(crate) fn hear(shared: &Shared, _node: &str, text: &str) {
+pub(crate) fn hear(shared: &Shared, text: &str) {
     for line in text.lines() {
         let Ok(piece) = serde_json::from_str::<Piece>(line) else { continue };
         if !shared.elsewhere.is_next(&piece) {

@@ -1,10 +1,8 @@
 //! The engine, from its parts.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
@@ -15,9 +13,9 @@ use rusqlite::Connection;
 use session::State;
 
 use crate::Options;
-use crate::engine::Engine;
+use crate::engine::{Engine, jittered};
 use crate::error::{ChangeError, Error, OpenError};
-use crate::hub::{Frame, Hub};
+use crate::hub::Hub;
 use crate::keys::{ApiKey, KeyHash};
 use crate::lease::{Lease, Token, View};
 use crate::lock;
@@ -173,21 +171,6 @@ impl Engine for Sqlite {
     async fn is_full(&self, workspace: &WorkspaceId) -> Result<bool, Error> {
         Ok(self.ready.is_full(workspace))
     }
-
-    fn live_brains(&self) -> u32 {
-        1
-    }
-
-    /// There is no other process.
-    fn is_watched_elsewhere(&self, _: &SessionId) -> bool {
-        false
-    }
-
-    fn announce(&self, _: &SessionId, _: &Frame) {}
-
-    async fn want_previews(&self, _: &SessionId) {}
-
-    async fn tell(&self, _: &str) {}
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error> {
         let id = id.clone();
@@ -393,10 +376,6 @@ impl Engine for Sqlite {
         self.readers.read(|_| Ok(())).await
     }
 
-    fn is_listening(&self) -> bool {
-        true
-    }
-
     async fn close(&self) {
         self.writer.close().await;
         self.readers.close();
@@ -415,11 +394,4 @@ fn change_in_place<T>(
         Ok(Err(refused)) => Ok(Ok(Err(refused))),
         Err(panic) => Ok(Err(panic)),
     }
-}
-
-/// Between three and five quarters of `period`, so that many processes do not look at the same moment.
-fn jittered(period: Duration) -> Duration {
-    // Every such state is seeded anew: enough randomness to spread a poll.
-    let spread = RandomState::new().hash_one(()) % 512;
-    period.mul_f64(0.75 + spread as f64 / 1024.0)
 }
