@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
-use crate::provider::{Call, Collected, Error, Provider, Resources, SandboxId};
+use crate::provider::{Call, Collected, EXIT_PORT, Error, Exit, Network, Provider, Resources, SandboxId};
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
 pub async fn suite(provider: &dyn Provider, names: &str) {
@@ -25,6 +26,40 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
     sandboxes_share_nothing(provider, &id("one"), &id("other")).await;
     the_list_shows_what_lives(provider, &id("list")).await;
     outputs_are_collected_into_a_folder(provider, &id("outputs")).await;
+}
+
+/// Runs the part that needs a shell which can open connections (`/dev/tcp`), which the fakes have not.
+pub async fn exits_suite(provider: &dyn Provider, names: &str) {
+    let id = SandboxId::parse(&format!("{names}-exit")).expect("the caller's names make good ids");
+    let mut exits = provider.exits();
+    let network = Network("what may be reached".to_owned());
+    let resources = Resources { network: Some(network.clone()), ..Resources::default() };
+    provider.provision(&id, 1, &resources).await.expect("a sandbox can be made");
+    // It connects before anybody serves: that waits, and is not refused.
+    let talk = format!("exec 5<>/dev/tcp/127.0.0.1/{EXIT_PORT} && echo hello >&5 && cat <&5");
+    let talking = bash(provider, &id, "talk", &talk);
+    let serving = async {
+        let Exit { sandbox, network: given, listener } = exits.next().await.expect("the exit comes");
+        assert_eq!((&sandbox, &given), (&id, &network));
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a socket that does not block");
+        let (mut stream, _) = listener.accept().await.expect("somebody connects");
+        let mut line = [0; 6];
+        stream.read_exact(&mut line).await.expect("it says something");
+        stream.write_all(b"you said ").await.expect("it listens");
+        stream.write_all(&line).await.expect("it listens");
+    };
+    let (heard, ()) = tokio::join!(talking, serving);
+    assert_eq!(heard, "you said hello");
+
+    // Whoever comes later gets it, too; one without a network has none, and nothing listens there.
+    let mut again = provider.exits();
+    assert_eq!(again.next().await.expect("the exit comes again").sandbox, id);
+    let alone = SandboxId::parse(&format!("{names}-no-exit")).expect("the caller's names make good ids");
+    make(provider, &alone).await;
+    let refused = bash(provider, &alone, "talk", &format!("{{ {talk}; }} 2>/dev/null || echo refused")).await;
+    assert_eq!(refused, "refused");
+    destroy(provider, &id).await;
+    destroy(provider, &alone).await;
 }
 
 async fn provisioning_twice_is_provisioning_once(provider: &dyn Provider, id: &SandboxId) {

@@ -81,11 +81,68 @@ pub struct Resources {
     pub mounts: Vec<Mount>,
     /// What `hostname` says inside.
     pub hostname: String,
+    /// What it may reach. `None`: nothing, and it has no exit either.
+    pub network: Option<Network>,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned() }
+        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned(), network: None }
+    }
+}
+
+/// What a sandbox may reach, in the words of whoever serves its [`Exit`]. A provider does not look into it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Network(pub String);
+
+/// The port of the sandbox's own loopback address at which its exit listens: the one that proxies usually have.
+pub const EXIT_PORT: u16 = 3128;
+
+/// The only way out of a sandbox: a socket that listens inside its network namespace, where there is nothing else, and is
+/// served from outside.
+#[derive(Debug)]
+pub struct Exit {
+    /// Whose.
+    pub sandbox: SandboxId,
+    /// What it may reach, as it was provisioned.
+    pub network: Network,
+    /// The socket. It ends with the last copy of it, which may be later than the sandbox.
+    pub listener: std::net::TcpListener,
+}
+
+/// Exits as they come. Dropping it is how to stop.
+pub struct Exits {
+    receiver: tokio::sync::mpsc::Receiver<Exit>,
+    _feeder: Option<Feeder>,
+}
+
+/// The task that feeds a channel, and ends with it.
+struct Feeder(tokio::task::JoinHandle<()>);
+
+impl Drop for Feeder {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Exits {
+    /// None, ever: of hands that reach nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { receiver: tokio::sync::mpsc::channel(1).1, _feeder: None }
+    }
+
+    /// What comes out of this channel, fed by a task that shall end with it.
+    pub(crate) fn fed_by(
+        receiver: tokio::sync::mpsc::Receiver<Exit>,
+        feeder: tokio::task::JoinHandle<()>,
+    ) -> Self {
+        Self { receiver, _feeder: Some(Feeder(feeder)) }
+    }
+
+    /// The next one; `None` if there will be no more.
+    pub async fn next(&mut self) -> Option<Exit> {
+        self.receiver.recv().await
     }
 }
 
@@ -221,6 +278,10 @@ pub trait Provider: Send + Sync {
 
     /// Every sandbox that lives.
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error>;
+
+    /// The exits of the sandboxes that live and have a network, then those of new ones. Each may come more than once, and
+    /// to whoever asks: several servers may serve one exit. What connects before anybody serves it waits.
+    fn exits(&self) -> Exits;
 }
 
 /// Why a provider did not do what was asked.

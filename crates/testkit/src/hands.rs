@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
 use tokio::sync::Notify;
 
 /// Pretended hands.
@@ -202,5 +202,10 @@ impl Provider for FakeHands {
             calls: 0,
         };
         Ok(state.living.iter().map(info).collect())
+    }
+
+    /// What runs nothing needs no way out.
+    fn exits(&self) -> Exits {
+        Exits::none()
     }
 }

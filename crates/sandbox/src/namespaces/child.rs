@@ -7,6 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use rustix::fs::{Mode, OFlags, open};
 use super::cgroups::Doors;
 use super::profile::Profile;
 use super::{landlock, root, sys};
-use crate::provider::{Access, Limits, Mount, Resources};
+use crate::provider::{Access, EXIT_PORT, Limits, Mount, Resources};
+use crate::supervisor::passing;
 
 /// The step that could not be done, and the kernel's answer.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,9 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// The byte with which the parent says that ids and limits are in place.
 pub(crate) const GO: u8 = b'g';
 
+/// The byte that brings the exit to the parent.
+pub(crate) const EXIT: u8 = 0;
+
 /// Where `tools` expects its control socket.
 const CONTROL: i32 = 3;
 
@@ -52,6 +57,24 @@ const ENVIRONMENT: &[&str] = &[
     "SHELL=/bin/bash",
     "LANG=C.UTF-8",
     "TERM=dumb",
+];
+
+/// What programs want to know of the exit, besides: each has a name of its own for it.
+const EXIT_VARIABLES: &[&str] =
+    &["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+/// What is reached without it: the sandbox itself.
+const DIRECT_VARIABLES: &[&str] = &["no_proxy", "NO_PROXY"];
+/// Where the host keeps whom it trusts, on one distribution or another, and who wants to be told. Programs that carry a list
+/// of their own would not know an authority of the operator's.
+const TRUSTED: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+const TRUST_VARIABLES: &[&str] = &[
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "CARGO_HTTP_CAINFO",
+    "GIT_SSL_CAINFO",
 ];
 
 /// Becomes a sandbox. `sync` is the child's end of the talk with the parent; it closes when `tools` runs.
@@ -82,7 +105,7 @@ fn lock_in(
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Resources { limits, mounts, hostname } = resources;
+    let Resources { limits, mounts, hostname, network } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
 
     doors.enter_early().step("enter the control group")?;
@@ -92,6 +115,9 @@ fn lock_in(
     let held = root::hold(mounts)?;
     if profile.guards.network {
         sys::loopback_up().step("bring up the loopback interface")?;
+        if network.is_some() {
+            open_exit(sync).step("open the exit")?;
+        }
     }
     sys::set_hostname(hostname).step("set the host name")?;
 
@@ -135,15 +161,38 @@ fn lock_in(
     if let Some(filter) = profile.filter.as_ref().filter(|_| profile.guards.filter) {
         sys::load_filter(filter).step("apply the system call filter")?;
     }
-    let environment: Vec<CString> = ENVIRONMENT
-        .iter()
-        .map(|text| CString::new(*text).expect("no zero byte in our environment"))
+    let environment: Vec<CString> = environment(network.is_some())
+        .into_iter()
+        .map(|text| CString::new(text).expect("no zero byte in our environment"))
         .collect();
     let error = sys::execute_descriptor(agent.as_fd(), &[c"tools"], &environment);
     // The descriptor that the caller would answer on may have been given away; this one still leads to the parent.
     let failure = Failure { step: "run the tools program", source: error };
     let _ = rustix::io::write(&sync, failure.to_string().as_bytes());
     sys::exit_now(1)
+}
+
+/// Makes the socket that is the only way out, and gives it to the supervisor: it stays usable from where it is served, while
+/// nothing in here can connect to anything else.
+fn open_exit(sync: &UnixStream) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, EXIT_PORT))?;
+    listener.set_nonblocking(true)?;
+    passing::send(sync, &[EXIT], listener.as_fd())?;
+    Ok(())
+}
+
+fn environment(has_exit: bool) -> Vec<String> {
+    let mut environment: Vec<String> = ENVIRONMENT.iter().map(|text| (*text).to_owned()).collect();
+    if has_exit {
+        let set = |name: &&str, value: &str| format!("{name}={value}");
+        let exit = format!("http://127.0.0.1:{EXIT_PORT}");
+        environment.extend(EXIT_VARIABLES.iter().map(|name| set(name, &exit)));
+        environment.extend(DIRECT_VARIABLES.iter().map(|name| set(name, "localhost,127.0.0.1,::1")));
+        if let Some(trusted) = TRUSTED.iter().find(|path| Path::new(path).exists()) {
+            environment.extend(TRUST_VARIABLES.iter().map(|name| set(name, trusted)));
+        }
+    }
+    environment
 }
 
 fn wait_for_go(mut sync: &UnixStream) -> Result<(), Failure> {

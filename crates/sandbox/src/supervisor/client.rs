@@ -14,7 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::value::to_raw_value;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tools::wire::{
@@ -22,10 +22,11 @@ use tools::wire::{
 };
 
 use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath, Version};
+use super::exits;
 use super::place::{Place, Program};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
 use crate::doctor::Report;
-use crate::provider::{Call, Collected, Error, Provider, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo};
 
 /// Calls at once, from one server.
 const CALLS_MAX: usize = 4096;
@@ -109,14 +110,24 @@ impl Settings {
 pub struct Supervised {
     settings: Settings,
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
+    /// Changes with each new link.
+    connected: watch::Sender<()>,
     calls: Semaphore,
 }
+
+/// Exits that wait for whoever serves them. They wait with the supervisor, too.
+const EXITS_WAITING: usize = 64;
 
 impl Supervised {
     /// Does nothing yet: the supervisor is found or started when it is first needed, or by [`Supervised::report`].
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, link: tokio::sync::Mutex::new(None), calls: Semaphore::new(CALLS_MAX) }
+        Self {
+            settings,
+            link: tokio::sync::Mutex::new(None),
+            connected: watch::Sender::new(()),
+            calls: Semaphore::new(CALLS_MAX),
+        }
     }
 
     /// What this machine allows, as the supervisor found out when it started. Starts it if need be.
@@ -192,6 +203,7 @@ impl Supervised {
         }
         let link = connect_or_start(&self.settings).await.map_err(Error::unavailable)?;
         *current = Some(Arc::clone(&link));
+        self.connected.send_replace(());
         Ok(link)
     }
 
@@ -280,6 +292,14 @@ impl Provider for Supervised {
             Answer::List(list) => Ok(list),
             other => Err(unexpected(other)),
         }
+    }
+
+    fn exits(&self) -> Exits {
+        let (sender, receiver) = mpsc::channel(EXITS_WAITING);
+        let data_dir = self.settings.data_dir.clone();
+        let feeder =
+            tokio::spawn(exits::feed(move || Place::open(&data_dir), self.connected.subscribe(), sender));
+        Exits::fed_by(receiver, feeder)
     }
 }
 

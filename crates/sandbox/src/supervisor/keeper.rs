@@ -10,8 +10,9 @@
 //!
 //! and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
 
-use std::collections::HashMap;
-use std::io::{self, Read};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,15 +22,17 @@ use tools::wire::{self, Reply, encode};
 
 use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
+use super::passing;
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
 use super::terms::checked;
 use crate::doctor::Report;
 use crate::namespaces::cgroups::{Controller, Group};
+use crate::namespaces::child::EXIT;
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo};
 
 /// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
 const SANDBOXES_MAX: usize = 4096;
@@ -73,6 +76,8 @@ pub(crate) struct Keeper {
     /// Control groups whose last process is still on its way out.
     unremoved: Vec<Group>,
     replies: Vec<(Waiter, Answer)>,
+    /// Sandboxes with an exit that nobody has been told of.
+    untold: Vec<u64>,
     /// The question whether anybody is there, as it goes over the wire.
     ping: Box<RawValue>,
 }
@@ -89,6 +94,10 @@ struct Sandbox {
     control: Frames,
     interest: Interest,
     sync: Option<UnixStream>,
+    /// What the first steps have said so far: nothing, unless they failed.
+    complaint: Vec<u8>,
+    network: Option<Network>,
+    exit: Option<OwnedFd>,
     group: Group,
     state: State,
     /// When `tools` last said anything, or was first asked after a silence.
@@ -135,6 +144,7 @@ impl Keeper {
             ready: None,
             unremoved: Vec::new(),
             replies: Vec::new(),
+            untold: Vec::new(),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
         }
     }
@@ -237,6 +247,9 @@ impl Keeper {
             control,
             interest: Interest::Read,
             sync: Some(sync),
+            complaint: Vec::new(),
+            network: resources.network,
+            exit: None,
             group,
             state: State::Starting { waiters: vec![waiter] },
             heard: now,
@@ -356,18 +369,32 @@ impl Keeper {
         }
     }
 
-    /// A sandbox's first steps have ended, one way or the other.
+    /// The exits of new sandboxes since the last time.
+    pub(crate) fn take_exits(&mut self) -> Vec<(SandboxId, Network, OwnedFd)> {
+        let untold = std::mem::take(&mut self.untold);
+        untold.iter().filter_map(|key| self.sandboxes.get(key)?.exit()).collect()
+    }
+
+    /// The exits of all that live.
+    pub(crate) fn exits(&self) -> Vec<(SandboxId, Network, OwnedFd)> {
+        self.sandboxes.values().filter_map(Sandbox::exit).collect()
+    }
+
+    /// A sandbox's first steps have handed its exit out, or have ended, one way or the other.
     pub(crate) fn sync_ready(&mut self, key: u64) {
-        self.finish_start(key, "");
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        if sandbox.hear_first_steps() == Flow::Ended {
+            self.finish_start(key, "");
+        }
     }
 
     /// Tells those who wait for a sandbox how its start went: well, unless it said why not, or there is a reason already.
     fn finish_start(&mut self, key: u64, reason: &str) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
-        let Some(mut sync) = sandbox.sync.take() else { return };
+        sandbox.hear_first_steps();
+        let Some(sync) = sandbox.sync.take() else { return };
         self.poller.remove(&sync);
-        let mut message = Vec::new();
-        let _ = sync.read_to_end(&mut message);
+        let message = std::mem::take(&mut sandbox.complaint);
         let State::Starting { waiters } = &mut sandbox.state else { return };
         let waiters = std::mem::take(waiters);
         let reason = if message.is_empty() {
@@ -377,6 +404,9 @@ impl Keeper {
         };
         let answer = if reason.is_empty() {
             sandbox.state = State::Live;
+            if sandbox.exit.is_some() {
+                self.untold.push(key);
+            }
             Answer::Done {}
         } else {
             self.kill(key, &reason);
@@ -523,6 +553,32 @@ impl Sandbox {
         }
         self.used = now;
         Ok(())
+    }
+
+    /// Takes in what the first steps have to say: the exit, and why they failed if they did.
+    fn hear_first_steps(&mut self) -> Flow {
+        let Some(sync) = &self.sync else { return Flow::Ended };
+        let mut descriptors = VecDeque::new();
+        let mut bytes = [0; 1024];
+        loop {
+            match passing::receive(sync, &mut bytes, &mut descriptors) {
+                Ok(0) => return Flow::Ended,
+                Ok(count) => self.complaint.extend(bytes[..count].iter().filter(|byte| **byte != EXIT)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Flow::Open,
+                Err(_) => return Flow::Ended,
+            }
+            if let Some(exit) = descriptors.pop_front() {
+                self.exit.get_or_insert(exit);
+            }
+        }
+    }
+
+    /// Whose way out it is, what may be reached by it, and a copy of it; `None` if there is none, or none any more.
+    fn exit(&self) -> Option<(SandboxId, Network, OwnedFd)> {
+        let (State::Live, Some(network), Some(exit)) = (&self.state, &self.network, &self.exit) else {
+            return None;
+        };
+        Some((self.id.clone(), network.clone(), exit.try_clone().ok()?))
     }
 
     fn relay(&mut self, pending: Pending, op: &RawValue, now: Instant) -> Result<(), Error> {

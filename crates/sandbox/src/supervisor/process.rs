@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use tools::wire::encode;
 
 use super::frames::{Flow, Frames};
 use super::keeper::{Keeper, TICK, Waiter};
+use super::passing::Outgoing;
 use super::place::{Lock, Place, peer_is_own_user};
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
@@ -27,7 +29,7 @@ use crate::namespaces::probe::Findings;
 use crate::namespaces::profile::{Profile, clean_folder};
 use crate::namespaces::start::OnlyThread;
 use crate::namespaces::sys;
-use crate::provider::Error;
+use crate::provider::{Error, Network, SandboxId};
 
 /// How long to stay without a server, unless one says otherwise: longer than a restart or an upgrade takes.
 const IDLE_EXIT: Duration = Duration::from_secs(600);
@@ -127,6 +129,8 @@ struct Connection {
     frames: Frames,
     interest: Interest,
     standing: Standing,
+    /// What brings exits, if this connection is for that.
+    exits: Option<Outgoing>,
 }
 
 /// How far a connection has come.
@@ -195,6 +199,8 @@ impl Supervisor {
                 ticked = now;
                 self.keeper.tick(now);
             }
+            // Before the answer that a sandbox is there: then its exit is on its way, too.
+            self.bring_exits();
             self.answer();
             self.drop_broken();
             let accompanied =
@@ -223,7 +229,12 @@ impl Supervisor {
             if self.poller.add(frames.descriptor(), Token::Connection(key)).is_ok() {
                 self.connections.insert(
                     key,
-                    Connection { frames, interest: Interest::Read, standing: Standing::Stranger },
+                    Connection {
+                        frames,
+                        interest: Interest::Read,
+                        standing: Standing::Stranger,
+                        exits: None,
+                    },
                 );
             }
         }
@@ -233,7 +244,11 @@ impl Supervisor {
     fn hear(&mut self, key: u64, now: Instant) {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         let mut requests = Vec::new();
-        let heard = connection.frames.flush().and_then(|()| connection.frames.fill()).and_then(|flow| {
+        let flushed = connection.frames.flush().and_then(|()| match &mut connection.exits {
+            Some(exits) => exits.flush(connection.frames.descriptor()),
+            None => Ok(()),
+        });
+        let heard = flushed.and_then(|()| connection.frames.fill()).and_then(|flow| {
             while let Some(frame) = connection.frames.next()? {
                 requests.push(serde_json::from_slice::<Request>(&frame)?);
             }
@@ -285,6 +300,24 @@ impl Supervisor {
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),
+            (Ask::Exits {}, _) => {
+                if let Some(connection) = self.connections.get_mut(&waiter.connection) {
+                    connection.exits.get_or_insert_default();
+                    let exits = self.keeper.exits();
+                    bring(&self.poller, waiter.connection, connection, &exits);
+                }
+            }
+        }
+    }
+
+    /// Brings the exits of new sandboxes to whoever asked for exits.
+    fn bring_exits(&mut self) {
+        let exits = self.keeper.take_exits();
+        if exits.is_empty() {
+            return;
+        }
+        for (key, connection) in &mut self.connections {
+            bring(&self.poller, *key, connection, &exits);
         }
     }
 
@@ -320,8 +353,26 @@ impl Supervisor {
     }
 }
 
+fn bring(poller: &Poller, key: u64, connection: &mut Connection, exits: &[(SandboxId, Network, OwnedFd)]) {
+    let Some(outgoing) = &mut connection.exits else { return };
+    for (sandbox, network, exit) in exits {
+        let answer = Answer::Exit { sandbox: sandbox.clone(), network: network.clone() };
+        // No question is answered by it, so its id says nothing.
+        let message = encode(&Response { id: 0, answer }, RESPONSE_BYTES_MAX).map_err(io::Error::other);
+        let sent = message
+            .and_then(|message| outgoing.send(connection.frames.descriptor(), message, exit.try_clone()?));
+        if sent.is_err() {
+            connection.standing = Standing::Broken;
+            return;
+        }
+    }
+    update_interest(poller, key, connection);
+}
+
 fn update_interest(poller: &Poller, key: u64, connection: &mut Connection) {
-    let wanted = if connection.frames.has_output() { Interest::ReadAndWrite } else { Interest::Read };
+    let has_output =
+        connection.frames.has_output() || connection.exits.as_ref().is_some_and(|exits| !exits.is_empty());
+    let wanted = if has_output { Interest::ReadAndWrite } else { Interest::Read };
     if wanted != connection.interest {
         connection.interest = wanted;
         let _ = poller.change(connection.frames.descriptor(), Token::Connection(key), wanted);

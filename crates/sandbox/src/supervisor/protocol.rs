@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::doctor::Report;
-use crate::provider::{Error, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
@@ -58,6 +58,8 @@ pub(crate) enum Ask {
         sandbox: SandboxId,
     },
     List {},
+    /// From now on this connection brings exits, each as an [`Answer::Exit`] with the socket, and nothing else.
+    Exits {},
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,6 +80,11 @@ pub(crate) enum Answer {
     /// What `tools` replied ([`tools::wire::Reply`], not looked into).
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
+    /// The socket comes with the frame's first byte.
+    Exit {
+        sandbox: SandboxId,
+        network: Network,
+    },
     Failed(Error),
 }
 

@@ -13,6 +13,33 @@ use crate::host::{Host, fresh_id};
 async fn sandboxes_of_namespaces_keep_the_contract() {
     let host = Host::new();
     conformance::suite(&host.provider, "suite").await;
+    conformance::exits_suite(&host.provider, "suite").await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_with_a_network_is_told_of_its_exit_and_of_whom_the_host_trusts() {
+    let host = Host::new();
+    let network = Some(sandbox::Network("anything".to_owned()));
+    let sandbox = host.sandbox(Resources { network, ..Resources::default() }).await;
+    let told =
+        sandbox.bash("echo $http_proxy $HTTPS_PROXY $no_proxy; test -z $PIP_CERT || test -r $PIP_CERT");
+    assert_eq!(told.await, "http://127.0.0.1:3128 http://127.0.0.1:3128 localhost,127.0.0.1,::1");
+    let alone = host.sandbox(Resources::default()).await;
+    assert_eq!(alone.bash("env | grep -ic proxy").await, "0");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn exits_come_from_the_next_supervisor_too() {
+    let host = Host::new();
+    let mut exits = host.provider.exits();
+    let resources = Resources { network: Some(sandbox::Network("x".to_owned())), ..Resources::default() };
+    let first = host.sandbox(resources.clone()).await;
+    assert_eq!(exits.next().await.expect("it comes").sandbox, first.id);
+    host.provider.end().await.expect("it ends");
+    let second = host.sandbox(resources).await;
+    assert_eq!(exits.next().await.expect("it comes").sandbox, second.id);
     host.end().await;
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
 use testkit::hands::FakeHands;
 
 use super::dice::{Climate, Dice, Misfortunes};
@@ -90,5 +90,9 @@ impl Provider for Hands {
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         self.reach().await?;
         self.within.list().await
+    }
+
+    fn exits(&self) -> Exits {
+        self.within.exits()
     }
 }
