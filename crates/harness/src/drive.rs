@@ -424,7 +424,8 @@ impl Drive<'_> {
             Some(sandbox) => sandbox,
             None => {
                 let sandbox = brain.store.ids().make();
-                let making = hands::provision(&*brain.hands, &sandbox, fence, &brain.options.resources);
+                let resources = hands::resources(&brain.options.resources, &self.view.record);
+                let making = hands::provision(&*brain.hands, &sandbox, fence, &resources);
                 let Woken::Done(provisioned) = self.wait_for(making).await? else {
                     // Nothing has run in it; the reaper finds what may have been made.
                     return Ok(Vec::new());

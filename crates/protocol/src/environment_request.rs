@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::agent_request::not_cleared;
 use crate::environment::{Environment, EnvironmentConfig, EnvironmentTag, Networking, Packages, PackagesTag};
+use crate::hands::HandsSettings;
 use crate::id::EnvironmentId;
 use crate::metadata::{Metadata, MetadataPatch, patched};
 use crate::parse::{
@@ -44,6 +45,7 @@ impl EnvironmentCreate {
         let description = fields.optional("description", text(0..=DESCRIPTION_CHARS_MAX))?;
         let config = fields.optional("config", config)?.unwrap_or(ConfigRequest::CLOUD);
         let metadata = fields.optional("metadata", metadata)?.unwrap_or_default();
+        HandsSettings::of(&metadata, "metadata")?;
         scope(&mut fields)?;
         fields.finish()?;
         let config = match &config {
@@ -119,6 +121,7 @@ impl EnvironmentUpdate {
             metadata.into_iter().map(|(key, value)| (key, value.filter(|value| !value.is_empty()))).collect();
         changed.metadata = patched(&current.metadata, &patch);
         check_metadata(&changed.metadata, "metadata")?;
+        HandsSettings::of(&changed.metadata, "metadata")?;
         if changed == *current {
             return Ok(None);
         }

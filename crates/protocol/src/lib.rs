@@ -11,6 +11,7 @@ pub mod environment;
 pub mod environment_request;
 pub mod error;
 pub mod event;
+pub mod hands;
 pub mod id;
 pub mod metadata;
 pub mod model;

@@ -3,6 +3,7 @@
 use protocol::agent::{SessionAgent, Tool};
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
+use protocol::hands::HandsSettings;
 use protocol::id::{EnvironmentId, SessionId};
 use protocol::metadata::{Metadata, MetadataPatch, patched};
 use protocol::parse::{Invalid, Patch, check_metadata};
@@ -25,6 +26,9 @@ pub struct Record {
     pub environment_id: EnvironmentId,
     /// That environment's configuration when the session was made.
     pub environment: EnvironmentConfig,
+    /// How that environment's sandboxes were to be made then.
+    #[serde(default)]
+    pub hands: HandsSettings,
     /// At most 500 characters.
     pub title: Option<String>,
     /// What its owner hung on it.

@@ -5,6 +5,7 @@ use axum::extract::State;
 use protocol::agent::{Agent, SessionAgent};
 use protocol::environment::{Environment, EnvironmentConfig};
 use protocol::environment_request::ENVIRONMENT_ARCHIVED;
+use protocol::hands::HandsSettings;
 use protocol::parse::Invalid;
 use protocol::session::Session;
 use protocol::session_request::SessionCreate;
@@ -42,6 +43,7 @@ pub(crate) async fn create(
         id: store.ids().make(),
         agent,
         environment_id,
+        hands: HandsSettings::of(&environment.metadata, "environment_id")?,
         environment: environment.config,
         title,
         metadata,

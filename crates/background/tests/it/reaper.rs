@@ -71,6 +71,7 @@ impl World {
             id: self.store.ids().make(),
             agent: agent(),
             environment_id: EnvironmentId::from_text("env_1"),
+            hands: protocol::hands::HandsSettings::default(),
             environment: EnvironmentConfig::SelfHosted {},
             title: None,
             metadata: BTreeMap::new(),

@@ -74,6 +74,7 @@ pub(super) async fn make_session(
         id: store.ids().make(),
         agent: SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_bench"), version: 1, spec },
         environment_id: EnvironmentId::from_text("env_bench"),
+        hands: protocol::hands::HandsSettings::default(),
         environment: EnvironmentConfig::Cloud {
             networking: Networking::Unrestricted {},
             packages: Packages::default(),

@@ -144,6 +144,7 @@ pub(crate) fn record(store: &Store, policy: PermissionPolicy, model: &str) -> Re
         id: store.ids().make(),
         agent: agent(policy, model),
         environment_id: EnvironmentId::from_text("env_1"),
+        hands: protocol::hands::HandsSettings::default(),
         environment: EnvironmentConfig::Cloud {
             networking: Networking::Unrestricted {},
             packages: Packages::default(),

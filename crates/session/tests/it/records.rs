@@ -38,6 +38,7 @@ fn record() -> Record {
         id: SessionId::from_text("sesn_1"),
         agent: SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_1"), version: 1, spec },
         environment_id: EnvironmentId::from_text("env_1"),
+        hands: protocol::hands::HandsSettings::default(),
         environment: EnvironmentConfig::SelfHosted {},
         title: None,
         metadata: [("a".to_owned(), "1".to_owned())].into(),
