@@ -32,6 +32,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use protocol::environment::Networking;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +49,8 @@ pub struct App {
     pub models: Arc<Catalog>,
     /// What the probes are told.
     pub health: Health,
+    /// What an environment may reach that says nothing about it.
+    pub default_networking: Networking,
 }
 
 /// The API as a service, for tests and for servers of another kind. Its streams end when their clients go away.

@@ -1,6 +1,4 @@
 //! Requests about environments: what may be asked, and what an environment looks like after a change.
-//!
-//! Networking settings are stored and shown from the start; they have effect when there is an egress proxy.
 
 use serde_json::Value;
 
@@ -38,8 +36,8 @@ pub struct EnvironmentCreate {
 }
 
 impl EnvironmentCreate {
-    /// Reads the body.
-    pub fn parse(body: Value) -> Parsed<Self> {
+    /// Reads the body. Who says nothing about networking gets `default_networking`, the operator's choice.
+    pub fn parse(body: Value, default_networking: &Networking) -> Parsed<Self> {
         let mut fields = Fields::new(body, "")?;
         let name = fields.required("name", text(1..=NAME_CHARS_MAX))?;
         let description = fields.optional("description", text(0..=DESCRIPTION_CHARS_MAX))?;
@@ -49,7 +47,14 @@ impl EnvironmentCreate {
         scope(&mut fields)?;
         fields.finish()?;
         let config = match &config {
-            ConfigRequest::Cloud { .. } => config.merge(&cloud())?,
+            ConfigRequest::Cloud { networking, .. } => {
+                // Whoever says something says all of it: the operator's choice is no base to add to.
+                let networking = match networking {
+                    Some(_) => Networking::Unrestricted {},
+                    None => default_networking.clone(),
+                };
+                config.merge(&EnvironmentConfig::Cloud { networking, packages: Packages::default() })?
+            }
             ConfigRequest::SelfHosted => EnvironmentConfig::SelfHosted {},
         };
         Ok(Self { name, description, config, metadata })
@@ -225,9 +230,9 @@ impl PackagesRequest {
     }
 }
 
-/// What a new environment is if nothing is said.
-fn cloud() -> EnvironmentConfig {
-    EnvironmentConfig::Cloud { networking: Networking::Unrestricted {}, packages: Packages::default() }
+/// Networking in the words of the wire format, for an operator's configuration.
+pub fn networking_setting(value: Value, path: &str) -> Parsed<Networking> {
+    Ok(networking(value, path)?.merge(&Networking::Unrestricted {}))
 }
 
 fn config(value: Value, path: &str) -> Parsed<ConfigRequest> {

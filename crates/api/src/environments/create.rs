@@ -17,7 +17,8 @@ pub(crate) async fn create(
     Body(body): Body,
 ) -> Result<Json<Environment>, Error> {
     let store = &door.app.store;
-    let environment = EnvironmentCreate::parse(body)?.into_environment(store.ids().make(), store.now());
+    let create = EnvironmentCreate::parse(body, &door.app.default_networking)?;
+    let environment = create.into_environment(store.ids().make(), store.now());
     let id = environment.id.clone();
     let environment = store.create_environment(&caller.workspace, environment).await;
     environment.map(Json).map_err(|error| Error::environment_change(error, &id))

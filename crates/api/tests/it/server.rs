@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::{App, Catalog, Health, ModelRule};
 use client::Client;
+use protocol::environment::Networking;
 use protocol::id::{SessionId, WorkspaceId};
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::sse::{Frame, Parser};
@@ -66,7 +67,12 @@ impl Server {
         store.create_key(&workspace, "test", hash_key(KEY)).await.expect("a key");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let base = format!("http://{}", listener.local_addr().expect("an address"));
-        let app = App { store: store.clone(), models: Arc::new(catalog()), health };
+        let app = App {
+            store: store.clone(),
+            models: Arc::new(catalog()),
+            health,
+            default_networking: Networking::default(),
+        };
         let stop = CancellationToken::new();
         let serving = tokio::spawn(api::serve(listener, app, stop.clone()));
         let client = Client::new(&base, KEY).expect("a client");

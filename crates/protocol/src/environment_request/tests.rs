@@ -6,13 +6,17 @@ fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
 }
 
+fn parse(body: Value) -> Parsed<EnvironmentCreate> {
+    EnvironmentCreate::parse(body, &Networking::default())
+}
+
 fn environment(body: Value) -> Environment {
-    let create = EnvironmentCreate::parse(body).expect("parses");
+    let create = parse(body).expect("parses");
     create.into_environment(EnvironmentId::from_text("env_1"), at(1))
 }
 
 fn refusal(config: Value) -> Invalid {
-    EnvironmentCreate::parse(json!({"name": "e", "config": config})).expect_err("refused")
+    parse(json!({"name": "e", "config": config})).expect_err("refused")
 }
 
 fn updated(current: &Environment, body: Value) -> Parsed<Option<Environment>> {
@@ -51,10 +55,7 @@ fn allowed_hosts_are_bare_names_or_wildcards() {
     for host in
         ["example.com", "*.example.com", "a_b.example", "xn--bcher-kva.example", "internal", "3com.com"]
     {
-        assert!(
-            EnvironmentCreate::parse(json!({"name": "e", "config": limited(json!([host]))})).is_ok(),
-            "{host}"
-        );
+        assert!(parse(json!({"name": "e", "config": limited(json!([host]))})).is_ok(), "{host}");
     }
     let long = "a".repeat(64) + ".com";
     for host in [
@@ -86,7 +87,7 @@ fn packages_under_limited_networking_need_the_registries() {
         json!({"type": "cloud", "packages": {"pip": ["x==1"]},
                "networking": {"type": "limited", "allow_package_managers": allow}})
     };
-    assert!(EnvironmentCreate::parse(json!({"name": "e", "config": config(true)})).is_ok());
+    assert!(parse(json!({"name": "e", "config": config(true)})).is_ok());
     assert_eq!(refusal(config(false)).path, "config.networking.allow_package_managers");
 }
 
@@ -201,6 +202,34 @@ fn refusals_name_the_field() {
         (json!({"name": "e", "metadata": {"k": 1}}), "metadata.k"),
         (json!({"name": "e", "colour": 1}), "colour"),
     ] {
-        assert_eq!(EnvironmentCreate::parse(body).expect_err("refused").path, path);
+        assert_eq!(parse(body).expect_err("refused").path, path);
     }
+}
+
+#[test]
+fn who_says_nothing_about_networking_gets_the_operators_choice() {
+    let choice = Networking::Limited {
+        allowed_hosts: vec!["internal.example".to_owned()],
+        allow_mcp_servers: false,
+        allow_package_managers: false,
+    };
+    let networking = |body: Value| {
+        let create = EnvironmentCreate::parse(body, &choice).expect("parses");
+        match create.into_environment(EnvironmentId::from_text("env_1"), at(1)).config {
+            EnvironmentConfig::Cloud { networking, packages: _ } => networking,
+            EnvironmentConfig::SelfHosted {} => panic!("a cloud was asked for"),
+        }
+    };
+    assert_eq!(networking(json!({"name": "e"})), choice);
+    assert_eq!(networking(json!({"name": "e", "config": {"type": "cloud"}})), choice);
+    let own = json!({"name": "e", "config": {"type": "cloud", "networking": {"type": "limited"}}});
+    let nothing = Networking::Limited {
+        allowed_hosts: Vec::new(),
+        allow_mcp_servers: false,
+        allow_package_managers: false,
+    };
+    assert_eq!(networking(own), nothing, "what the operator allows is not added to it");
+    let packages = json!({"name": "e", "config": {"type": "cloud", "packages": {"pip": ["six"]}}});
+    let refused = EnvironmentCreate::parse(packages, &choice).expect_err("nothing can be installed");
+    assert_eq!(refused.path, "config.networking.allow_package_managers");
 }

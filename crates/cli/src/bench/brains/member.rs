@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 use harness::model::{Providers, Script};
 use harness::{Brain, Options};
+use protocol::environment::Networking;
 use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
 use store::Store;
 use tokio::net::TcpListener;
@@ -113,8 +114,12 @@ async fn run(options: &MemberOptions) -> anyhow::Result<()> {
     if roles.contains(&Role::Api) {
         let rule = api::ModelRule { pattern: MODEL.to_owned(), has_mid_conversation_system: false };
         let catalog = api::Catalog { models: Vec::new(), rules: vec![rule] };
-        let app =
-            api::App { store: store.clone(), models: Arc::new(catalog), health: api::Health::default() };
+        let app = api::App {
+            store: store.clone(),
+            models: Arc::new(catalog),
+            health: api::Health::default(),
+            default_networking: Networking::default(),
+        };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         url = format!("http://{}", listener.local_addr()?);
         let door = api::serve(listener, app, shutdown.clone());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use client::Client;
 use harness::model::Providers;
 use harness::{Brain, Options};
+use protocol::environment::Networking;
 use protocol::id::SessionId;
 use sandbox::supervisor::Supervised;
 use sandbox::{Provider, Resources};
@@ -46,8 +47,12 @@ impl Served {
             has_mid_conversation_system: false,
         });
         let catalog = api::Catalog { models: Vec::new(), rules: rules.into() };
-        let app =
-            api::App { store: store.clone(), models: Arc::new(catalog), health: api::Health::default() };
+        let app = api::App {
+            store: store.clone(),
+            models: Arc::new(catalog),
+            health: api::Health::default(),
+            default_networking: Networking::default(),
+        };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
 
