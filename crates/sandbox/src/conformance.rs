@@ -10,7 +10,9 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
-use crate::provider::{Call, Collected, EXIT_PORT, Error, Exit, Network, Provider, Resources, SandboxId};
+use crate::provider::{
+    Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Network, Provider, Resources, SandboxId,
+};
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
 pub async fn suite(provider: &dyn Provider, names: &str) {
@@ -39,7 +41,7 @@ pub async fn exits_suite(provider: &dyn Provider, names: &str) {
     let talk = format!("exec 5<>/dev/tcp/127.0.0.1/{EXIT_PORT} && echo hello >&5 && cat <&5");
     let talking = bash(provider, &id, "talk", &talk);
     let serving = async {
-        let Exit { sandbox, network: given, listener } = exits.next().await.expect("the exit comes");
+        let Exit { sandbox, network: given, listener } = opened(&mut exits).await;
         assert_eq!((&sandbox, &given), (&id, &network));
         let listener = tokio::net::TcpListener::from_std(listener).expect("a socket that does not block");
         let (mut stream, _) = listener.accept().await.expect("somebody connects");
@@ -53,13 +55,25 @@ pub async fn exits_suite(provider: &dyn Provider, names: &str) {
 
     // Whoever comes later gets it, too; one without a network has none, and nothing listens there.
     let mut again = provider.exits();
-    assert_eq!(again.next().await.expect("the exit comes again").sandbox, id);
+    assert_eq!(opened(&mut again).await.sandbox, id);
     let alone = SandboxId::parse(&format!("{names}-no-exit")).expect("the caller's names make good ids");
     make(provider, &alone).await;
     let refused = bash(provider, &alone, "talk", &format!("{{ {talk}; }} 2>/dev/null || echo refused")).await;
     assert_eq!(refused, "refused");
     destroy(provider, &id).await;
+    for exits in [&mut exits, &mut again] {
+        let ended = exits.next().await;
+        assert!(matches!(&ended, Some(ExitNews::Ended(sandbox)) if *sandbox == id), "{ended:?}");
+    }
     destroy(provider, &alone).await;
+}
+
+/// The next exit.
+async fn opened(exits: &mut Exits) -> Exit {
+    match exits.next().await {
+        Some(ExitNews::Opened(exit)) => exit,
+        other => panic!("an exit comes, not {other:?}"),
+    }
 }
 
 async fn provisioning_twice_is_provisioning_once(provider: &dyn Provider, id: &SandboxId) {

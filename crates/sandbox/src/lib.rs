@@ -15,8 +15,8 @@ pub mod provider;
 pub mod supervisor;
 
 pub use provider::{
-    Access, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources,
-    SandboxId, SandboxInfo,
+    Access, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network, Provider,
+    Resources, SandboxId, SandboxInfo,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -106,13 +106,22 @@ pub struct Exit {
     pub sandbox: SandboxId,
     /// What it may reach, as it was provisioned.
     pub network: Network,
-    /// The socket. It ends with the last copy of it, which may be later than the sandbox.
+    /// The socket. It ends with the last copy of it, so whoever serves it must let go of it when the sandbox has ended.
     pub listener: std::net::TcpListener,
 }
 
-/// Exits as they come. Dropping it is how to stop.
+/// What becomes of exits.
+#[derive(Debug)]
+pub enum ExitNews {
+    /// There is one to be served. One that is served already may come again, and is then served in place of the former.
+    Opened(Exit),
+    /// The sandbox has ended, or its keeper cannot be heard any more, and then brings again what is still there.
+    Ended(SandboxId),
+}
+
+/// News of exits as they come. Dropping it is how to stop.
 pub struct Exits {
-    receiver: tokio::sync::mpsc::Receiver<Exit>,
+    receiver: tokio::sync::mpsc::Receiver<ExitNews>,
     _feeder: Option<Feeder>,
 }
 
@@ -134,14 +143,14 @@ impl Exits {
 
     /// What comes out of this channel, fed by a task that shall end with it.
     pub(crate) fn fed_by(
-        receiver: tokio::sync::mpsc::Receiver<Exit>,
+        receiver: tokio::sync::mpsc::Receiver<ExitNews>,
         feeder: tokio::task::JoinHandle<()>,
     ) -> Self {
         Self { receiver, _feeder: Some(Feeder(feeder)) }
     }
 
     /// The next one; `None` if there will be no more.
-    pub async fn next(&mut self) -> Option<Exit> {
+    pub async fn next(&mut self) -> Option<ExitNews> {
         self.receiver.recv().await
     }
 }
@@ -279,8 +288,8 @@ pub trait Provider: Send + Sync {
     /// Every sandbox that lives.
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error>;
 
-    /// The exits of the sandboxes that live and have a network, then those of new ones. Each may come more than once, and
-    /// to whoever asks: several servers may serve one exit. What connects before anybody serves it waits.
+    /// The exits of the sandboxes that live and have a network, then those of new ones, and which have ended. To whoever
+    /// asks: several servers may serve one exit. What connects before anybody serves it waits.
     fn exits(&self) -> Exits;
 }
 

@@ -3,7 +3,7 @@
 //! It never starts a supervisor: without one there is no sandbox that could have an exit. When the supervisor ends, it
 //! waits for the next one.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ use tools::wire::{HEADER_BYTES, encode, frame_len};
 use super::passing;
 use super::place::Place;
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
-use crate::provider::Exit;
+use crate::provider::{Exit, ExitNews, SandboxId};
 
 /// How often it is looked for a supervisor that somebody else may have started.
 const LOOK: Duration = Duration::from_secs(1);
@@ -27,12 +27,18 @@ const LOOK: Duration = Duration::from_secs(1);
 pub(crate) async fn feed(
     place: impl Fn() -> io::Result<Place>,
     mut connected: watch::Receiver<()>,
-    into: mpsc::Sender<Exit>,
+    into: mpsc::Sender<ExitNews>,
 ) {
     while !into.is_closed() {
         // Looked at before the try, so that no change falls in between.
         connected.mark_unchanged();
-        match bring(&place, &into).await {
+        let mut open = HashSet::new();
+        let brought = bring(&place, &into, &mut open).await;
+        // Whatever lives on comes again.
+        for sandbox in open {
+            let _ = into.send(ExitNews::Ended(sandbox)).await;
+        }
+        match brought {
             Ok(()) => {}
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
             Err(error) => tracing::debug!(%error, "the exits of sandboxes cannot be had at the moment"),
@@ -43,7 +49,11 @@ pub(crate) async fn feed(
 }
 
 /// Brings exits from the supervisor that is there now, to its end.
-async fn bring(place: impl Fn() -> io::Result<Place>, into: &mpsc::Sender<Exit>) -> io::Result<()> {
+async fn bring(
+    place: impl Fn() -> io::Result<Place>,
+    into: &mpsc::Sender<ExitNews>,
+    open: &mut HashSet<SandboxId>,
+) -> io::Result<()> {
     let place = place()?;
     let mut stream =
         tokio::task::spawn_blocking(move || place.connect()).await.map_err(io::Error::other)??;
@@ -63,9 +73,12 @@ async fn bring(place: impl Fn() -> io::Result<Place>, into: &mpsc::Sender<Exit>)
             count => input.extend_from_slice(&chunk[..count]),
         }
         while let Some(answer) = take_answer(&mut input)? {
-            if let Some(exit) = exit_of(answer, &mut descriptors)?
-                && into.send(exit).await.is_err()
-            {
+            let Some(news) = news_of(answer, &mut descriptors)? else { continue };
+            match &news {
+                ExitNews::Opened(exit) => open.insert(exit.sandbox.clone()),
+                ExitNews::Ended(sandbox) => open.remove(sandbox),
+            };
+            if into.send(news).await.is_err() {
                 return Ok(());
             }
         }
@@ -83,13 +96,14 @@ fn take_answer(input: &mut Vec<u8>) -> io::Result<Option<Answer>> {
     Ok(Some(answer))
 }
 
-fn exit_of(answer: Answer, descriptors: &mut VecDeque<OwnedFd>) -> io::Result<Option<Exit>> {
+fn news_of(answer: Answer, descriptors: &mut VecDeque<OwnedFd>) -> io::Result<Option<ExitNews>> {
     match answer {
         Answer::Exit { sandbox, network } => {
-            let socket =
-                descriptors.pop_front().ok_or_else(|| io::Error::other("an exit came without its socket"))?;
-            Ok(Some(Exit { sandbox, network, listener: TcpListener::from(socket) }))
+            let socket = descriptors.pop_front();
+            let socket = socket.ok_or_else(|| io::Error::other("an exit came without its socket"))?;
+            Ok(Some(ExitNews::Opened(Exit { sandbox, network, listener: TcpListener::from(socket) })))
         }
+        Answer::ExitEnded { sandbox } => Ok(Some(ExitNews::Ended(sandbox))),
         Answer::Hello { protocol: PROTOCOL, .. } => Ok(None),
         Answer::Hello { .. } => Err(io::Error::other("the supervisor is of another version")),
         Answer::Failed(error) => Err(io::Error::other(error)),

@@ -78,6 +78,8 @@ pub(crate) struct Keeper {
     replies: Vec<(Waiter, Answer)>,
     /// Sandboxes with an exit that nobody has been told of.
     untold: Vec<u64>,
+    /// Those that had one and have ended, which nobody has been told of.
+    closed: Vec<SandboxId>,
     /// The question whether anybody is there, as it goes over the wire.
     ping: Box<RawValue>,
 }
@@ -145,6 +147,7 @@ impl Keeper {
             unremoved: Vec::new(),
             replies: Vec::new(),
             untold: Vec::new(),
+            closed: Vec::new(),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
         }
     }
@@ -369,10 +372,11 @@ impl Keeper {
         }
     }
 
-    /// The exits of new sandboxes since the last time.
-    pub(crate) fn take_exits(&mut self) -> Vec<(SandboxId, Network, OwnedFd)> {
+    /// The exits of new sandboxes since the last time, and those that have ended since.
+    pub(crate) fn take_exits(&mut self) -> (Vec<(SandboxId, Network, OwnedFd)>, Vec<SandboxId>) {
         let untold = std::mem::take(&mut self.untold);
-        untold.iter().filter_map(|key| self.sandboxes.get(key)?.exit()).collect()
+        let opened = untold.iter().filter_map(|key| self.sandboxes.get(key)?.exit()).collect();
+        (opened, std::mem::take(&mut self.closed))
     }
 
     /// The exits of all that live.
@@ -433,6 +437,9 @@ impl Keeper {
             self.poller.remove(sync);
         }
         self.keys.remove(&sandbox.id);
+        if sandbox.exit.is_some() {
+            self.closed.push(sandbox.id.clone());
+        }
         self.slots.give_back(sandbox.slot);
         let State::Dying { reason, waiters } = sandbox.state else { return };
         self.graves.dig(sandbox.id, reason);

@@ -48,12 +48,12 @@ pub(crate) fn receive(
     Ok(received.bytes)
 }
 
-/// Messages with a descriptor each that wait for a socket.
+/// Messages, with a descriptor or without, that wait for a socket.
 #[derive(Default)]
 pub(crate) struct Outgoing {
-    /// What is left of a message whose descriptor is on its way.
+    /// What is left of a message that has begun; its descriptor is on its way.
     rest: Vec<u8>,
-    waiting: VecDeque<(Vec<u8>, OwnedFd)>,
+    waiting: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
 }
 
 /// Exits that wait for one server: more than there can be sandboxes, so it is reached only by one that does not read.
@@ -65,7 +65,7 @@ impl Outgoing {
         &mut self,
         socket: impl AsFd,
         message: Vec<u8>,
-        descriptor: OwnedFd,
+        descriptor: Option<OwnedFd>,
     ) -> io::Result<()> {
         if self.waiting.len() >= WAITING_MAX {
             return Err(io::Error::other("the peer does not read"));
@@ -86,10 +86,16 @@ impl Outgoing {
                     Err(error) => Err(io::Error::from(error)),
                 },
                 None => return Ok(()),
-                Some((message, descriptor)) => send(&socket, message, descriptor.as_fd()).map(|count| {
-                    let (mut message, _) = self.waiting.pop_front().expect("it was there");
-                    self.rest = message.split_off(count);
-                }),
+                Some((message, descriptor)) => {
+                    let count = match descriptor {
+                        Some(descriptor) => send(&socket, message, descriptor.as_fd()),
+                        None => rustix::io::write(&socket, message).map_err(io::Error::from),
+                    };
+                    count.map(|count| {
+                        let (mut message, _) = self.waiting.pop_front().expect("it was there");
+                        self.rest = message.split_off(count);
+                    })
+                }
             };
             match written {
                 Ok(()) => {}
@@ -100,7 +106,7 @@ impl Outgoing {
         }
     }
 
-    /// Whether something waits for the socket.
+    /// Whether nothing waits for the socket.
     pub(crate) fn is_empty(&self) -> bool {
         self.rest.is_empty() && self.waiting.is_empty()
     }
@@ -122,7 +128,7 @@ mod tests {
         for _ in 0..300 {
             let (reader, writer) = io::pipe().unwrap();
             writers.push(writer);
-            outgoing.send(&ours, vec![b'x'; 1000], reader.into()).unwrap();
+            outgoing.send(&ours, vec![b'x'; 1000], Some(reader.into())).unwrap();
         }
         assert!(!outgoing.is_empty(), "the socket is full");
         let (mut bytes, mut descriptors, mut count) = ([0; 700], VecDeque::new(), 0);

@@ -304,20 +304,20 @@ impl Supervisor {
                 if let Some(connection) = self.connections.get_mut(&waiter.connection) {
                     connection.exits.get_or_insert_default();
                     let exits = self.keeper.exits();
-                    bring(&self.poller, waiter.connection, connection, &exits);
+                    bring(&self.poller, waiter.connection, connection, &exits, &[]);
                 }
             }
         }
     }
 
-    /// Brings the exits of new sandboxes to whoever asked for exits.
+    /// Brings the exits of new sandboxes, and the end of others, to whoever asked for exits.
     fn bring_exits(&mut self) {
-        let exits = self.keeper.take_exits();
-        if exits.is_empty() {
+        let (opened, closed) = self.keeper.take_exits();
+        if opened.is_empty() && closed.is_empty() {
             return;
         }
         for (key, connection) in &mut self.connections {
-            bring(&self.poller, *key, connection, &exits);
+            bring(&self.poller, *key, connection, &opened, &closed);
         }
     }
 
@@ -353,20 +353,30 @@ impl Supervisor {
     }
 }
 
-fn bring(poller: &Poller, key: u64, connection: &mut Connection, exits: &[(SandboxId, Network, OwnedFd)]) {
+fn bring(
+    poller: &Poller,
+    key: u64,
+    connection: &mut Connection,
+    opened: &[(SandboxId, Network, OwnedFd)],
+    closed: &[SandboxId],
+) {
     let Some(outgoing) = &mut connection.exits else { return };
-    for (sandbox, network, exit) in exits {
-        let answer = Answer::Exit { sandbox: sandbox.clone(), network: network.clone() };
+    let socket = connection.frames.descriptor();
+    let mut send = |answer: Answer, exit: Option<&OwnedFd>| {
         // No question is answered by it, so its id says nothing.
-        let message = encode(&Response { id: 0, answer }, RESPONSE_BYTES_MAX).map_err(io::Error::other);
-        let sent = message
-            .and_then(|message| outgoing.send(connection.frames.descriptor(), message, exit.try_clone()?));
-        if sent.is_err() {
-            connection.standing = Standing::Broken;
-            return;
-        }
+        let message = encode(&Response { id: 0, answer }, RESPONSE_BYTES_MAX).map_err(io::Error::other)?;
+        outgoing.send(socket, message, exit.map(OwnedFd::try_clone).transpose()?)
+    };
+    let told = opened.iter().try_for_each(|(sandbox, network, exit)| {
+        send(Answer::Exit { sandbox: sandbox.clone(), network: network.clone() }, Some(exit))
+    });
+    let told = told.and_then(|()| {
+        closed.iter().try_for_each(|sandbox| send(Answer::ExitEnded { sandbox: sandbox.clone() }, None))
+    });
+    match told {
+        Ok(()) => update_interest(poller, key, connection),
+        Err(_) => connection.standing = Standing::Broken,
     }
-    update_interest(poller, key, connection);
 }
 
 fn update_interest(poller: &Poller, key: u64, connection: &mut Connection) {

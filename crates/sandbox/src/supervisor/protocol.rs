@@ -58,7 +58,7 @@ pub(crate) enum Ask {
         sandbox: SandboxId,
     },
     List {},
-    /// From now on this connection brings exits, each as an [`Answer::Exit`] with the socket, and nothing else.
+    /// From now on this connection brings exits, each as an [`Answer::Exit`] with the socket, and [`Answer::ExitEnded`].
     Exits {},
 }
 
@@ -84,6 +84,9 @@ pub(crate) enum Answer {
     Exit {
         sandbox: SandboxId,
         network: Network,
+    },
+    ExitEnded {
+        sandbox: SandboxId,
     },
     Failed(Error),
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
-use sandbox::{Error, Limits, Provider, Resources, conformance};
+use sandbox::{Error, ExitNews, Limits, Provider, Resources, SandboxId, conformance};
 
 use crate::host::{Host, fresh_id};
 
@@ -36,10 +36,13 @@ async fn exits_come_from_the_next_supervisor_too() {
     let mut exits = host.provider.exits();
     let resources = Resources { network: Some(sandbox::Network("x".to_owned())), ..Resources::default() };
     let first = host.sandbox(resources.clone()).await;
-    assert_eq!(exits.next().await.expect("it comes").sandbox, first.id);
+    let is_opened =
+        |news, wanted: &SandboxId| matches!(news, Some(ExitNews::Opened(exit)) if exit.sandbox == *wanted);
+    assert!(is_opened(exits.next().await, &first.id));
     host.provider.end().await.expect("it ends");
+    assert!(matches!(exits.next().await, Some(ExitNews::Ended(sandbox)) if sandbox == first.id));
     let second = host.sandbox(resources).await;
-    assert_eq!(exits.next().await.expect("it comes").sandbox, second.id);
+    assert!(is_opened(exits.next().await, &second.id));
     host.end().await;
 }
 
