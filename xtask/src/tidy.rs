@@ -18,12 +18,26 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tools", &[]),
     ("sandbox", &["protocol", "tools"]),
     ("egress", &["protocol"]),
-    ("harness", &["protocol", "session", "store", "sandbox", "tools"]),
+    ("harness", &["protocol", "session", "store", "egress", "sandbox", "tools"]),
     ("background", &["protocol", "store", "sandbox"]),
     ("api", &["protocol", "session", "store"]),
     ("client", &["protocol"]),
     ("testkit", &["protocol", "sandbox", "tools"]),
-    ("cli", &["protocol", "session", "store", "sandbox", "tools", "harness", "background", "api", "client"]),
+    (
+        "cli",
+        &[
+            "protocol",
+            "session",
+            "store",
+            "egress",
+            "sandbox",
+            "tools",
+            "harness",
+            "background",
+            "api",
+            "client",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::demo;
+use crate::exits;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
 
 /// A server that runs.
@@ -66,9 +67,15 @@ impl Server {
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
-        let mut work = JoinSet::new();
+        let (mut work, mut door) = (JoinSet::new(), JoinSet::new());
         if let Some(hands) = hands {
             let hands: Arc<dyn Provider> = hands;
+            let served =
+                exits::serve(Arc::clone(&hands), Arc::new(settings.network.guard()), closing.clone());
+            door.spawn(async move {
+                served.await;
+                "egress"
+            });
             if roles.has(Role::Brain) {
                 let options = brain_options(settings);
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
@@ -88,9 +95,13 @@ impl Server {
             }
         }
         let serves_api = roles.has(Role::Api);
-        let mut door = JoinSet::new();
         let stop = closing.clone();
-        let app = api::App { store: store.clone(), models: Arc::new(catalog(&models)), health };
+        let app = api::App {
+            store: store.clone(),
+            models: Arc::new(catalog(&models)),
+            health,
+            default_networking: settings.network.default_networking.clone(),
+        };
         door.spawn(async move {
             let served = match serves_api {
                 true => api::serve(listener, app, stop).await,

@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::load::{Load, LoadOptions};
+use crate::network::{Network, NetworkFile, NetworkOptions};
 
 /// Where everything lasts. For every command that opens a store.
 #[derive(Args, Clone, Debug, Default)]
@@ -60,6 +61,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) load: LoadOptions,
+
+    #[command(flatten)]
+    pub(crate) network: NetworkOptions,
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
@@ -237,6 +241,7 @@ struct File {
     log_format: Option<LogFormat>,
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
+    network: NetworkFile,
     sandbox: sandbox::Limits,
 }
 
@@ -255,6 +260,7 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
+    pub(crate) network: Network,
     pub(crate) limits: sandbox::Limits,
 }
 
@@ -343,6 +349,7 @@ impl ServerOptions {
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
             load: self.load.over(file.limits),
+            network: self.network.over(file.network)?,
             limits: self.sandbox.over(file.sandbox),
         })
     }

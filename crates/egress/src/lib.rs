@@ -28,7 +28,7 @@ pub use client::{Client, client};
 pub use guard::{Guard, PORTS_DEFAULT};
 pub use host::{Host, Pattern, PatternError};
 pub use names::{Names, Table};
-pub use policy::{Allowed, Policy};
+pub use policy::{Allowed, Grant, Policy};
 pub use private::{EntryError, PrivateHosts};
 pub use proxy::{Limits, Proxy, Who};
 pub use refusal::Refusal;

@@ -27,6 +27,29 @@ pub enum Policy {
     },
 }
 
+/// What a sandbox may reach and for whom, as it is handed from process to process beside its listener. Fields are only
+/// ever added, with a default.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The session's id, for the log only.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// What it may reach.
+    pub policy: Policy,
+}
+
+impl Grant {
+    /// As text.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).expect("a grant is plain data")
+    }
+
+    /// From text.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+}
+
 /// By which rule a host is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowed {
@@ -45,6 +68,10 @@ static REGISTRIES: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
 });
 
 impl Policy {
+    /// Nothing may be reached.
+    pub const NOTHING: Self =
+        Self::Limited { allowed_hosts: Vec::new(), mcp_hosts: Vec::new(), allow_package_managers: false };
+
     /// The policy of a sandbox in an environment. `mcp_hosts` are the hosts of the agent's MCP servers, without scheme
     /// and port; they count only if the environment allows them. Fails on an entry that is no host pattern.
     pub fn new<'a>(

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use protocol::agent::SessionAgent;
 use protocol::content::Content;
+use protocol::environment::EnvironmentConfig;
 use protocol::event::{AnswerCall, Body, RetryStatus};
 use protocol::id::EventId;
 use protocol::position::Position;
@@ -217,12 +218,12 @@ impl Transcript {
     }
 
     /// The request that continues the conversation.
-    pub(crate) fn prompt(&mut self, agent: &SessionAgent) -> &Prompt {
+    pub(crate) fn prompt(&mut self, agent: &SessionAgent, environment: &EnvironmentConfig) -> &Prompt {
         let spec = &agent.spec;
         let messages = std::mem::take(&mut self.prompt.messages);
         self.prompt = Prompt {
             model: spec.model.id.clone(),
-            system: system_of(agent),
+            system: system_of(agent, environment),
             tools: toolset::specs(spec),
             messages,
             effort: Some(spec.model.effort.level),
@@ -242,10 +243,16 @@ fn text_of(content: &[Content]) -> String {
 }
 
 /// The agent's own prompt and, where it has built-in tools, what it must know of the place they work in.
-fn system_of(agent: &SessionAgent) -> Option<String> {
-    let place = toolset::has_builtin(&agent.spec).then_some(toolset::PLACE);
-    let parts: Vec<&str> =
-        agent.spec.system.as_deref().into_iter().chain(place).filter(|part| !part.is_empty()).collect();
+fn system_of(agent: &SessionAgent, environment: &EnvironmentConfig) -> Option<String> {
+    let place = toolset::has_builtin(&agent.spec).then(|| toolset::place(environment));
+    let parts: Vec<&str> = agent
+        .spec
+        .system
+        .as_deref()
+        .into_iter()
+        .chain(place.as_deref())
+        .filter(|part| !part.is_empty())
+        .collect();
     (!parts.is_empty()).then(|| parts.join("\n\n"))
 }
 

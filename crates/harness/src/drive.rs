@@ -383,7 +383,7 @@ impl Drive<'_> {
             }
         };
         catch_up(self.brain, self.token, &mut self.transcript, self.view.state.head).await?;
-        let prompt = self.transcript.prompt(&self.view.record.agent);
+        let prompt = self.transcript.prompt(&record.agent, &record.environment);
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);

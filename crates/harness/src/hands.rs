@@ -8,10 +8,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use egress::{Grant, Policy};
 use protocol::content::{Content, Source};
+use protocol::environment::{EnvironmentConfig, Networking};
 use protocol::event::Body;
-use protocol::id::{EventId, SandboxId};
-use sandbox::{Call, Error, Provider, Resources};
+use protocol::id::{EventId, SandboxId, SessionId};
+use sandbox::{Call, Error, Network, Provider, Resources};
 use serde_json::{Map, Value};
 use session::Record;
 use tools::wire;
@@ -39,8 +41,23 @@ pub(crate) enum Outcome {
 
 /// What a session's sandbox gets: what the operator gives every sandbox, and what its environment says.
 pub(crate) fn resources(usual: &Resources, record: &Record) -> Resources {
-    let Record { environment: _, hands: _, .. } = record;
-    usual.clone()
+    let Record { id, environment, hands: _, .. } = record;
+    let network = match environment {
+        EnvironmentConfig::Cloud { networking, packages: _ } => Some(network(id, networking)),
+        EnvironmentConfig::SelfHosted {} => None,
+    };
+    Resources { network, ..usual.clone() }
+}
+
+/// What the egress proxy is to let out of the sandbox.
+fn network(session: &SessionId, networking: &Networking) -> Network {
+    // There are no MCP servers yet whose hosts could be allowed.
+    let policy = Policy::new(networking, []).unwrap_or_else(|error| {
+        // The door has checked each host; what the proxy cannot read all the same opens nothing.
+        tracing::error!(session.id = %session, %error, "the environment's hosts cannot be read; nothing is allowed");
+        Policy::NOTHING
+    });
+    Network(Grant { session: Some(session.to_string()), policy }.to_text())
 }
 
 /// Makes a sandbox. Asking again with the same id gives the same sandbox.

@@ -3,14 +3,50 @@
 use std::time::Duration;
 
 use protocol::agent::{AgentSpec, BuiltinTool, Tool};
+use protocol::environment::{EnvironmentConfig, Networking};
 use serde_json::{Value, json};
 
 use crate::model::ToolSpec;
 
 /// What an agent with built-in tools is told of the place they work in.
-pub(crate) const PLACE: &str = "Your tools run in a private Linux sandbox without network access. The working \
-directory is /workspace. Files that the user is to receive go to /mnt/session/outputs/; everything else is lost \
-when the sandbox ends.";
+pub(crate) fn place(environment: &EnvironmentConfig) -> String {
+    let network = match environment {
+        EnvironmentConfig::Cloud { networking: Networking::Unrestricted {}, packages: _ } => {
+            "It reaches the public internet over HTTP and HTTPS, through a proxy that is set up for the usual programs."
+                .to_owned()
+        }
+        EnvironmentConfig::Cloud {
+            networking: Networking::Limited { allowed_hosts, allow_mcp_servers: _, allow_package_managers },
+            packages: _,
+        } => reachable(allowed_hosts, *allow_package_managers),
+        EnvironmentConfig::SelfHosted {} => NO_NETWORK.to_owned(),
+    };
+    format!(
+        "Your tools run in a private Linux sandbox. {network} The working directory is /workspace. Files that the user is \
+         to receive go to /mnt/session/outputs/; everything else is lost when the sandbox ends."
+    )
+}
+
+const NO_NETWORK: &str = "It has no network access.";
+/// More hosts than this are not named: the list can be long, and the proxy says what is not allowed.
+const HOSTS_NAMED_MAX: usize = 50;
+
+fn reachable(allowed_hosts: &[String], allow_package_managers: bool) -> String {
+    let mut reachable: Vec<&str> = allowed_hosts.iter().take(HOSTS_NAMED_MAX).map(String::as_str).collect();
+    if allowed_hosts.len() > HOSTS_NAMED_MAX {
+        reachable.push("and more");
+    }
+    if allow_package_managers {
+        reachable.push("the public package registries");
+    }
+    match reachable.as_slice() {
+        [] => NO_NETWORK.to_owned(),
+        hosts => format!(
+            "Over HTTP and HTTPS, through a proxy that is set up for the usual programs, it reaches only: {}.",
+            hosts.join(", ")
+        ),
+    }
+}
 
 /// The longest that one bash call may take, whatever it asks for. Longer work belongs in a background job.
 const BASH_TIMEOUT: Duration = Duration::from_secs(600);

@@ -1,0 +1,59 @@
+//! Serves the exits of this machine's sandboxes: each is answered by the egress proxy as long as its sandbox lives.
+//!
+//! A server that starts finds the exits of sandboxes that outlived another; what connected meanwhile has waited.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use egress::{Grant, Guard, Limits, Policy, Proxy, Who};
+use sandbox::{Exit, ExitNews, Provider, SandboxId};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Serves exits until `shutdown`, when connections through them are cut off.
+pub(crate) async fn serve(hands: Arc<dyn Provider>, guard: Arc<Guard>, shutdown: CancellationToken) {
+    let proxy = Proxy::new(guard, Limits::default());
+    let mut exits = hands.exits();
+    let mut served: HashMap<SandboxId, CancellationToken> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        let news = tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_) = tasks.join_next() => continue,
+            news = exits.next() => news,
+        };
+        match news {
+            Some(ExitNews::Opened(exit)) => {
+                let stop = shutdown.child_token();
+                if let Some(former) = served.insert(exit.sandbox.clone(), stop.clone()) {
+                    former.cancel();
+                }
+                tasks.spawn(answer(proxy.clone(), exit, stop));
+            }
+            Some(ExitNews::Ended(sandbox)) => {
+                if let Some(stop) = served.remove(&sandbox) {
+                    stop.cancel();
+                }
+            }
+            // There will never be another: these hands reach nothing.
+            None => {
+                shutdown.cancelled().await;
+                break;
+            }
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn answer(proxy: Proxy, exit: Exit, stop: CancellationToken) {
+    let Exit { sandbox, network, listener } = exit;
+    let Grant { session, policy } = Grant::parse(&network.0).unwrap_or_else(|error| {
+        // A server of a later version has made it. Who asks is told that nothing is allowed.
+        tracing::error!(sandbox.id = %sandbox, %error, "what this sandbox may reach cannot be read; nothing is allowed");
+        Grant { session: None, policy: Policy::NOTHING }
+    });
+    let who = Who { sandbox: sandbox.to_string(), session };
+    if let Err(error) = proxy.serve(listener, who, policy, stop).await {
+        tracing::error!(sandbox.id = %sandbox, %error, "the exit of a sandbox cannot be served");
+    }
+}
