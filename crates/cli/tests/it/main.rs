@@ -7,6 +7,7 @@ mod fleet;
 mod flows;
 mod keys;
 mod kill_nine;
+mod network;
 mod roles;
 mod run;
 mod server;
