@@ -85,7 +85,7 @@ async fn what_is_refused_is_a_403_that_says_what_would_allow_it() {
             "not_allowed; other.test is not among the hosts",
             "Add `other.test` to `allowed_hosts`",
         ),
-        ("127.0.0.1", "not_allowed; 127.0.0.1 is not", "Add"),
+        ("127.0.0.1", "not_allowed; 127.0.0.1 is not", "by its name"),
         ("private.test:8080", "port; port 8080 of private.test is not open", "open the port"),
         ("private.test", "address; private.test leads to a private address", "list `private.test` among"),
         ("meta.test", "address; meta.test leads to a cloud's metadata service", ""),
