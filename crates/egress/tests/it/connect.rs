@@ -190,8 +190,9 @@ async fn arrives(policy: Policy, host: &str, bytes: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_could_hide_where_it_goes_does_not_pass_in_limited_mode() {
-    // ECH as a client without a key sends it, and an extension that nobody knows.
-    let ech = [0xfe, 0x0d, 0, 3, 0, 0, 0];
+    // ECH: an outer one, the ciphers, a configuration's id, no key, four bytes of what may be noise. And an extension
+    // that nobody knows.
+    let ech = [0xfe, 0x0d, 0, 14, 0, 0, 1, 0, 1, 7, 0, 0, 0, 4, 1, 2, 3, 4];
     let unknown = [0xfa, 0xce, 0, 1, 7];
     let limit = || limited(&["web.test", "127.0.0.1"]);
     let free = || Policy::Unrestricted {};
