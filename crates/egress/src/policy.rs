@@ -10,7 +10,8 @@ use crate::host::{Host, Pattern, PatternError};
 use crate::refusal::Refusal;
 use crate::registries::PACKAGE_REGISTRIES;
 
-/// What one sandbox may reach. Handed from process to process as JSON; fields are only ever added.
+/// What one sandbox may reach. Handed from process to process as JSON; a field that is not known is refused, as it could
+/// only limit more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Policy {

@@ -81,6 +81,10 @@ impl Refusal {
     /// What would allow it, if anything would.
     pub fn remedy(&self) -> Option<String> {
         match self {
+            Self::NotAllowed { host: Host::Address(_) } => Some(
+                "Of a limited environment only host names can be listed: ask for the host by its name."
+                    .to_owned(),
+            ),
             Self::NotAllowed { host } => Some(format!(
                 "Add `{host}` to `allowed_hosts` of the environment's networking (or use `unrestricted` networking); \
                  it holds for sandboxes made afterwards."

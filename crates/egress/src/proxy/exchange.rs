@@ -285,6 +285,8 @@ impl Served {
         answer: &Answer,
         address: Option<SocketAddr>,
     ) {
+        // What was allowed and then could not be had is no denial, but as much an operator's business.
+        let verdict = if answer.status.is_server_error() { "failed" } else { "denied" };
         tracing::info!(
             target: "egress",
             {
@@ -293,7 +295,7 @@ impl Served {
             method,
             host = target.map(|(host, _)| tracing::field::display(host)),
             port = target.map(|(_, port)| port),
-            verdict = "denied",
+            verdict,
             rule = answer.rule,
             status = answer.status.as_u16(),
             address = address.map(tracing::field::display)

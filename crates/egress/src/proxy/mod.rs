@@ -12,8 +12,8 @@
 //! them without asking; what is allowed, and the bytes and the duration at its end, at `debug`, because one `npm install`
 //! makes a thousand of them. No line has a path, a query, a header or content.
 //!
-//! What it cannot see: what happens inside TLS. Two sites behind one front that serves both under either name are one site
-//! to it. A mode that ends TLS here would take the place of `tunnel::run`, behind the same decision; there is none.
+//! What it cannot see: what happens inside TLS, from the second message of a handshake on. Two sites behind one front that
+//! serves both under either name are one site to it. A mode that ends TLS here would take the place of `tunnel::run`, behind the same decision; there is none.
 
 mod answer;
 mod exchange;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use egress::{Guard, Limits, Policy, PrivateHosts, Proxy, Table, Who};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -100,7 +101,9 @@ impl Way {
 /// Reads to the end, or to the reset that takes its place.
 pub(crate) async fn read_all(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes).await;
+    // A test that hangs should fail long before the proxy's own patience ends.
+    let reading = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut bytes));
+    let _ = reading.await.expect("the connection ends");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -124,7 +127,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Answers once what it was sent ends with `end`.
+    /// Answers once what it was sent has `end` in it.
     pub(crate) async fn start(end: &'static str, answer: &'static str) -> Self {
         let listener = TcpListener::bind((LOOPBACK, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -134,7 +137,7 @@ impl Origin {
                 let sender = sender.clone();
                 tokio::spawn(async move {
                     let mut bytes = Vec::new();
-                    while !bytes.ends_with(end.as_bytes()) {
+                    while !bytes.windows(end.len()).any(|part| part == end.as_bytes()) {
                         if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
                             break;
                         }

@@ -1,3 +1,5 @@
+//! The crate from outside: real sockets on loopback, names from a table.
+
 mod addresses;
 mod client;
 mod common;
