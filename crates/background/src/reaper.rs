@@ -16,24 +16,25 @@ use store::Store;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-/// How often it looks for sandboxes: each one holds memory.
+/// How often it looks for sandboxes unless told otherwise: each one holds memory.
 const EVERY: Duration = Duration::from_secs(30);
 /// How often it looks for deliverables, which hold no more than disk; the look costs a question for every folder.
 const OUTPUTS_EVERY: Duration = Duration::from_secs(600);
-/// A sandbox younger than this may be one that its brain has not recorded yet.
-const GRACE: Duration = Duration::from_secs(60);
+/// A sandbox younger than two looks may be one that its brain has not recorded yet.
+const GRACE_LOOKS: u32 = 2;
 
 /// The reaper of one machine's sandboxes.
 pub struct Reaper {
     store: Store,
     hands: Arc<dyn Provider>,
     outputs_dir: Option<PathBuf>,
+    every: Duration,
 }
 
 impl Reaper {
     /// A reaper of these hands, by the word of this store.
     pub fn new(store: Store, hands: Arc<dyn Provider>) -> Self {
-        Self { store, hands, outputs_dir: None }
+        Self { store, hands, outputs_dir: None, every: EVERY }
     }
 
     /// Also of the folders of deliverables in `outputs_dir`, each named after its session.
@@ -42,16 +43,23 @@ impl Reaper {
         Self { outputs_dir: Some(outputs_dir), ..self }
     }
 
+    /// Looking for sandboxes as often as this, instead of every 30 seconds. What is younger than two such looks is left
+    /// alone.
+    #[must_use]
+    pub fn every(self, every: Duration) -> Self {
+        Self { every, ..self }
+    }
+
     /// Reaps until `shutdown`, which waits for nobody: neither for the supervisor nor for a slow disk.
     pub async fn run(self, shutdown: CancellationToken) {
         shutdown.run_until_cancelled(self.reap_for_ever()).await;
     }
 
     async fn reap_for_ever(&self) {
-        let (mut sandboxes, mut outputs) = (every(EVERY), every(OUTPUTS_EVERY));
+        let (mut sandboxes, mut outputs) = (every(self.every), every(OUTPUTS_EVERY));
         loop {
             tokio::select! {
-                _ = sandboxes.tick() => self.reap(GRACE).await,
+                _ = sandboxes.tick() => self.reap(self.every * GRACE_LOOKS).await,
                 _ = outputs.tick() => self.reap_outputs().await,
             }
         }

@@ -86,7 +86,7 @@ impl Server {
                 });
             }
             if roles.has(Role::Background) {
-                let reaper = background::Reaper::new(store.clone(), hands);
+                let reaper = background::Reaper::new(store.clone(), hands).every(settings.reap_every);
                 let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
                 work.spawn(async move {
                     reaper.await;

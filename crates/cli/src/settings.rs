@@ -59,6 +59,10 @@ pub(crate) struct ServerOptions {
     #[arg(long, env = "POSTHOUSE_LOG_FORMAT", value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
 
+    /// How often it is looked for sandboxes that no session owns any more; those are destroyed. [default: 30]
+    #[arg(long, env = "POSTHOUSE_REAP_EVERY", value_name = "SECONDS")]
+    pub(crate) reap_every: Option<f64>,
+
     #[command(flatten)]
     pub(crate) load: LoadOptions,
 
@@ -239,6 +243,7 @@ struct File {
     drain_timeout: Option<f64>,
     log: Option<String>,
     log_format: Option<LogFormat>,
+    reap_every: Option<f64>,
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
     network: NetworkFile,
@@ -258,6 +263,7 @@ pub(crate) struct Settings {
     pub(crate) api_key: Option<String>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
+    pub(crate) reap_every: Duration,
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) network: Network,
@@ -347,6 +353,7 @@ impl ServerOptions {
             api_key: self.api_key,
             log: self.log.or(file.log).unwrap_or_else(|| log.to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
+            reap_every: reap_every(self.reap_every.or(file.reap_every))?,
             providers: file.provider,
             load: self.load.over(file.limits),
             network: self.network.over(file.network)?,
@@ -397,6 +404,20 @@ fn seconds(name: &str, given: Option<f64>, default: Duration) -> anyhow::Result<
         None => Ok(default),
     }
 }
+
+fn reap_every(given: Option<f64>) -> anyhow::Result<Duration> {
+    let every = seconds("--reap-every", given, DEFAULT_REAP_EVERY)?;
+    ensure!(
+        every >= REAP_EVERY_MIN,
+        "--reap-every must be at least {} seconds",
+        REAP_EVERY_MIN.as_secs_f64()
+    );
+    Ok(every)
+}
+
+const DEFAULT_REAP_EVERY: Duration = Duration::from_secs(30);
+/// A brain records a sandbox within moments of its making; a look that came sooner could take it away.
+const REAP_EVERY_MIN: Duration = Duration::from_millis(500);
 
 /// Nobody waits longer for a process to end.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);

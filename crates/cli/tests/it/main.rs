@@ -1,6 +1,7 @@
 //! The real binary, as users meet it.
 
 mod chaos;
+mod cleaning;
 mod commands;
 mod database;
 mod fleet;
