@@ -84,6 +84,7 @@ impl Echo {
             table: table(&[("web.test", LOOPBACK), ("other.test", LOOPBACK)]),
             tls_ports: vec![port],
             limits: Limits { hello_time_max: Duration::from_millis(300), ..Limits::default() },
+            ..Setup::default()
         }
         .start()
     }
@@ -170,6 +171,7 @@ async fn arrives(policy: Policy, host: &str, bytes: &[u8]) -> Vec<u8> {
         table: table(&[("web.test", LOOPBACK)]),
         tls_ports: vec![port],
         limits: Limits { hello_time_max: Duration::from_millis(300), ..Limits::default() },
+        ..Setup::default()
     }
     .start();
     let far = tokio::spawn(async move {
@@ -241,6 +243,7 @@ async fn a_client_that_does_not_begin_is_cut_off_in_limited_mode_and_let_through
             table: table(&[("web.test", LOOPBACK)]),
             tls_ports: vec![port],
             limits: Limits { hello_time_max: Duration::from_millis(100), ..Limits::default() },
+            ..Setup::default()
         }
         .start();
         let mut near = way.tunnel(&format!("web.test:{port}")).await.unwrap();
