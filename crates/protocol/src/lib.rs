@@ -23,3 +23,4 @@ pub mod session_request;
 pub mod sse;
 
 pub mod time;
+pub mod web;
