@@ -1,15 +1,16 @@
 //! Fetching a page: redirects one by one, each address checked, everything bounded.
 //!
-//! What a name leads to is for the client to check, which refuses hosts that are not public. It must not follow redirects
+//! What a name leads to is for the guarded client to check, which refuses hosts that are not public. It follows no redirect
 //! by itself, as the agent's lists hold for each address on the way.
 
 use std::io::Write as _;
 
+use egress::{Client, Refusal};
 use flate2::write::{MultiGzDecoder, ZlibDecoder};
 use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, USER_AGENT,
 };
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 
 use super::domains::Domains;
 use super::failure::{Code, Failure};
@@ -62,20 +63,38 @@ pub(super) async fn fetch(client: &Client, url: Url, domains: Domains<'_>) -> Re
     for _ in 0..=REDIRECTS_MAX {
         check_domain(&url, domains)?;
         let request = client
-            .get(url.clone())
+            .request(Method::GET, url.clone())
+            .map_err(|refusal| refused(&refusal))?
             .header(USER_AGENT, AGENT)
             .header(
                 ACCEPT,
                 "text/html, application/xhtml+xml, text/*;q=0.9, application/pdf;q=0.9, */*;q=0.5",
             )
             .header(ACCEPT_ENCODING, "gzip, deflate");
-        let response = request.send().await.map_err(|error| Failure::unreachable(&error))?;
+        let response = request.send().await.map_err(|error| unreachable(&error))?;
         match next_hop(&url, &response)? {
             Some(next) => url = next,
             None => return read(url, response).await,
         }
     }
     Err(Failure::new(Code::UrlNotAccessible, format!("it redirects more than {REDIRECTS_MAX} times")))
+}
+
+/// What the guard does not let us reach.
+fn refused(refusal: &Refusal) -> Failure {
+    let code = match refusal {
+        Refusal::Unresolved { .. } | Refusal::LookupTimeout { .. } => Code::UrlNotAccessible,
+        Refusal::Host { .. }
+        | Refusal::NotAllowed { .. }
+        | Refusal::Port { .. }
+        | Refusal::Address { .. }
+        | Refusal::Url { .. } => Code::UrlNotAllowed,
+    };
+    Failure::new(code, refusal.to_string())
+}
+
+fn unreachable(error: &reqwest::Error) -> Failure {
+    Client::refusal(error).map_or_else(|| Failure::unreachable(error), refused)
 }
 
 /// Where the response sends us. An error if it holds no page and sends us nowhere.

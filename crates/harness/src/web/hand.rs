@@ -1,19 +1,25 @@
 //! The hand of the web tools: what the server needs to run them, and the bounds on time and number.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use egress::{Client, Guard};
 use protocol::content::{Citations, Content, TextBlock, TextTag};
 use protocol::web::{FetchSettings, SearchSettings};
-use reqwest::{Client, Url};
+use reqwest::Url;
 use tokio::sync::Semaphore;
 
 use super::domains::Domains;
 use super::failure::{Code, Failure};
 use super::search::{Hit, QUERY_CHARS_MAX, SearchProvider};
 use super::{fetch, page};
+use crate::model::install_crypto;
 
 /// How many calls run at once in one process. A page in hand takes some tens of MiB at worst.
 const CALLS_MAX: usize = 64;
+
+/// How long a connection may take to be made, its name's resolution included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +45,13 @@ pub struct Web {
 }
 
 impl Web {
-    /// A hand that fetches through this client. The client decides which hosts may be reached at all: it is to refuse
-    /// those that are not public, must not follow redirects by itself, and should bound how long a connection takes to be
-    /// made. Without a search provider `web_search` is not offered to models.
-    pub fn new(client: Client, search: Option<SearchProvider>) -> Self {
-        Self { client, search, times: Times::default(), places: Semaphore::new(CALLS_MAX) }
+    /// A hand that fetches what this guard lets it reach: what is public, and what the operator allows. Without a search
+    /// provider `web_search` is not offered to models.
+    pub fn new(guard: Arc<Guard>, search: Option<SearchProvider>) -> reqwest::Result<Self> {
+        install_crypto();
+        let client =
+            egress::client_without_redirects(guard, |client| client.connect_timeout(CONNECT_TIMEOUT))?;
+        Ok(Self { client, search, times: Times::default(), places: Semaphore::new(CALLS_MAX) })
     }
 
     /// The same with other bounds on time.

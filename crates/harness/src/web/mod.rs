@@ -2,7 +2,7 @@
 //!
 //! Both only read, so a call whose brain died is simply run again, and an interrupt drops it. What they give is bounded
 //! before it becomes an event. Nothing here is governed by an environment's networking: what may be reached is decided by
-//! the agent's settings and by the client that [`Web`] is given, which is to refuse hosts that are not public.
+//! the agent's settings and by the server's guard (crate `egress`), which refuses hosts that are not public.
 //!
 //! ```text
 //!   call ──▶ hand ──▶ seen, domains: may it?  ──▶ fetch ──▶ page ──▶ html: readable text
