@@ -131,7 +131,7 @@ async fn read(url: Url, mut response: Response) -> Result<Page, Failure> {
     loop {
         let chunk = response.chunk().await.map_err(|error| Failure::unreachable(&error))?;
         let (is_over, is_broken) = match &chunk {
-            None => (true, false),
+            None => (true, !body.end(received_bytes)?),
             Some(chunk) => {
                 received_bytes += chunk.len();
                 // Packed bytes need not stand for anything, so they are counted, too.
@@ -199,10 +199,25 @@ impl Body {
             Self::Gzip(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
             Self::Deflate(decoder) => decoder.write_all(chunk).and_then(|()| decoder.flush()),
         };
-        if written.is_err() && self.bytes().is_empty() {
+        self.unless_damaged(written)
+    }
+
+    /// The body is over. `false`: it broke off.
+    fn end(&mut self, received_bytes: usize) -> Result<bool, Failure> {
+        let ended = match self {
+            Self::Plain(_) => Ok(()),
+            Self::Gzip(_) | Self::Deflate(_) if received_bytes == 0 => Ok(()),
+            Self::Gzip(decoder) => decoder.try_finish(),
+            Self::Deflate(decoder) => decoder.try_finish(),
+        };
+        self.unless_damaged(ended)
+    }
+
+    fn unless_damaged(&self, done: std::io::Result<()>) -> Result<bool, Failure> {
+        if done.is_err() && self.bytes().is_empty() {
             return Err(Failure::new(Code::UrlNotAccessible, "its packing is damaged"));
         }
-        Ok(written.is_ok())
+        Ok(done.is_ok())
     }
 
     fn bytes(&self) -> &[u8] {
