@@ -10,7 +10,6 @@ import pytest
 
 from conftest import toolset
 from support.recorder import Conversation
-from support.scripted import answer
 from support.wire import check_error
 
 SERVER = {"type": "url", "name": "docs", "url": "https://example.com/mcp"}
@@ -35,10 +34,8 @@ def refused(request: Any, names: str) -> None:
             {"execution_identity": {"type": "aws_role", "role_arn": "arn:aws:iam::123456789012:role/x"}},
             "execution_identity",
         ),
-        ({"tools": [{**toolset(), "configs": [{"name": "web_fetch", "enabled": True}]}]}, "web_fetch"),
-        ({"tools": [{**toolset(), "configs": [{"name": "web_search"}]}]}, "web_search"),
     ],
-    ids=["mcp_servers", "skills", "coordinator", "multiagent", "aws_role", "web_fetch", "web_search"],
+    ids=["mcp_servers", "skills", "coordinator", "multiagent", "aws_role"],
 )
 def test_an_agent_with_something_unbuilt_is_refused(
     client: anthropic.Anthropic, make_agent: Any, fields: dict[str, Any], names: str
@@ -49,21 +46,6 @@ def test_an_agent_with_something_unbuilt_is_refused(
     agent = make_agent()
     refused(lambda: client.beta.agents.update(agent.id, version=1, **fields), names)
     assert client.beta.agents.retrieve(agent.id) == agent
-
-
-def test_the_bare_toolset_and_switched_off_web_tools_are_accepted(make_agent: Any) -> None:
-    make_agent(tools=[toolset()])
-    off = [{"name": "web_fetch", "enabled": False}, {"name": "web_search", "enabled": False}]
-    agent = make_agent(tools=[{**toolset(), "configs": off}])
-    assert [config.enabled for config in agent.tools[0].configs] == [False, False]
-
-
-def test_the_web_tools_of_a_bare_toolset_are_not_offered_to_the_model(start: Any, model: Any) -> None:
-    conversation: Conversation = start(answer("hello"), tools=[toolset()])
-    conversation.say("hello")
-    conversation.until_idle()
-    offered = {tool["name"] for tool in model.bodies()[0]["tools"]}
-    assert offered == {"bash", "read", "write", "edit", "glob", "grep"}
 
 
 @pytest.mark.parametrize(

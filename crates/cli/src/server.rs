@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
 use harness::model::{Listed, ProviderConfig, Providers};
+use harness::web::{SearchProvider, Web};
 use harness::{Brain, Options};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
@@ -77,7 +78,7 @@ impl Server {
                 "egress"
             });
             if roles.has(Role::Brain) {
-                let options = brain_options(settings);
+                let options = Options { web: Some(web(settings)?), ..brain_options(settings) };
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
                 let brain = Arc::new(brain).run(draining.clone());
                 work.spawn(async move {
@@ -214,6 +215,17 @@ fn brain_options(settings: &Settings) -> Options {
         finish_time_max: timeout.saturating_sub(HAND_OVER.min(timeout / 4)),
         ..Options::new(settings.data_dir.join("outputs"))
     }
+}
+
+/// What runs the web tools.
+fn web(settings: &Settings) -> anyhow::Result<Web> {
+    let search = settings.search.clone();
+    let search = search.map(|search| SearchProvider::build(search, &|name: &str| std::env::var(name).ok()));
+    let search = search.transpose()?;
+    if search.is_none() {
+        tracing::info!("no search provider is configured: models are not offered web_search");
+    }
+    Web::new(Arc::new(settings.network.guard()), search).context("no client for fetching pages can be made")
 }
 
 /// Names this process among those of all machines, for people who read leases.

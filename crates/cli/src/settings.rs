@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
+use harness::web::{self, SearchConfig};
 use serde::Deserialize;
 
 use crate::load::{Load, LoadOptions};
@@ -71,6 +72,62 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
+
+    #[command(flatten)]
+    pub(crate) web: WebOptions,
+}
+
+/// What `web_search` asks.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "The web (docs/configuration.md)")]
+pub(crate) struct WebOptions {
+    /// The search provider behind `web_search`: `searxng` or `brave`. A key comes from the file, or for Brave from the
+    /// variable BRAVE_SEARCH_API_KEY. [default: searxng if --search-url is given, else none]
+    #[arg(long, env = "POSTHOUSE_SEARCH_KIND", value_name = "KIND")]
+    search_kind: Option<SearchKind>,
+
+    /// Where the search provider is. [default for brave: the public service]
+    #[arg(long, env = "POSTHOUSE_SEARCH_URL", value_name = "URL", hide_env_values = true)]
+    search_url: Option<String>,
+}
+
+/// The search providers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SearchKind {
+    /// A SearXNG server.
+    Searxng,
+    /// The Brave Search API.
+    Brave,
+}
+
+/// The variable that has a key for the Brave Search API, unless the file names another place.
+const BRAVE_KEY: &str = "BRAVE_SEARCH_API_KEY";
+
+impl WebOptions {
+    /// The search provider: the file's, with what flags and variables say of it; another kind has nothing of it.
+    fn search(&self, file: Option<SearchConfig>) -> Option<SearchConfig> {
+        // A variable that is set to nothing is not set.
+        let url = self.search_url.clone().filter(|url| !url.trim().is_empty());
+        let kind = match self.search_kind {
+            Some(SearchKind::Searxng) => Some(web::SearchKind::Searxng),
+            Some(SearchKind::Brave) => Some(web::SearchKind::Brave),
+            None => None,
+        };
+        let mut config = match (file, kind) {
+            (Some(file), None) => file,
+            (Some(file), Some(kind)) if file.kind == kind => file,
+            (_, Some(kind)) => SearchConfig::new(kind, None),
+            (None, None) if url.is_some() => SearchConfig::new(web::SearchKind::Searxng, None),
+            (None, None) => return None,
+        };
+        config.base_url = url.or(config.base_url);
+        let has_key =
+            config.api_key.is_some() || config.api_key_env.is_some() || config.api_key_file.is_some();
+        if config.kind == web::SearchKind::Brave && !has_key {
+            config.api_key_env = Some(BRAVE_KEY.to_owned());
+        }
+        Some(config)
+    }
 }
 
 /// What a process of a fleet does, and how it ends.
@@ -248,6 +305,7 @@ struct File {
     limits: Load,
     network: NetworkFile,
     sandbox: sandbox::Limits,
+    search: Option<SearchConfig>,
 }
 
 /// What a server runs with.
@@ -268,6 +326,7 @@ pub(crate) struct Settings {
     pub(crate) load: Load,
     pub(crate) network: Network,
     pub(crate) limits: sandbox::Limits,
+    pub(crate) search: Option<SearchConfig>,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -358,6 +417,7 @@ impl ServerOptions {
             load: self.load.over(file.limits),
             network: self.network.over(file.network)?,
             limits: self.sandbox.over(file.sandbox),
+            search: self.web.search(file.search),
         })
     }
 }
@@ -453,6 +513,27 @@ mod tests {
         let text = error.expect_err("unknown key").to_string();
         assert!(text.starts_with("p.toml, line 3: unknown field `api_keys`"), "{text}");
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn a_search_provider_is_the_files_with_what_flags_say_of_it() {
+        let file = "[search]\nkind = \"brave\"\napi_key_file = \"/run/key\"\n";
+        let file = || parse(file, Path::new("p.toml")).expect("valid");
+        let options = |kind, url: Option<&str>| WebOptions {
+            search_kind: kind,
+            search_url: url.map(str::to_owned),
+            ..WebOptions::default()
+        };
+        assert!(options(None, Some(" ")).search(None).is_none());
+        let searxng = options(None, Some("http://127.0.0.1:1")).search(None).expect("a provider");
+        assert_eq!((searxng.kind, searxng.api_key_env), (web::SearchKind::Searxng, None));
+        let brave = options(Some(SearchKind::Brave), None).search(None).expect("a provider");
+        assert_eq!(brave.api_key_env.as_deref(), Some(BRAVE_KEY));
+        let both = options(None, Some("http://127.0.0.1:1")).search(file().search).expect("a provider");
+        assert_eq!((both.kind, both.api_key_env), (web::SearchKind::Brave, None));
+        assert!(both.base_url.is_some() && both.api_key_file.is_some());
+        let other = options(Some(SearchKind::Searxng), None).search(file().search).expect("a provider");
+        assert_eq!((other.base_url, other.api_key_file), (None, None), "another kind has nothing of it");
     }
 
     #[test]

@@ -36,9 +36,25 @@ pub fn client(
     configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> reqwest::Result<Client> {
     let for_redirects = Arc::clone(&guard);
+    build(guard, configure, Policy::custom(move |attempt| follow(&for_redirects, attempt)))
+}
+
+/// The same for whoever has rules of his own for each address on the way: it follows no redirect.
+pub fn client_without_redirects(
+    guard: Arc<Guard>,
+    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> reqwest::Result<Client> {
+    build(guard, configure, Policy::none())
+}
+
+fn build(
+    guard: Arc<Guard>,
+    configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    redirects: Policy,
+) -> reqwest::Result<Client> {
     let http = configure(reqwest::Client::builder())
         .dns_resolver(Resolver(Arc::clone(&guard)))
-        .redirect(Policy::custom(move |attempt| follow(&for_redirects, attempt)))
+        .redirect(redirects)
         .referer(false)
         // A proxy would resolve names itself, and connect from another place of the network.
         .no_proxy()

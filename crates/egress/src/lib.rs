@@ -24,7 +24,7 @@ mod proxy;
 mod refusal;
 mod registries;
 
-pub use client::{Client, client};
+pub use client::{Client, client, client_without_redirects};
 pub use guard::{Guard, PORTS_DEFAULT};
 pub use host::{Host, Pattern, PatternError};
 pub use names::{Names, Table};

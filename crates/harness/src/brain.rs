@@ -19,6 +19,8 @@ use crate::faults::{Faults, NoFaults, Point};
 use crate::model::Providers;
 use crate::pauses;
 use crate::permits::{ModelLimits, Permits};
+use crate::toolset::WebTools;
+use crate::web::Web;
 
 /// How many sessions one brain drives at once unless told otherwise.
 const SESSIONS_MAX: usize = 1_024;
@@ -49,6 +51,8 @@ pub struct Options {
     pub model_limits: ModelLimits,
     /// How long what is worth finishing may take once [`Brain::run`] is told to shut down.
     pub finish_time_max: Duration,
+    /// What runs the web tools. Without it they are not offered to models.
+    pub web: Option<Web>,
     /// Where it may die. [`NoFaults`] outside the crash tests.
     pub faults: Arc<dyn Faults>,
 }
@@ -63,6 +67,7 @@ impl Options {
             sessions_max: SESSIONS_MAX,
             model_limits: ModelLimits::default(),
             finish_time_max: FINISH_TIME_MAX,
+            web: None,
             faults: Arc::new(NoFaults),
         }
     }
@@ -96,6 +101,12 @@ impl Brain {
     pub fn new(store: Store, models: Arc<Providers>, hands: Arc<dyn Provider>, options: Options) -> Self {
         let permits = Permits::new(options.model_limits);
         Self { store, models, hands, faults: Arc::clone(&options.faults), permits, options }
+    }
+
+    /// Which of the web tools its sessions have.
+    pub(crate) fn web_tools(&self) -> WebTools {
+        let web = self.options.web.as_ref();
+        WebTools { has_fetch: web.is_some(), has_search: web.is_some_and(Web::can_search) }
     }
 
     /// Claims and drives sessions until `shutdown`, then hands over what it holds: tool calls and waits at once, a

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::model::{Message, Prompt, ToolResult, UserBlock};
-use crate::toolset;
+use crate::toolset::{self, WebTools};
 
 /// The kinds that the view is computed from. Of the others nothing is shown.
 pub(crate) const KINDS: [&str; 7] = [
@@ -218,13 +218,18 @@ impl Transcript {
     }
 
     /// The request that continues the conversation.
-    pub(crate) fn prompt(&mut self, agent: &SessionAgent, environment: &EnvironmentConfig) -> &Prompt {
+    pub(crate) fn prompt(
+        &mut self,
+        agent: &SessionAgent,
+        environment: &EnvironmentConfig,
+        web: WebTools,
+    ) -> &Prompt {
         let spec = &agent.spec;
         let messages = std::mem::take(&mut self.prompt.messages);
         self.prompt = Prompt {
             model: spec.model.id.clone(),
             system: system_of(agent, environment),
-            tools: toolset::specs(spec),
+            tools: toolset::specs(spec, web),
             messages,
             effort: Some(spec.model.effort.level),
             speed: spec.model.speed,
@@ -242,9 +247,9 @@ fn text_of(content: &[Content]) -> String {
     texts.collect::<Vec<_>>().join("\n\n")
 }
 
-/// The agent's own prompt and, where it has built-in tools, what it must know of the place they work in.
+/// The agent's own prompt and, where it has tools that work there, what it must know of the place they work in.
 fn system_of(agent: &SessionAgent, environment: &EnvironmentConfig) -> Option<String> {
-    let place = toolset::has_builtin(&agent.spec).then(|| toolset::place(environment));
+    let place = toolset::uses_sandbox(&agent.spec).then(|| toolset::place(environment));
     let parts: Vec<&str> = agent
         .spec
         .system

@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::agent::BuiltinTool;
 use protocol::event::{Body, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
 use protocol::position::Position;
@@ -32,6 +33,7 @@ use crate::faults::Point;
 use crate::hands::{self, Outcome};
 use crate::model;
 use crate::speech::Speech;
+use crate::web;
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
@@ -383,7 +385,7 @@ impl Drive<'_> {
             }
         };
         catch_up(self.brain, self.token, &mut self.transcript, self.view.state.head).await?;
-        let prompt = self.transcript.prompt(&record.agent, &record.environment);
+        let prompt = self.transcript.prompt(&record.agent, &record.environment, brain.web_tools());
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);
@@ -393,7 +395,9 @@ impl Drive<'_> {
                     self.brain.faults.reached(Point::ModelAnswered).await;
                     self.retry_after = None;
                     let spec = &self.view.record.agent.spec;
-                    return Ok(speech.answered(answer, spec, || self.brain.store.ids().make()));
+                    return Ok(
+                        speech.answered(answer, spec, brain.web_tools(), || self.brain.store.ids().make())
+                    );
                 }
                 Woken::Done(Some(Ok(delta))) => {
                     let heard = speech.hear(delta, || self.brain.store.ids().make());
@@ -418,6 +422,9 @@ impl Drive<'_> {
     }
 
     async fn execute(&mut self, call: EventId) -> Result<Vec<Draft>, Halt> {
+        if let Some(tool) = self.view.state.builtin_tool_of(&call).filter(|tool| tool.is_web()) {
+            return self.use_web(tool, call).await;
+        }
         let brain = self.brain;
         let fence = self.token.epoch;
         let sandbox = match self.view.state.sandbox.clone() {
@@ -466,6 +473,27 @@ impl Drive<'_> {
                 hands::cancel(&*brain.hands, &sandbox, fence, &call).await;
                 Ok(Vec::new())
             }
+        }
+    }
+
+    /// Runs a call that needs no sandbox. It only reads, so one that was cut off is run again by whoever comes next.
+    async fn use_web(&mut self, tool: BuiltinTool, call: EventId) -> Result<Vec<Draft>, Halt> {
+        let (brain, token) = (self.brain, self.token);
+        let Some(input) = self.input_of(&call).await? else { return Ok(Vec::new()) };
+        if is_interrupted(&self.view) {
+            return Ok(Vec::new());
+        }
+        brain.faults.reached(Point::BeforeCall).await;
+        let record = Arc::clone(&self.view.record);
+        let place = web::Place { store: &brain.store, session: &token.session, head: self.view.state.head };
+        let web = brain.options.web.as_ref();
+        match self.wait_for(web::run(web, place, &record.agent.spec, tool, &call, &input)).await? {
+            Woken::Done(result) => {
+                let result = result?;
+                brain.faults.reached(Point::CallDone).await;
+                Ok(self.drafts(vec![result]))
+            }
+            Woken::Interrupted => Ok(Vec::new()),
         }
     }
 

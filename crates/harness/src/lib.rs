@@ -4,7 +4,7 @@
 //! instructions; another `wake` continues. [`Brain::run`] claims whatever session has something to do.
 //!
 //! What to do is decided by `session::next_step`; this crate does it. It speaks to models ([`model`]), runs calls
-//! in sandboxes, and keeps nothing. It never serves a request and is never called by the door: the two meet in the
+//! in sandboxes or, those of the web tools, itself ([`web`]), and keeps nothing. It never serves a request and is never called by the door: the two meet in the
 //! store.
 
 mod admission;
@@ -18,6 +18,7 @@ mod pauses;
 mod permits;
 mod speech;
 mod toolset;
+pub mod web;
 
 pub use brain::{Brain, Options};
 pub use permits::ModelLimits;

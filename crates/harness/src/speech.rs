@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use session::step::Draft;
 
 use crate::model::{self, Block, Delta, Stop};
+use crate::toolset::{self, WebTools};
 
 /// One answer that is being given.
 pub(crate) struct Speech {
@@ -90,6 +91,7 @@ impl Speech {
         self,
         answer: model::Answer,
         spec: &AgentSpec,
+        web: WebTools,
         mut new_id: impl FnMut() -> EventId,
     ) -> Vec<Draft> {
         let model::Answer { blocks, raw, stop, usage, model: _ } = answer;
@@ -108,7 +110,7 @@ impl Speech {
                 Block::ToolUse { provider_id, name, input, input_error } => {
                     let event_id = new_id();
                     calls.push(AnswerCall { provider_id, event_id: event_id.clone() });
-                    uses.push(Draft::New { id: event_id.clone(), body: use_of(spec, name, input) });
+                    uses.push(Draft::New { id: event_id.clone(), body: use_of(spec, web, name, input) });
                     if let Some(error) = input_error {
                         let content = vec![Content::text(format!("The call was not run: {error}."))];
                         let body = Body::AgentToolResult { tool_use_id: event_id, content, is_error: true };
@@ -164,11 +166,11 @@ fn is_tool_use(block: &str) -> bool {
 }
 
 /// The event of a call: whose it is, and whether it may run.
-fn use_of(spec: &AgentSpec, name: String, input: Map<String, Value>) -> Body {
+fn use_of(spec: &AgentSpec, web: WebTools, name: String, input: Map<String, Value>) -> Body {
     if spec.custom_tool(&name).is_some() {
         return Body::AgentCustomToolUse { name, input };
     }
-    let policy = BuiltinTool::from_name(&name).and_then(|tool| spec.policy_of(tool));
+    let policy = BuiltinTool::from_name(&name).and_then(|tool| toolset::policy_of(spec, tool, web));
     let (evaluated_permission, evaluation) = match policy {
         None => (Permission::Deny, None),
         Some(PermissionPolicy::AlwaysAllow {}) => (Permission::Allow, Some(Evaluation::AlwaysAllow {})),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::agent::{AgentSpec, BuiltinTool, Tool};
+use protocol::agent::{AgentSpec, BuiltinTool, PermissionPolicy, Tool};
 use protocol::environment::{EnvironmentConfig, Networking};
 use serde_json::{Value, json};
 
@@ -61,15 +61,37 @@ pub(crate) fn timeout_of(name: &str) -> Duration {
     }
 }
 
-/// Whether the agent has any built-in tool.
-pub(crate) fn has_builtin(spec: &AgentSpec) -> bool {
-    BuiltinTool::ALL.into_iter().any(|tool| spec.policy_of(tool).is_some())
+/// Which of the web tools this server has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WebTools {
+    pub(crate) has_fetch: bool,
+    pub(crate) has_search: bool,
+}
+
+/// The policy of a tool that is enabled and that this server has.
+pub(crate) fn policy_of(spec: &AgentSpec, tool: BuiltinTool, web: WebTools) -> Option<PermissionPolicy> {
+    let is_there = match tool {
+        BuiltinTool::WebFetch => web.has_fetch,
+        BuiltinTool::WebSearch => web.has_search,
+        BuiltinTool::Bash
+        | BuiltinTool::Read
+        | BuiltinTool::Write
+        | BuiltinTool::Edit
+        | BuiltinTool::Glob
+        | BuiltinTool::Grep => true,
+    };
+    spec.policy_of(tool).filter(|_| is_there)
+}
+
+/// Whether the agent has any tool that works in a sandbox.
+pub(crate) fn uses_sandbox(spec: &AgentSpec) -> bool {
+    BuiltinTool::ALL.into_iter().any(|tool| !tool.is_web() && spec.policy_of(tool).is_some())
 }
 
 /// The tools of an agent: the built-in ones that are enabled, then its own, in a fixed order.
-pub(crate) fn specs(spec: &AgentSpec) -> Vec<ToolSpec> {
+pub(crate) fn specs(spec: &AgentSpec, web: WebTools) -> Vec<ToolSpec> {
     let builtin =
-        BuiltinTool::ALL.into_iter().filter(|tool| spec.policy_of(*tool).is_some()).map(builtin_spec);
+        BuiltinTool::ALL.into_iter().filter(|tool| policy_of(spec, *tool, web).is_some()).map(builtin_spec);
     let custom = spec.tools.iter().filter_map(|entry| match entry {
         Tool::Custom(tool) => Some(ToolSpec {
             name: tool.name.clone(),
@@ -135,7 +157,22 @@ fn builtin_spec(tool: BuiltinTool) -> ToolSpec {
             }),
             &["pattern"],
         ),
-        BuiltinTool::WebFetch | BuiltinTool::WebSearch => unreachable!("what is not built is never enabled"),
+        BuiltinTool::WebFetch => (
+            "Fetches a web page and gives its text as Markdown; text files as they are, PDFs as such. Only URLs that \
+             stand in a user's message, in a custom tool's result or in an earlier web_search or web_fetch result can \
+             be fetched. Pages that need scripts or a login are not shown.",
+            json!({
+                "url": {"type": "string", "description": "The whole URL, with http:// or https://."},
+            }),
+            &["url"],
+        ),
+        BuiltinTool::WebSearch => (
+            "Searches the web and gives up to ten results, each with its URL, title and an extract.",
+            json!({
+                "query": {"type": "string", "description": "What to search for, at most 400 characters."},
+            }),
+            &["query"],
+        ),
     };
     ToolSpec {
         name: tool.name().to_owned(),

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::id::AgentId;
 use crate::metadata::Metadata;
 use crate::time::Timestamp;
+use crate::web::{FetchSettings, SearchSettings, UrlSources, UserLocation};
 
 /// An agent at one version, as the wire shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -219,6 +220,7 @@ pub struct ToolDefaults {
 
 /// One built-in tool's own entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "AnyToolConfig")]
 pub struct ToolConfig {
     /// Equal to `name`.
     #[serde(rename = "type")]
@@ -229,9 +231,75 @@ pub struct ToolConfig {
     pub enabled: bool,
     /// Who decides whether a call runs.
     pub permission_policy: PermissionPolicy,
-    /// What else the wire has for the web tools, kept as it came.
+    /// What only this tool has.
     #[serde(flatten)]
-    pub extras: Map<String, Value>,
+    pub settings: ToolSettings,
+}
+
+/// The settings that only some tools have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ToolSettings {
+    /// Of `web_fetch`.
+    Fetch(FetchSettings),
+    /// Of `web_search`.
+    Search(SearchSettings),
+    /// The others have none.
+    Plain {},
+}
+
+/// A tool's entry as it is stored: which settings it has depends on its name.
+#[derive(Deserialize)]
+struct AnyToolConfig {
+    #[serde(rename = "type")]
+    kind: BuiltinTool,
+    name: BuiltinTool,
+    enabled: bool,
+    permission_policy: PermissionPolicy,
+    #[serde(default)]
+    allowed_domains: Option<Vec<String>>,
+    #[serde(default)]
+    blocked_domains: Option<Vec<String>>,
+    #[serde(default)]
+    max_content_tokens: Option<u64>,
+    #[serde(default)]
+    url_sources: Option<UrlSources>,
+    #[serde(default)]
+    user_location: Option<UserLocation>,
+}
+
+impl From<AnyToolConfig> for ToolConfig {
+    fn from(stored: AnyToolConfig) -> Self {
+        let AnyToolConfig {
+            kind,
+            name,
+            enabled,
+            permission_policy,
+            allowed_domains,
+            blocked_domains,
+            max_content_tokens,
+            url_sources,
+            user_location,
+        } = stored;
+        let settings = match name {
+            BuiltinTool::WebFetch => ToolSettings::Fetch(FetchSettings {
+                allowed_domains,
+                blocked_domains,
+                max_content_tokens,
+                url_sources,
+            }),
+            BuiltinTool::WebSearch => {
+                ToolSettings::Search(SearchSettings { allowed_domains, blocked_domains, user_location })
+            }
+            BuiltinTool::Bash
+            | BuiltinTool::Read
+            | BuiltinTool::Write
+            | BuiltinTool::Edit
+            | BuiltinTool::Glob
+            | BuiltinTool::Grep => ToolSettings::Plain {},
+        };
+        Self { kind, name, enabled, permission_policy, settings }
+    }
 }
 
 /// A tool that the client runs.
@@ -261,9 +329,9 @@ pub enum BuiltinTool {
     Glob,
     /// Finds lines in files.
     Grep,
-    /// Fetches a web page. Not built.
+    /// Fetches a web page. Runs in the server.
     WebFetch,
-    /// Searches the web. Not built.
+    /// Searches the web. Runs in the server, and only where a search provider is configured.
     WebSearch,
 }
 
@@ -299,9 +367,9 @@ impl BuiltinTool {
         Self::ALL.into_iter().find(|tool| tool.name() == name)
     }
 
-    /// Whether this server can run it.
-    pub fn is_built(self) -> bool {
-        !matches!(self, Self::WebFetch | Self::WebSearch)
+    /// Whether it runs in the server and never needs a sandbox.
+    pub fn is_web(self) -> bool {
+        matches!(self, Self::WebFetch | Self::WebSearch)
     }
 
     /// Whether running it twice is the same as running it once: what was cut off may simply be run again.
@@ -325,9 +393,6 @@ pub enum PermissionPolicy {
 impl AgentSpec {
     /// The policy of a built-in tool: its own entry, else the toolset's default; `None` if it is not enabled.
     pub fn policy_of(&self, tool: BuiltinTool) -> Option<PermissionPolicy> {
-        if !tool.is_built() {
-            return None;
-        }
         self.tools.iter().find_map(|entry| match entry {
             Tool::Toolset { default_config, configs } => {
                 let own = configs.iter().find(|config| config.name == tool);
@@ -338,6 +403,31 @@ impl AgentSpec {
                 enabled.then_some(policy)
             }
             Tool::Custom(_) => None,
+        })
+    }
+
+    /// What `web_fetch` is to obey. Nothing in particular, if it has no entry of its own.
+    pub fn fetch_settings(&self) -> FetchSettings {
+        let own = self.configs().find_map(|config| match &config.settings {
+            ToolSettings::Fetch(settings) => Some(settings.clone()),
+            ToolSettings::Search(_) | ToolSettings::Plain {} => None,
+        });
+        own.unwrap_or_default()
+    }
+
+    /// What `web_search` is to obey. Nothing in particular, if it has no entry of its own.
+    pub fn search_settings(&self) -> SearchSettings {
+        let own = self.configs().find_map(|config| match &config.settings {
+            ToolSettings::Search(settings) => Some(settings.clone()),
+            ToolSettings::Fetch(_) | ToolSettings::Plain {} => None,
+        });
+        own.unwrap_or_default()
+    }
+
+    fn configs(&self) -> impl Iterator<Item = &ToolConfig> {
+        self.tools.iter().flat_map(|entry| match entry {
+            Tool::Toolset { default_config: _, configs } => configs.as_slice(),
+            Tool::Custom(_) => &[],
         })
     }
 

@@ -3,7 +3,9 @@
 //! A change is merged into the stored agent here, so that the same rules hold for a new agent and for the result of
 //! an update. Whether a provider serves the model is not known here: agents with unknown models may be saved.
 
+mod domain;
 mod tools;
+mod web;
 
 use serde_json::Value;
 

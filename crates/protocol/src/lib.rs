@@ -24,3 +24,4 @@ pub mod session_request;
 pub mod sse;
 
 pub mod time;
+pub mod web;

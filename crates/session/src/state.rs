@@ -14,6 +14,7 @@
 //! append that changes it; folding the log again gives the same value, and a test compares them. What the model is
 //! shown is another fold (`harness::context`), because it is as long as the log.
 
+use protocol::agent::BuiltinTool;
 use protocol::event::{
     Answer, Body, Finish, ModelUsage, Permission, RetryStatus, StopDetails, StopReason, Verdict,
 };
@@ -61,6 +62,9 @@ pub struct State {
     pub has_outputs: bool,
     /// Tokens of all model requests.
     pub tokens: ModelUsage,
+    /// Searches of the web that gave a result.
+    #[serde(default)]
+    pub web_searches: u64,
     /// Time spent running, without the current stretch.
     pub active_micros: i64,
     /// Since when it runs.
@@ -125,7 +129,7 @@ pub struct Call {
 pub enum CallKind {
     /// The client runs it.
     Custom,
-    /// A sandbox runs it.
+    /// A sandbox runs it, or the server itself.
     Builtin {
         /// What the policy said.
         permission: Permission,
@@ -210,6 +214,7 @@ impl State {
             sandbox: None,
             has_outputs: false,
             tokens: ModelUsage::default(),
+            web_searches: 0,
             active_micros: 0,
             active_since: None,
             started_at: None,
@@ -249,9 +254,14 @@ impl State {
             Body::UserCustomToolResult { custom_tool_use_id: call, content: _, is_error: _ } => {
                 self.resolve(call)
             }
-            Body::AgentToolResult { tool_use_id: call, content: _, is_error: _ } => {
+            Body::AgentToolResult { tool_use_id: call, content: _, is_error } => {
+                match self.builtin_tool_of(call) {
+                    Some(tool) if tool.is_web() => {
+                        self.web_searches += u64::from(tool == BuiltinTool::WebSearch && !is_error);
+                    }
+                    _ => self.has_outputs = self.sandbox.is_some(),
+                }
                 self.resolve(call);
-                self.has_outputs = self.sandbox.is_some();
             }
             Body::AgentToolUse { name, input: _, evaluated_permission, evaluation: _ } => {
                 self.calls.push(Call {
@@ -311,6 +321,15 @@ impl State {
         let Some(call) = self.calls.iter_mut().find(|call| call.id == *call_id) else { return };
         if let CallKind::Builtin { permission: _, confirmed } = &mut call.kind {
             *confirmed = Some(Confirmed { verdict, deny_message });
+        }
+    }
+
+    /// The built-in tool that a call without a result is of.
+    pub fn builtin_tool_of(&self, call_id: &EventId) -> Option<BuiltinTool> {
+        let call = self.calls.iter().find(|call| call.id == *call_id)?;
+        match call.kind {
+            CallKind::Custom => None,
+            CallKind::Builtin { .. } => BuiltinTool::from_name(&call.name),
         }
     }
 
@@ -421,7 +440,8 @@ impl State {
                 ephemeral_1h_input_tokens: 0,
             },
             active_seconds: self.active_seconds(now),
-            server_tool_use: ServerToolUse::default(),
+            // The reference does not count fetches.
+            server_tool_use: ServerToolUse { web_search_requests: self.web_searches, web_fetch_requests: 0 },
         }
     }
 

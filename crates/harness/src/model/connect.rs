@@ -30,7 +30,8 @@ pub(super) fn endpoint(
     pace: Arc<SharedPace>,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Endpoint, String> {
-    let key = key(config, lookup)?;
+    let (variable, file) = (config.api_key_env.as_deref(), config.api_key_file.as_deref());
+    let key = ApiKey::settle(config.api_key.take(), variable, file, lookup)?;
     let url = url(config.kind, config.base_url.as_deref())?;
     let headers = headers(config, key.as_ref())?;
     let mut secrets: Vec<ApiKey> = key.into_iter().collect();
@@ -47,7 +48,7 @@ pub(super) fn endpoint(
         .redirect(Policy::none())
         // Proxies are configured, not picked up behind the operator's back.
         .no_proxy();
-    match proxy(config, &url, lookup)? {
+    match proxy(config.proxy.as_deref(), &url, lookup)? {
         Some(proxy) => client = client.proxy(proxy),
         // Without TLS the machine's certificates are not needed, and there may be none.
         None if url.scheme() == "http" => client = client.tls_certs_only([]),
@@ -61,28 +62,6 @@ pub(super) fn endpoint(
         idle_timeout: config.idle_timeout.unwrap_or(IDLE_TIMEOUT_DEFAULT),
         pace: config.rate_headers.unwrap_or(true).then_some(pace),
     })
-}
-
-/// The key from where the configuration says, if it says.
-fn key(
-    config: &mut ProviderConfig,
-    lookup: &dyn Fn(&str) -> Option<String>,
-) -> Result<Option<ApiKey>, String> {
-    let (text, source) = match (config.api_key.take(), &config.api_key_env, &config.api_key_file) {
-        (None, None, None) => return Ok(None),
-        (Some(key), None, None) => (key.expose().to_owned(), "`api_key`".to_owned()),
-        (None, Some(name), None) => {
-            let text = lookup(name).ok_or_else(|| format!("the environment variable {name} is not set"))?;
-            (text, format!("the environment variable {name}"))
-        }
-        (None, None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-            (text, path.display().to_string())
-        }
-        _ => return Err("`api_key`, `api_key_env` and `api_key_file` exclude each other".to_owned()),
-    };
-    ApiKey::new(&text).map(Some).ok_or_else(|| format!("{source} is empty"))
 }
 
 fn url(kind: Kind, base_url: Option<&str>) -> Result<reqwest::Url, String> {
@@ -143,15 +122,16 @@ fn headers(config: &ProviderConfig, key: Option<&ApiKey>) -> Result<HeaderMap, S
     Ok(headers)
 }
 
-fn proxy(
-    config: &ProviderConfig,
+/// The proxy that is named, else the one that the usual variables say, for addresses with TLS.
+pub(crate) fn proxy(
+    named: Option<&str>,
     url: &reqwest::Url,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<reqwest::Proxy>, String> {
     let either =
         |upper: &str, lower: &str| lookup(upper).or_else(|| lookup(lower)).filter(|value| !value.is_empty());
-    let (address, except) = match &config.proxy {
-        Some(address) => (address.clone(), None),
+    let (address, except) = match named {
+        Some(address) => (address.to_owned(), None),
         None if url.scheme() == "https" => match either("HTTPS_PROXY", "https_proxy") {
             Some(address) => (address, either("NO_PROXY", "no_proxy")),
             None => return Ok(None),
@@ -162,7 +142,7 @@ fn proxy(
     Ok(Some(proxy.no_proxy(except.as_deref().and_then(reqwest::NoProxy::from_string))))
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

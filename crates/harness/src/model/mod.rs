@@ -43,6 +43,8 @@ mod pace;
 
 mod rates;
 
+pub(crate) use connect::{innermost, proxy};
+
 pub use answer::{Answer, Asking, Block, Delta, Stop};
 pub use config::{ConfigError, Kind, ProviderConfig, Thinking};
 pub use failure::{Failure, FailureKind};

@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::world::{World, scripted};
 
 /// Stops the brain at the n-th point that it reaches, for ever.
-struct DieAt {
+pub(crate) struct DieAt {
     left: AtomicUsize,
-    died: Notify,
+    pub(crate) died: Notify,
     at: std::sync::Mutex<Option<Point>>,
 }
 
 impl DieAt {
-    fn new(n: usize) -> Arc<Self> {
+    pub(crate) fn new(n: usize) -> Arc<Self> {
         Arc::new(Self { left: AtomicUsize::new(n), died: Notify::new(), at: std::sync::Mutex::new(None) })
     }
 }
@@ -83,7 +83,7 @@ async fn dies_at(n: usize) -> bool {
 }
 
 /// Spans are closed, ids are unique, times grow, and the fold of the log is the projection.
-async fn check_log(world: &World, session: &SessionId) {
+pub(crate) async fn check_log(world: &World, session: &SessionId) {
     let log = world.log(session).await;
     let mut open = None;
     for event in &log {

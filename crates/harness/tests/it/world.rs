@@ -59,6 +59,11 @@ impl World {
         text: &str,
     ) -> SessionId {
         let record = record(&self.store, policy, MODEL);
+        self.session_from(workspace, record, text).await
+    }
+
+    /// The same, of these facts.
+    pub(crate) async fn session_from(&self, workspace: WorkspaceId, record: Record, text: &str) -> SessionId {
         let id = record.id.clone();
         let thread_id = self.store.ids().make();
         let new = NewSession { workspace, record, thread_id, initial: vec![message(text)] };

@@ -2,6 +2,7 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::agent::{BuiltinTool, PermissionPolicy};
+use crate::web::FetchSettings;
 
 fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
@@ -76,9 +77,10 @@ fn effort_is_a_string_or_an_object() {
 }
 
 #[test]
-fn a_bare_toolset_is_taken_and_does_not_offer_the_web() {
+fn a_bare_toolset_enables_all_tools() {
     let agent = agent(with_tools(json!([{"type": "agent_toolset_20260401"}])));
-    assert_eq!(agent.spec.policy_of(BuiltinTool::WebFetch), None);
+    assert_eq!(agent.spec.policy_of(BuiltinTool::WebFetch), Some(PermissionPolicy::AlwaysAllow {}));
+    assert_eq!(agent.spec.fetch_settings(), FetchSettings::default());
     assert_eq!(agent.spec.policy_of(BuiltinTool::Bash), Some(PermissionPolicy::AlwaysAllow {}));
 }
 
@@ -90,20 +92,6 @@ fn what_is_not_built_is_refused_by_name() {
         (json!({"multiagent": {"type": "coordinator", "agents": []}}), "multiagent"),
         (json!({"execution_identity": {"type": "aws_role", "role_arn": "r"}}), "execution_identity.type"),
         (json!({"tools": [{"type": "mcp_toolset", "mcp_server_name": "n"}]}), "tools[0].type"),
-        (
-            json!({"tools": [{"type": "agent_toolset_20260401", "configs": [{"name": "web_fetch"}]}]}),
-            "tools[0].configs[0]",
-        ),
-        (
-            json!({"tools": [{"type": "agent_toolset_20260401", "default_config": {"enabled": false},
-                              "configs": [{"name": "web_search", "enabled": true}]}]}),
-            "tools[0].configs[0]",
-        ),
-        (
-            json!({"tools": [{"type": "agent_toolset_20260401",
-                              "configs": [{"name": "web_fetch", "enabled": false, "allowed_domains": ["a.example"]}]}]}),
-            "tools[0].configs[0].allowed_domains",
-        ),
     ] {
         let mut whole = json!({"name": "a", "model": "m"});
         whole.as_object_mut().expect("object").extend(body.as_object().expect("object").clone());
@@ -146,6 +134,229 @@ fn refusals_name_the_field_and_the_rule() {
         refusal(json!({"name": "a", "model": {"id": "m", "inference_geo": "mars"}}))
             .starts_with("model.inference_geo: ")
     );
+}
+
+fn with_web(tool: &str, settings: Value) -> Value {
+    let mut config = json!({"name": tool});
+    config.as_object_mut().expect("object").extend(settings.as_object().expect("object").clone());
+    let weather =
+        json!({"type": "custom", "name": "weather", "description": "d", "input_schema": {"type": "object"}});
+    with_tools(json!([{"type": "agent_toolset_20260401", "configs": [config]}, weather]))
+}
+
+/// What is shown of a web tool's settings.
+fn shown_web(tool: &str, settings: Value) -> Value {
+    let spec = agent(with_web(tool, settings)).spec;
+    let again: AgentSpec =
+        serde_json::from_value(serde_json::to_value(&spec).expect("writes")).expect("reads");
+    assert_eq!(again, spec, "it is stored as it is shown");
+    let mut config = serde_json::to_value(&spec.tools).expect("writes")[0]["configs"][0].take();
+    for name in ["type", "name", "enabled", "permission_policy"] {
+        assert!(config.as_object_mut().expect("object").remove(name).is_some(), "{name}");
+    }
+    config
+}
+
+#[test]
+fn settings_of_the_web_tools_are_shown_in_full() {
+    let tools = json!([{"type": "tool_reference", "name": "weather"}]);
+    assert_eq!(
+        shown_web(
+            "web_fetch",
+            json!({"allowed_domains": ["Docs.Example.com/"], "max_content_tokens": 5000,
+                   "url_sources": {"user_input": "none", "client_tool_results": {"type": "only", "tools": tools}}})
+        ),
+        json!({"allowed_domains": ["Docs.Example.com/"], "blocked_domains": null, "max_content_tokens": 5000,
+               "url_sources": {"user_input": {"type": "none"},
+                               "client_tool_results": {"type": "only", "tools": tools},
+                               "server_tool_results": null}})
+    );
+    assert_eq!(
+        shown_web(
+            "web_search",
+            json!({"blocked_domains": ["example.com/ads"],
+                                       "user_location": {"type": "approximate", "country": "DE", "timezone": "Europe/Berlin"}})
+        ),
+        json!({"allowed_domains": null, "blocked_domains": ["example.com/ads"],
+               "user_location": {"type": "approximate", "city": null, "region": null, "country": "DE",
+                                 "timezone": "Europe/Berlin"}})
+    );
+    let nothing = json!({"allowed_domains": null, "blocked_domains": null, "user_location": null});
+    assert_eq!(shown_web("web_search", json!({})), nothing);
+    assert_eq!(shown_web("web_search", nothing.clone()), nothing);
+}
+
+#[test]
+fn settings_of_the_web_tools_have_their_rules() {
+    let reference = |name: &str| json!({"type": "tool_reference", "name": name});
+    let only = |names: &[&str]| json!({"type": "only", "tools": names.iter().map(|name| reference(name)).collect::<Vec<_>>()});
+    let location = |change: Value| {
+        let mut location = json!({"type": "approximate"});
+        location.as_object_mut().expect("object").extend(change.as_object().expect("object").clone());
+        json!({ "user_location": location })
+    };
+    let many: Vec<String> = (0..65).map(|n| format!("d{n}.example")).collect();
+    for (tool, settings, path, rule) in [
+        (
+            "web_fetch",
+            json!({"allowed_domains": []}),
+            "allowed_domains",
+            "Empty list of domains is ambiguous. Provide at least one domain or null.",
+        ),
+        (
+            "web_search",
+            json!({"blocked_domains": []}),
+            "blocked_domains",
+            "Empty list of domains is ambiguous. Provide at least one domain or null.",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": ["a.example"], "blocked_domains": ["b.example"]}),
+            "allowed_domains",
+            "Only one of allowed_domains or blocked_domains may be set.",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": "a.example"}),
+            "allowed_domains",
+            "must be an array, not a string",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": many}),
+            "allowed_domains",
+            "must have at most 64 items, not 65",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": ["https://a.example"]}),
+            "allowed_domains.0",
+            "must not have a scheme: write `example.com`",
+        ),
+        (
+            "web_fetch",
+            json!({"blocked_domains": ["a.example", 7]}),
+            "blocked_domains.1",
+            "must be a string, not a number",
+        ),
+        (
+            "web_fetch",
+            json!({"blocked_domains": ["a.example", ""]}),
+            "blocked_domains.1",
+            "must be 1 to 255 characters, not 0",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": ["a.example", "A.example/"]}),
+            "allowed_domains.1",
+            "is the same domain as entry 0",
+        ),
+        (
+            "web_fetch",
+            json!({"allowed_domains": ["a.example/docs"]}),
+            "allowed_domains.0",
+            "must not have a path",
+        ),
+        (
+            "web_search",
+            json!({"allowed_domains": ["a.example/x?y"]}),
+            "allowed_domains.0",
+            "must not have `?` in its path",
+        ),
+        (
+            "web_fetch",
+            json!({"max_content_tokens": 0}),
+            "max_content_tokens",
+            "must be a whole number of at least 1",
+        ),
+        ("web_search", json!({"max_content_tokens": 1}), "max_content_tokens", "unknown field"),
+        ("web_fetch", json!({"user_location": null}), "user_location", "unknown field"),
+        ("bash", json!({"allowed_domains": null}), "allowed_domains", "unknown field"),
+        ("web_search", json!({"user_location": {}}), "user_location.type", "is required"),
+        (
+            "web_search",
+            location(json!({"country": "de"})),
+            "user_location.country",
+            "must be an ISO 3166-1 alpha-2 country code in upper case, such as `DE`",
+        ),
+        (
+            "web_search",
+            location(json!({"country": "XX"})),
+            "user_location.country",
+            "must be an ISO 3166-1 alpha-2 country code in upper case, such as `DE`",
+        ),
+        (
+            "web_search",
+            location(json!({"timezone": "Mars/Olympus"})),
+            "user_location.timezone",
+            "must be an IANA time zone, such as `Europe/Berlin`",
+        ),
+        (
+            "web_search",
+            location(json!({"timezone": "europe/berlin"})),
+            "user_location.timezone",
+            "must be written `Europe/Berlin`",
+        ),
+        ("web_search", location(json!({"street": "x"})), "user_location.street", "unknown field"),
+        (
+            "web_fetch",
+            json!({"url_sources": {"user_input": "some"}}),
+            "url_sources.user_input",
+            "must be one of `all`, `none`, not `some`",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"user_input": only(&["weather"])}}),
+            "url_sources.user_input.type",
+            "must be one of `all`, `none`, not `only`",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"user_input": "none", "client_tool_results": "none",
+                                             "server_tool_results": {"type": "none"}}}),
+            "url_sources",
+            "at least one source must be left: all three are `none`. Disable `web_fetch` instead",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"client_tool_results": only(&["bash"])}}),
+            "url_sources.client_tool_results.tools[0].name",
+            "`bash` is not a custom tool of this agent",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"server_tool_results": only(&["web_search", "weather"])}}),
+            "url_sources.server_tool_results.tools[1].name",
+            "must be `web_search` or `web_fetch`",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"server_tool_results": only(&["web_fetch", "web_fetch"])}}),
+            "url_sources.server_tool_results.tools[1].name",
+            "`web_fetch` is named twice",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"server_tool_results": {"type": "except", "tools": []}}}),
+            "url_sources.server_tool_results.tools",
+            "must have at least 1 item(s), not 0",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"server_tool_results": {"type": "only"}}}),
+            "url_sources.server_tool_results.tools",
+            "is required",
+        ),
+        (
+            "web_fetch",
+            json!({"url_sources": {"bash_results": "all"}}),
+            "url_sources.bash_results",
+            "unknown field",
+        ),
+    ] {
+        let refused = refusal(with_web(tool, settings));
+        assert_eq!(refused, format!("tools[0].configs[0].{path}: {rule}"));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::web;
 use crate::agent::{BuiltinTool, CustomTool, PermissionPolicy, Tool, ToolConfig, ToolDefaults};
 use crate::parse::{Fields, Invalid, Parsed, boolean, clipped, kind_of, list, object, one_of, text};
 
@@ -10,7 +11,7 @@ const TOOLS_MAX: usize = 256;
 /// How large the tools of an agent may be as JSON. Not stated by the reference. Every session keeps a copy, and a list
 /// shows up to a thousand of them.
 const TOOLS_BYTES_MAX: usize = 1 << 20;
-const TOOL_NAME_CHARS_MAX: usize = 128;
+pub(super) const TOOL_NAME_CHARS_MAX: usize = 128;
 const PROPERTY_NAME_CHARS_MAX: usize = 64;
 
 /// The `tools` of an agent, an override or a session's update: checked as a whole, because it is replaced as a whole.
@@ -45,6 +46,7 @@ pub fn tools(value: Value, path: &str) -> Parsed<Vec<Tool>> {
         let rule = format!("must have at most {TOOLS_MAX} tools over all toolsets, not {count}");
         return Err(Invalid::new(path, rule));
     }
+    web::check_client_tools(&tools, path)?;
     let size_bytes = serde_json::to_vec(&tools).expect("tools are plain data").len();
     if size_bytes > TOOLS_BYTES_MAX {
         let rule = format!("must be at most {TOOLS_BYTES_MAX} bytes of JSON together, not {size_bytes}");
@@ -105,33 +107,9 @@ fn tool_config(value: Value, path: &str, defaults: &ToolDefaults) -> Parsed<Tool
     let enabled = fields.optional("enabled", boolean)?.unwrap_or(defaults.enabled);
     let permission_policy =
         fields.optional("permission_policy", permission_policy)?.unwrap_or(defaults.permission_policy);
-    if enabled && !tool.is_built() {
-        return Err(Invalid::unbuilt(path, &format!("the tool `{name}`")));
-    }
-    let extras = web_settings(tool, &mut fields)?;
+    let settings = web::settings(tool, &mut fields)?;
     fields.finish()?;
-    Ok(ToolConfig { kind: tool, name: tool, enabled, permission_policy, extras })
-}
-
-/// The settings that only the web tools have. Those tools are not built, so a setting can only be left unset.
-fn web_settings(tool: BuiltinTool, fields: &mut Fields) -> Parsed<Map<String, Value>> {
-    let names: &[&str] = match tool {
-        BuiltinTool::WebFetch => &["allowed_domains", "blocked_domains", "max_content_tokens", "url_sources"],
-        BuiltinTool::WebSearch => &["allowed_domains", "blocked_domains", "user_location"],
-        BuiltinTool::Bash
-        | BuiltinTool::Read
-        | BuiltinTool::Write
-        | BuiltinTool::Edit
-        | BuiltinTool::Glob
-        | BuiltinTool::Grep => &[],
-    };
-    let mut unset = Map::new();
-    for name in names {
-        let what = format!("`{name}` of the web tools");
-        fields.optional(name, |_, path| Err::<(), _>(Invalid::unbuilt(path, &what)))?;
-        unset.insert((*name).to_owned(), Value::Null);
-    }
-    Ok(unset)
+    Ok(ToolConfig { kind: tool, name: tool, enabled, permission_policy, settings })
 }
 
 fn permission_policy(value: Value, path: &str) -> Parsed<PermissionPolicy> {
