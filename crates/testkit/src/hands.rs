@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
 use tokio::sync::Notify;
 
 /// Pretended hands.
@@ -30,6 +30,8 @@ struct State {
     runs: Vec<(String, String)>,
     /// How many runs there had been when the deliverables were last collected.
     collected_runs: usize,
+    /// What is wished to be kept ready. Nothing is.
+    pools: Vec<Pool>,
 }
 
 #[derive(Default)]
@@ -202,6 +204,12 @@ impl Provider for FakeHands {
             calls: 0,
         };
         Ok(state.living.iter().map(info).collect())
+    }
+
+    async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {
+        self.lock().pools = pools.to_vec();
+        self.changed.notify_waiters();
+        Ok(())
     }
 
     /// What runs nothing needs no way out.
