@@ -1,6 +1,6 @@
 //! Running a call in the session's sandbox.
 //!
-//! The sandbox is provisioned at the first call and recorded in the log before anything runs in it. So a call
+//! The sandbox is provisioned at the first call or ahead of it ([`crate::speculation`]), and recorded in the log before anything runs in it. So a call
 //! without a result whose log names no sandbox has not begun; with a sandbox, asking again with the same call id
 //! gives the running or finished call; and a sandbox that is gone means that the workspace is lost, which the
 //! model is told. Nothing is ever run twice.
@@ -9,7 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use protocol::content::{Content, Source};
+use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
+use protocol::hands::HandsSettings;
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Call, Error, Provider, Resources};
 use serde_json::{Map, Value};
@@ -39,7 +41,11 @@ pub(crate) enum Outcome {
 
 /// What a session's sandbox gets: what the operator gives every sandbox, and what its environment says.
 pub(crate) fn resources(usual: &Resources, record: &Record) -> Resources {
-    let Record { environment: _, hands: _, .. } = record;
+    resources_of(usual, &record.environment, &record.hands)
+}
+
+/// The same for any session of an environment.
+pub(crate) fn resources_of(usual: &Resources, _: &EnvironmentConfig, _: &HandsSettings) -> Resources {
     usual.clone()
 }
 

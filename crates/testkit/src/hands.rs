@@ -195,13 +195,10 @@ impl Provider for FakeHands {
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         let state = self.lock();
-        let info = |(id, sandbox): (&SandboxId, &Sandbox)| SandboxInfo {
-            id: id.clone(),
-            age: state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600)),
-            idle: Duration::ZERO,
-            fence: sandbox.fence,
-            memory_bytes: None,
-            calls: 0,
+        let info = |(id, sandbox): (&SandboxId, &Sandbox)| {
+            let age = state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600));
+            let fence = sandbox.fence;
+            SandboxInfo { id: id.clone(), age, idle: age, fence, memory_bytes: None, calls: 0 }
         };
         Ok(state.living.iter().map(info).collect())
     }
