@@ -169,7 +169,7 @@ pub(crate) struct Database {
     pub(crate) listen: Option<DatabaseUrl>,
 }
 
-/// What each sandbox may use.
+/// What each sandbox may use, and how many this machine holds.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sandboxes (what each may use)")]
 pub(crate) struct SandboxOptions {
@@ -196,6 +196,18 @@ pub(crate) struct SandboxOptions {
     /// Processor time, in hundredths of one processor. [default: 200]
     #[arg(long, env = "POSTHOUSE_SANDBOX_CPU_PERCENT", value_name = "PERCENT")]
     sandbox_cpu_percent: Option<u32>,
+
+    /// Sandboxes at once on this machine; further ones wait for room. [default: 4096]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_MAX", value_name = "COUNT")]
+    sandboxes_max: Option<usize>,
+
+    /// Free memory below which no sandbox is started. [default: 268435456]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_MEMORY_RESERVE_BYTES", value_name = "BYTES")]
+    sandboxes_memory_reserve_bytes: Option<u64>,
+
+    /// Sandboxes kept ready for pools, of all environments together. [default: 64]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_READY_MAX", value_name = "COUNT")]
+    sandboxes_ready_max: Option<usize>,
 }
 
 impl SandboxOptions {
@@ -209,6 +221,25 @@ impl SandboxOptions {
             cpu_percent: self.sandbox_cpu_percent.unwrap_or(file.cpu_percent),
         }
     }
+
+    fn capacity_over(&self, file: sandbox::Capacity) -> sandbox::Capacity {
+        sandbox::Capacity {
+            sandboxes_max: self.sandboxes_max.unwrap_or(file.sandboxes_max),
+            memory_reserve_bytes: self.sandboxes_memory_reserve_bytes.unwrap_or(file.memory_reserve_bytes),
+            ready_max: self.sandboxes_ready_max.unwrap_or(file.ready_max),
+            ..file
+        }
+    }
+}
+
+/// The section `sandbox` of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SandboxFile {
+    #[serde(flatten)]
+    limits: sandbox::Limits,
+    #[serde(flatten)]
+    capacity: sandbox::Capacity,
 }
 
 /// The form of log lines.
@@ -237,7 +268,7 @@ struct File {
     log_format: Option<LogFormat>,
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
-    sandbox: sandbox::Limits,
+    sandbox: SandboxFile,
 }
 
 /// What a server runs with.
@@ -256,6 +287,7 @@ pub(crate) struct Settings {
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) limits: sandbox::Limits,
+    pub(crate) capacity: sandbox::Capacity,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -343,7 +375,8 @@ impl ServerOptions {
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
             load: self.load.over(file.limits),
-            limits: self.sandbox.over(file.sandbox),
+            capacity: self.sandbox.capacity_over(file.sandbox.capacity),
+            limits: self.sandbox.over(file.sandbox.limits),
         })
     }
 }
@@ -425,6 +458,22 @@ mod tests {
         let text = error.expect_err("unknown key").to_string();
         assert!(text.starts_with("p.toml, line 3: unknown field `api_keys`"), "{text}");
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn the_section_of_sandboxes_says_what_each_may_use_and_how_many_there_may_be() {
+        let text = "[sandbox]\nprocesses = 99\nsandboxes_max = 7\nwaiting_seconds_max = 5\n";
+        let File { sandbox: SandboxFile { limits, capacity }, .. } =
+            parse(text, Path::new("p.toml")).expect("reads");
+        assert_eq!(limits, sandbox::Limits { processes: 99, ..sandbox::Limits::default() });
+        let expected = sandbox::Capacity {
+            sandboxes_max: 7,
+            waiting_time_max: Duration::from_secs(5),
+            ..sandbox::Capacity::default()
+        };
+        assert_eq!(capacity, expected);
+        let flags = SandboxOptions { sandboxes_max: Some(9), ..SandboxOptions::default() };
+        assert_eq!(flags.capacity_over(capacity).sandboxes_max, 9);
     }
 
     #[test]

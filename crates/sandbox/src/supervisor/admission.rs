@@ -21,7 +21,7 @@ pub(crate) const START_BYTES: u64 = 8 << 20;
 
 /// How many sandboxes a machine holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Capacity {
     /// Sandboxes at once, those that are kept ready included. 4,096: more than a machine of today serves.
     pub sandboxes_max: usize,
