@@ -20,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_secs(30);
 /// How often it looks for deliverables, which hold no more than disk; the look costs a question for every folder.
 const OUTPUTS_EVERY: Duration = Duration::from_secs(600);
-/// A sandbox younger than two looks may be one that its brain has not recorded yet.
+/// A sandbox that was asked for less than two looks ago, or for anything else, may be one that its brain has not recorded
+/// yet: a brain that makes one ahead of the first call asks for it again and again.
 const GRACE_LOOKS: u32 = 2;
 
 /// The reaper of one machine's sandboxes.
@@ -65,7 +66,7 @@ impl Reaper {
         }
     }
 
-    /// Looks once, and destroys what nobody owns and what is at least as old as `grace`.
+    /// Looks once, and destroys what nobody owns and what was not used for `grace`.
     pub async fn reap(&self, grace: Duration) {
         // First what lives, then what is owned: a sandbox that is made and recorded in between is not on the first
         // list, and one on the first list was recorded before the second was read, or is young.
@@ -83,8 +84,8 @@ impl Reaper {
                 return;
             }
         };
-        for SandboxInfo { id, age, .. } in living {
-            if age < grace || owned.contains(&SandboxId::from_text(id.as_str())) {
+        for SandboxInfo { id, age, idle, .. } in living {
+            if age.min(idle) < grace || owned.contains(&SandboxId::from_text(id.as_str())) {
                 continue;
             }
             match self.hands.destroy(&id).await {

@@ -64,7 +64,7 @@ impl Server {
         })?;
         let url = format!("http://{}", listener.local_addr()?);
         let hands = (roles.has(Role::Brain) || roles.has(Role::Background))
-            .then(|| Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir))));
+            .then(|| Arc::new(Supervised::new(supervisor_settings(settings))));
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
@@ -201,6 +201,13 @@ pub(crate) async fn migrate(settings: &Settings) -> anyhow::Result<(u32, u32)> {
         Some(Database { url, .. }) => store::migrate(url.expose())
             .await
             .with_context(|| format!("the database {url} cannot be migrated")),
+    }
+}
+
+fn supervisor_settings(settings: &Settings) -> supervisor::Settings {
+    supervisor::Settings {
+        capacity: settings.capacity.clone(),
+        ..supervisor::Settings::new(&settings.data_dir)
     }
 }
 

@@ -234,7 +234,7 @@ pub(crate) struct Database {
     pub(crate) listen: Option<DatabaseUrl>,
 }
 
-/// What each sandbox may use.
+/// What each sandbox may use, and how many this machine holds.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sandboxes (what each may use)")]
 pub(crate) struct SandboxOptions {
@@ -261,6 +261,18 @@ pub(crate) struct SandboxOptions {
     /// Processor time, in hundredths of one processor. [default: 200]
     #[arg(long, env = "POSTHOUSE_SANDBOX_CPU_PERCENT", value_name = "PERCENT")]
     sandbox_cpu_percent: Option<u32>,
+
+    /// Sandboxes at once on this machine; further ones wait for room. [default: 4096]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_MAX", value_name = "COUNT")]
+    sandboxes_max: Option<usize>,
+
+    /// Free memory below which no sandbox is started. [default: 268435456]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_MEMORY_RESERVE_BYTES", value_name = "BYTES")]
+    sandboxes_memory_reserve_bytes: Option<u64>,
+
+    /// Sandboxes kept ready for pools, of all environments together. [default: 64]
+    #[arg(long, env = "POSTHOUSE_SANDBOXES_READY_MAX", value_name = "COUNT")]
+    sandboxes_ready_max: Option<usize>,
 }
 
 impl SandboxOptions {
@@ -274,6 +286,25 @@ impl SandboxOptions {
             cpu_percent: self.sandbox_cpu_percent.unwrap_or(file.cpu_percent),
         }
     }
+
+    fn capacity_over(&self, file: sandbox::Capacity) -> sandbox::Capacity {
+        sandbox::Capacity {
+            sandboxes_max: self.sandboxes_max.unwrap_or(file.sandboxes_max),
+            memory_reserve_bytes: self.sandboxes_memory_reserve_bytes.unwrap_or(file.memory_reserve_bytes),
+            ready_max: self.sandboxes_ready_max.unwrap_or(file.ready_max),
+            ..file
+        }
+    }
+}
+
+/// The section `sandbox` of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SandboxFile {
+    #[serde(flatten)]
+    limits: sandbox::Limits,
+    #[serde(flatten)]
+    capacity: sandbox::Capacity,
 }
 
 /// The form of log lines.
@@ -304,7 +335,7 @@ struct File {
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
     network: NetworkFile,
-    sandbox: sandbox::Limits,
+    sandbox: SandboxFile,
     search: Option<SearchConfig>,
 }
 
@@ -327,6 +358,7 @@ pub(crate) struct Settings {
     pub(crate) network: Network,
     pub(crate) limits: sandbox::Limits,
     pub(crate) search: Option<SearchConfig>,
+    pub(crate) capacity: sandbox::Capacity,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -416,7 +448,8 @@ impl ServerOptions {
             providers: file.provider,
             load: self.load.over(file.limits),
             network: self.network.over(file.network)?,
-            limits: self.sandbox.over(file.sandbox),
+            capacity: self.sandbox.capacity_over(file.sandbox.capacity),
+            limits: self.sandbox.over(file.sandbox.limits),
             search: self.web.search(file.search),
         })
     }
@@ -476,8 +509,8 @@ fn reap_every(given: Option<f64>) -> anyhow::Result<Duration> {
 }
 
 const DEFAULT_REAP_EVERY: Duration = Duration::from_secs(30);
-/// A brain records a sandbox within moments of its making; a look that came sooner could take it away.
-const REAP_EVERY_MIN: Duration = Duration::from_millis(500);
+/// What nobody has asked for in two looks is taken away; a brain asks every five seconds for what it has not recorded.
+const REAP_EVERY_MIN: Duration = Duration::from_secs(8);
 
 /// Nobody waits longer for a process to end.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
@@ -534,6 +567,22 @@ mod tests {
         assert!(both.base_url.is_some() && both.api_key_file.is_some());
         let other = options(Some(SearchKind::Searxng), None).search(file().search).expect("a provider");
         assert_eq!((other.base_url, other.api_key_file), (None, None), "another kind has nothing of it");
+    }
+
+    #[test]
+    fn the_section_of_sandboxes_says_what_each_may_use_and_how_many_there_may_be() {
+        let text = "[sandbox]\nprocesses = 99\nsandboxes_max = 7\nwaiting_seconds_max = 5\n";
+        let File { sandbox: SandboxFile { limits, capacity }, .. } =
+            parse(text, Path::new("p.toml")).expect("reads");
+        assert_eq!(limits, sandbox::Limits { processes: 99, ..sandbox::Limits::default() });
+        let expected = sandbox::Capacity {
+            sandboxes_max: 7,
+            waiting_time_max: Duration::from_secs(5),
+            ..sandbox::Capacity::default()
+        };
+        assert_eq!(capacity, expected);
+        let flags = SandboxOptions { sandboxes_max: Some(9), ..SandboxOptions::default() };
+        assert_eq!(flags.capacity_over(capacity).sandboxes_max, 9);
     }
 
     #[test]

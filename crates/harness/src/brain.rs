@@ -19,6 +19,7 @@ use crate::faults::{Faults, NoFaults, Point};
 use crate::model::Providers;
 use crate::pauses;
 use crate::permits::{ModelLimits, Permits};
+use crate::pools;
 use crate::toolset::WebTools;
 use crate::web::Web;
 
@@ -36,6 +37,8 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a model request that is under way at shutdown may take to end, unless it is said otherwise. Most answers
 /// end within it, and it leaves room in the twenty or thirty seconds that supervisors of processes wait.
 const FINISH_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long a shutdown waits until sandboxes that nobody needs are ended, which takes milliseconds.
+const ERRANDS_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How a brain works.
 pub struct Options {
@@ -94,13 +97,16 @@ pub struct Brain {
     pub(crate) faults: Arc<dyn Faults>,
     pub(crate) permits: Permits,
     pub(crate) options: Options,
+    /// What goes on beside the drives and is of no session's concern: sandboxes that are made ahead, or ended.
+    pub(crate) errands: TaskTracker,
 }
 
 impl Brain {
     /// A brain over a store, the models it may ask and the hands it may use.
     pub fn new(store: Store, models: Arc<Providers>, hands: Arc<dyn Provider>, options: Options) -> Self {
         let permits = Permits::new(options.model_limits);
-        Self { store, models, hands, faults: Arc::clone(&options.faults), permits, options }
+        let faults = Arc::clone(&options.faults);
+        Self { store, models, hands, faults, permits, options, errands: TaskTracker::new() }
     }
 
     /// Which of the web tools its sessions have.
@@ -115,6 +121,7 @@ impl Brain {
         tokio::select! {
             () = Arc::clone(&self).work(shutdown) => {}
             never = pauses::pass_on(&self.store, &self.models) => match never {},
+            never = pools::keep(&self.store, &*self.hands, &self.options.resources) => match never {},
         }
     }
 
@@ -169,6 +176,9 @@ impl Brain {
             stop.now.cancel();
             tracker.wait().await;
         }
+        // The drives are over, so none of these is new. Whatever they leave is the reaper's.
+        self.errands.close();
+        let _ = tokio::time::timeout(ERRANDS_TIME_MAX, self.errands.wait()).await;
     }
 
     /// Drives one session until it rests; `false` if somebody else holds it or it has nothing to do. Lets go at once when

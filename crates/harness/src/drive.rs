@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use protocol::agent::BuiltinTool;
 use protocol::event::{Body, ModelUsage, RetryStatus, SessionError, SessionErrorKind};
-use protocol::id::EventId;
+use protocol::id::{EventId, SandboxId};
 use protocol::position::Position;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use session::step::{self, Act, Draft, Failure, FailureKind, Ready, failed, next_step, terminated_events};
 use store::{AppendError, LEASE, Lease, Order, Slice, Stored, Token, View, WaitsFor};
-use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Request;
@@ -32,6 +32,7 @@ use crate::context::{self, Transcript};
 use crate::faults::Point;
 use crate::hands::{self, Outcome};
 use crate::model;
+use crate::speculation::{self, Ahead, Speculation, obtain, once_polled};
 use crate::speech::Speech;
 use crate::web;
 
@@ -44,6 +45,8 @@ const HELD: Duration = LEASE.saturating_sub(Duration::from_secs(1));
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long the end of a turn waits for its deliverables.
 const COLLECT_MAX: Duration = Duration::from_secs(20);
+/// How long a call waits for its sandbox before clients are shown that it does. Most take a hundredth of it.
+const WAIT_SHOWN_AFTER: Duration = Duration::from_millis(200);
 /// How many events are read from the log at once.
 const REPLAY_EVENTS: usize = 1_000;
 
@@ -95,8 +98,14 @@ pub(crate) async fn drive(brain: &Brain, lease: &Lease, stop: &Stop) -> Result<(
         view,
         transcript: Transcript::new(),
         retry_after: None,
+        speculation: None,
     };
-    drive.run().await
+    let driven = drive.run().await;
+    // However it ended: what is not in the log is of no use to the next holder.
+    if let Some(speculation) = drive.speculation.take() {
+        speculation.discard(&brain.errands, &brain.hands);
+    }
+    driven
 }
 
 /// Records that the brain itself failed, so that the session does not hang in silence.
@@ -171,6 +180,16 @@ struct Drive<'a> {
     transcript: Transcript,
     /// How long the provider asked to wait after the last failure.
     retry_after: Option<Duration>,
+    /// A sandbox that was begun ahead of the first call.
+    speculation: Option<Speculation>,
+}
+
+/// How a first call came by its sandbox.
+enum Obtained {
+    /// It is in the log.
+    Recorded(SandboxId),
+    /// There is none, and this is what the call came to, if anybody still waits for it.
+    Not(Vec<Draft>),
 }
 
 /// What ends the wait for an act.
@@ -389,8 +408,13 @@ impl Drive<'_> {
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);
+        let mut ahead = self.is_sandbox_wanted_ahead().then(|| self.sandbox_ahead());
         loop {
-            match self.finish(asking.next()).await? {
+            let mut begun = None;
+            let next = once_polled(asking.next(), || begun = ahead.take().map(Ahead::begin));
+            let woken = self.finish(next).await;
+            self.speculation = begun.or(self.speculation.take());
+            match woken? {
                 Woken::Done(Some(Ok(model::Delta::Done(answer)))) => {
                     self.brain.faults.reached(Point::ModelAnswered).await;
                     self.retry_after = None;
@@ -421,6 +445,64 @@ impl Drive<'_> {
         failed(&self.view.state, failure_of(failure, attempts_max), || self.new_id())
     }
 
+    fn is_sandbox_wanted_ahead(&self) -> bool {
+        let has_one = self.view.state.sandbox.is_some() || self.speculation.is_some();
+        !has_one && speculation::is_wanted(&self.view.record)
+    }
+
+    fn sandbox_ahead(&self) -> Ahead {
+        let brain = self.brain;
+        Ahead {
+            tracker: brain.errands.clone(),
+            hands: Arc::clone(&brain.hands),
+            sandbox: brain.store.ids().make(),
+            fence: self.token.epoch,
+            resources: hands::resources(&brain.options.resources, &self.view.record),
+        }
+    }
+
+    /// A sandbox for the first call, and its place in the log.
+    async fn obtain(&mut self, call: &EventId) -> Result<Obtained, Halt> {
+        let (brain, token) = (self.brain, self.token);
+        let mut begun = self.speculation.take();
+        let new = brain.store.ids().make();
+        let resources = hands::resources(&brain.options.resources, &self.view.record);
+        let obtaining = async {
+            let mut obtaining =
+                std::pin::pin!(obtain(begun.as_mut(), &*brain.hands, &new, token.epoch, &resources));
+            match timeout(WAIT_SHOWN_AFTER, &mut obtaining).await {
+                Ok(obtained) => obtained,
+                Err(_) => {
+                    say_waiting(brain, token, Some(WaitsFor::Sandbox)).await;
+                    obtaining.await
+                }
+            }
+        };
+        let woken = self.wait_for(obtaining).await;
+        if let Ok(Woken::Done(Ok(sandbox))) = &woken {
+            if let Some(begun) = begun.take_if(|begun| begun.sandbox != *sandbox) {
+                begun.discard(&brain.errands, &brain.hands);
+            }
+            brain.faults.reached(Point::Provisioned).await;
+            self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?;
+            return Ok(Obtained::Recorded(sandbox.clone()));
+        }
+        // Nothing has run in either. What cannot be ended is found by the reaper.
+        if let Some(begun) = begun {
+            begun.discard(&brain.errands, &brain.hands);
+        }
+        speculation::destroy(&brain.errands, &brain.hands, new.clone());
+        match woken? {
+            Woken::Done(Err(Outcome::Fenced)) => Err(Halt::Lost),
+            Woken::Done(Err(outcome)) => {
+                tracing::warn!(session.id = %token.session, ?outcome, "a call got no sandbox");
+                Ok(Obtained::Not(self.drafts(hands::results(call, &new, outcome))))
+            }
+            Woken::Done(Ok(_)) => unreachable!("that was above"),
+            Woken::Interrupted => Ok(Obtained::Not(Vec::new())),
+        }
+    }
+
     async fn execute(&mut self, call: EventId) -> Result<Vec<Draft>, Halt> {
         if let Some(tool) = self.view.state.builtin_tool_of(&call).filter(|tool| tool.is_web()) {
             return self.use_web(tool, call).await;
@@ -429,22 +511,10 @@ impl Drive<'_> {
         let fence = self.token.epoch;
         let sandbox = match self.view.state.sandbox.clone() {
             Some(sandbox) => sandbox,
-            None => {
-                let sandbox = brain.store.ids().make();
-                let resources = hands::resources(&brain.options.resources, &self.view.record);
-                let making = hands::provision(&*brain.hands, &sandbox, fence, &resources);
-                let Woken::Done(provisioned) = self.wait_for(making).await? else {
-                    // Nothing has run in it; the reaper finds what may have been made.
-                    return Ok(Vec::new());
-                };
-                brain.faults.reached(Point::Provisioned).await;
-                match provisioned {
-                    Ok(()) => self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?,
-                    Err(Outcome::Fenced) => return Err(Halt::Lost),
-                    Err(outcome) => return Ok(self.drafts(hands::results(&call, &sandbox, outcome))),
-                }
-                sandbox
-            }
+            None => match self.obtain(&call).await? {
+                Obtained::Recorded(sandbox) => sandbox,
+                Obtained::Not(results) => return Ok(results),
+            },
         };
         let name = self
             .view

@@ -1,6 +1,6 @@
 //! Running a call in the session's sandbox.
 //!
-//! The sandbox is provisioned at the first call and recorded in the log before anything runs in it. So a call
+//! The sandbox is provisioned at the first call or ahead of it ([`crate::speculation`]), and recorded in the log before anything runs in it. So a call
 //! without a result whose log names no sandbox has not begun; with a sandbox, asking again with the same call id
 //! gives the running or finished call; and a sandbox that is gone means that the workspace is lost, which the
 //! model is told. Nothing is ever run twice.
@@ -12,6 +12,7 @@ use egress::{Grant, Policy};
 use protocol::content::{Content, Source};
 use protocol::environment::{EnvironmentConfig, Networking};
 use protocol::event::Body;
+use protocol::hands::HandsSettings;
 use protocol::id::{EventId, SandboxId, SessionId};
 use sandbox::{Call, Error, Network, Provider, Resources};
 use serde_json::{Map, Value};
@@ -41,9 +42,23 @@ pub(crate) enum Outcome {
 
 /// What a session's sandbox gets: what the operator gives every sandbox, and what its environment says.
 pub(crate) fn resources(usual: &Resources, record: &Record) -> Resources {
-    let Record { id, environment, hands: _, .. } = record;
+    let Record { id, environment, hands, .. } = record;
+    let mut resources = resources_of(usual, environment, hands);
+    if let EnvironmentConfig::Cloud { networking, packages: _ } = environment {
+        resources.network = Some(network(id, networking));
+    }
+    resources
+}
+
+/// The same for any session of an environment, which is said to reach nothing yet.
+pub(crate) fn resources_of(
+    usual: &Resources,
+    environment: &EnvironmentConfig,
+    hands: &HandsSettings,
+) -> Resources {
+    let HandsSettings { policy: _, image: _, runtime: _ } = hands;
     let network = match environment {
-        EnvironmentConfig::Cloud { networking, packages: _ } => Some(network(id, networking)),
+        EnvironmentConfig::Cloud { .. } => Some(Network(String::new())),
         EnvironmentConfig::SelfHosted {} => None,
     };
     Resources { network, ..usual.clone() }

@@ -16,6 +16,8 @@ mod hands;
 pub mod model;
 mod pauses;
 mod permits;
+mod pools;
+mod speculation;
 mod speech;
 mod toolset;
 pub mod web;

@@ -45,7 +45,7 @@ pub enum Policy {
     /// As soon as the model request is on its way, if the agent has tools that need one.
     #[default]
     Speculative,
-    /// As with `Speculative`, from some that are kept ready.
+    /// At the first call, from some that are kept ready: handing one out takes no time worth speculating on.
     Pool {
         /// How many.
         size: u32,

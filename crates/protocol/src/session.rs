@@ -69,6 +69,8 @@ pub enum WaitsFor {
     Brain,
     /// Its brain waits until it may ask the model.
     Model,
+    /// Its call waits for a sandbox: to be made, or for room on the machine.
+    Sandbox,
 }
 
 /// The tag of a session.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
 use crate::provider::{
-    Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Network, Provider, Resources, SandboxId,
+    Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources, SandboxId,
 };
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
@@ -28,6 +28,7 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
     sandboxes_share_nothing(provider, &id("one"), &id("other")).await;
     the_list_shows_what_lives(provider, &id("list")).await;
     outputs_are_collected_into_a_folder(provider, &id("outputs")).await;
+    what_is_kept_ready_cannot_be_told_from_a_new_one(provider, &id("ready-one"), &id("ready-two")).await;
 }
 
 /// Runs the part that needs a shell which can open connections (`/dev/tcp`), which the fakes have not.
@@ -212,6 +213,34 @@ async fn outputs_are_collected_into_a_folder(provider: &dyn Provider, id: &Sandb
     assert_eq!(std::fs::read_to_string(into.join("report.txt")).expect("the file is there"), "done\n");
     std::fs::remove_dir_all(&into).expect("the folder is ours");
     destroy(provider, id).await;
+}
+
+async fn what_is_kept_ready_cannot_be_told_from_a_new_one(
+    provider: &dyn Provider,
+    one: &SandboxId,
+    two: &SandboxId,
+) {
+    let pool = Pool { resources: Resources::default(), count: 1 };
+    let listed = async || provider.list().await.expect("listing works").len();
+    let before = listed().await;
+    for _ in 0..2 {
+        provider.keep_ready(std::slice::from_ref(&pool)).await.expect("a wish is heard");
+    }
+    // Whether anything is ready by now is the provider's affair.
+    assert_eq!(listed().await, before, "what nobody has provisioned is not listed");
+    make(provider, one).await;
+    bash(provider, one, "a", "echo mine > file").await;
+    make(provider, two).await;
+    assert_ne!(bash(provider, two, "a", "cat file").await, "mine", "each is handed out once");
+    assert_eq!(listed().await, before + 2);
+    let executed = provider.execute(call(two, "b", 0, "echo hi")).await;
+    assert!(matches!(executed, Err(Error::Fenced { seen: 1 })), "it has its holder's fence: {executed:?}");
+    destroy(provider, one).await;
+    destroy(provider, two).await;
+    let provisioned = provider.provision(one, 9, &Resources::default()).await;
+    assert!(matches!(provisioned, Err(Error::Gone { .. })), "an id never comes back: {provisioned:?}");
+    provider.keep_ready(&[]).await.expect("a wish is taken back");
+    assert_eq!(listed().await, before);
 }
 
 async fn make(provider: &dyn Provider, id: &SandboxId) {

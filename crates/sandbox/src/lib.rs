@@ -15,13 +15,13 @@ pub mod provider;
 pub mod supervisor;
 
 pub use provider::{
-    Access, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network, Provider,
-    Resources, SandboxId, SandboxInfo,
+    Access, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network, Occupancy,
+    Pool, Provider, Resources, SandboxId, SandboxInfo,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {
     pub use crate::namespaces::bare::Bare;
 }
 
-pub use supervisor::{Patience, Program, Settings, Supervised};
+pub use supervisor::{Capacity, Patience, Program, Settings, Supervised};
 pub use tools::wire::Output;

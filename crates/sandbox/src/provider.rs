@@ -251,6 +251,29 @@ pub struct Collected {
     pub size_bytes: u64,
 }
 
+/// Sandboxes that are to be kept ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// What they are made of. What they may reach is said when they are provisioned; only whether they have an exit is said
+    /// here.
+    pub resources: Resources,
+    /// How many.
+    pub count: usize,
+}
+
+/// How full a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Occupancy {
+    /// Sandboxes that were provisioned and are there.
+    pub live: usize,
+    /// Provisions that wait for room.
+    pub waiting: usize,
+    /// Sandboxes that are kept ready.
+    pub ready: usize,
+    /// How many sandboxes there may be.
+    pub sandboxes_max: usize,
+}
+
 /// A maker of sandboxes.
 ///
 /// Contract, for every implementation:
@@ -267,6 +290,9 @@ pub trait Provider: Send + Sync {
     /// Makes the sandbox `id`. Where it lives already, this does nothing but raise the fence: provisioning twice is
     /// provisioning once. An id that died is [`Error::Gone`] as long as the provider remembers it, so that the loss of a
     /// workspace is never mistaken for a fresh one; a new sandbox takes a new id.
+    ///
+    /// Where there is no room it may wait, for a bounded time and in the order of asking, and is [`Error::Busy`]
+    /// then. `destroy` ends the wait, too.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
     /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
@@ -287,6 +313,11 @@ pub trait Provider: Send + Sync {
 
     /// Every sandbox that lives.
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error>;
+
+    /// Says which sandboxes to keep ready, in place of what this caller said before. A wish: a provider may keep fewer, or
+    /// none, and what is kept goes before anybody is refused for want of room. What is ready has no id, is not listed, and
+    /// cannot be told from a new sandbox by whoever provisions it. The wish goes with its caller.
+    async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error>;
 
     /// The exits of the sandboxes that live and have a network, then those of new ones, and which have ended. To whoever
     /// asks: several servers may serve one exit. What connects before anybody serves it waits.

@@ -125,6 +125,9 @@ pub(crate) trait Engine: Send + Sync {
         workspace: &WorkspaceId,
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error>;
+    /// Environments of all workspaces that are not archived and may ask for a pool: by the text of what is kept, so that
+    /// some may not. The oldest first.
+    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error>;
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

@@ -4,12 +4,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use protocol::agent::Agent;
 use protocol::environment::Environment;
+use protocol::hands::{HandsSettings, Policy};
 use protocol::id::{AgentId, EnvironmentId, WorkspaceId};
 
 use crate::Store;
 use crate::error::{ChangeError, Error};
 use crate::log::TimeBounds;
 use crate::sessions::Cursor;
+
+/// Environments whose pools are looked for.
+const POOLS_MAX: usize = 256;
+
+/// What is looked for in the text of an environment that asks for a pool.
+pub(crate) const POOLED: &str = "\"posthouse.policy\":\"pool\"";
 
 /// Which agents to list, newest first.
 #[derive(Clone, Debug)]
@@ -121,6 +128,17 @@ impl Store {
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error> {
         self.0.engine.environments(workspace, query).await
+    }
+
+    /// Environments that ask for a pool of sandboxes, in whatever workspace, the oldest first; archived ones do not. Reads
+    /// every environment: for a look now and then. At most 256, because nobody keeps more pools on one machine.
+    pub async fn pooled_environments(&self) -> Result<Vec<(Environment, HandsSettings)>, Error> {
+        let candidates = self.0.engine.pooled_environments(POOLS_MAX).await?;
+        let asking = candidates.into_iter().filter_map(|environment| {
+            let settings = HandsSettings::of(&environment.metadata, "metadata").ok()?;
+            matches!(settings.policy, Policy::Pool { .. }).then_some((environment, settings))
+        });
+        Ok(asking.collect())
     }
 
     /// Changes an environment. [`ChangeError::Exists`] if its new name is taken.

@@ -3,13 +3,13 @@
 //! It keeps the contract of the seam (idempotent provisioning, fences, a ledger of calls) and runs nothing. A bash
 //! command `hold NAME` stays running until [`FakeHands::release`]; `fail` gives an error; everything else echoes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
 use tokio::sync::Notify;
 
 /// Pretended hands.
@@ -30,6 +30,14 @@ struct State {
     runs: Vec<(String, String)>,
     /// How many runs there had been when the deliverables were last collected.
     collected_runs: usize,
+    /// What is wished to be kept ready. Nothing is.
+    pools: Vec<Pool>,
+    /// The ids that were asked for, each once, in order.
+    asked: Vec<SandboxId>,
+    /// Provisions are not answered.
+    holds_provisions: bool,
+    /// What the next provisions come to, in order.
+    failures: VecDeque<Error>,
 }
 
 #[derive(Default)]
@@ -59,6 +67,64 @@ impl FakeHands {
     /// How many sandboxes live.
     pub fn living(&self) -> usize {
         self.lock().living.len()
+    }
+
+    /// The sandboxes that live.
+    pub fn ids(&self) -> HashSet<SandboxId> {
+        self.lock().living.keys().cloned().collect()
+    }
+
+    /// The sandboxes that were asked for, each once, in order.
+    pub fn asked(&self) -> Vec<SandboxId> {
+        self.lock().asked.clone()
+    }
+
+    /// What is wished to be kept ready.
+    pub fn pools(&self) -> Vec<Pool> {
+        self.lock().pools.clone()
+    }
+
+    /// From now on provisions are not answered, until [`FakeHands::answer_provisions`].
+    pub fn hold_provisions(&self) {
+        self.lock().holds_provisions = true;
+    }
+
+    /// Provisions are answered again, those that wait included.
+    pub fn answer_provisions(&self) {
+        self.lock().holds_provisions = false;
+        self.changed.notify_waiters();
+    }
+
+    /// The next provision comes to this; called again, the one after it, too.
+    pub fn fail_next_provision(&self, error: Error) {
+        self.lock().failures.push_back(error);
+    }
+
+    /// Waits until so many sandboxes have been asked for.
+    pub async fn until_asked(&self, count: usize) {
+        self.until(|state| state.asked.len() >= count).await;
+    }
+
+    /// Waits until so many sandboxes live.
+    pub async fn until_living(&self, count: usize) {
+        self.until(|state| state.living.len() == count).await;
+    }
+
+    /// Waits until something is wished to be kept ready.
+    pub async fn until_pools(&self) {
+        self.until(|state| !state.pools.is_empty()).await;
+    }
+
+    async fn until(&self, so: impl Fn(&State) -> bool) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Before the look, so that no change falls in between.
+            changed.as_mut().enable();
+            if so(&self.lock()) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Says how old a sandbox is; otherwise it is an hour old.
@@ -144,12 +210,27 @@ fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut 
 #[async_trait]
 impl Provider for FakeHands {
     async fn provision(&self, id: &SandboxId, fence: u64, _: &Resources) -> Result<(), Error> {
-        let mut state = self.lock();
-        if state.dead.contains(id) {
-            return Err(Error::Gone { reason: "it was killed".to_owned() });
+        {
+            let mut state = self.lock();
+            if !state.asked.contains(id) {
+                state.asked.push(id.clone());
+            }
         }
-        state.living.entry(id.clone()).or_default();
-        live(&mut state, id, fence).map(|_| ())
+        self.changed.notify_waiters();
+        self.until(|state| !state.holds_provisions).await;
+        let made = {
+            let mut state = self.lock();
+            if state.dead.contains(id) {
+                return Err(Error::Gone { reason: "it was killed".to_owned() });
+            }
+            if let Some(error) = state.failures.pop_front() {
+                return Err(error);
+            }
+            state.living.entry(id.clone()).or_default();
+            live(&mut state, id, fence).map(|_| ())
+        };
+        self.changed.notify_waiters();
+        made
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
@@ -193,15 +274,18 @@ impl Provider for FakeHands {
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         let state = self.lock();
-        let info = |(id, sandbox): (&SandboxId, &Sandbox)| SandboxInfo {
-            id: id.clone(),
-            age: state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600)),
-            idle: Duration::ZERO,
-            fence: sandbox.fence,
-            memory_bytes: None,
-            calls: 0,
+        let info = |(id, sandbox): (&SandboxId, &Sandbox)| {
+            let age = state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600));
+            let fence = sandbox.fence;
+            SandboxInfo { id: id.clone(), age, idle: age, fence, memory_bytes: None, calls: 0 }
         };
         Ok(state.living.iter().map(info).collect())
+    }
+
+    async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {
+        self.lock().pools = pools.to_vec();
+        self.changed.notify_waiters();
+        Ok(())
     }
 
     /// What runs nothing needs no way out.

@@ -15,7 +15,7 @@ use protocol::agent::{
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::id::{AgentId, EnvironmentId, SessionId, WorkspaceId};
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
 use session::Draft;
 use session::record::Record;
 use store::{NewSession, Store};
@@ -216,6 +216,10 @@ impl Provider for Stuck {
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         self.0.notify_one();
+        std::future::pending().await
+    }
+
+    async fn keep_ready(&self, _: &[Pool]) -> Result<(), Error> {
         std::future::pending().await
     }
 

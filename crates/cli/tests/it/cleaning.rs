@@ -166,7 +166,7 @@ async fn go(client: &Client, session: &str, number: usize) {
 async fn nothing_is_left_of_two_hundred_sessions_and_of_those_who_were_killed() {
     let dir = tempfile::tempdir().expect("a folder");
     fs::write(dir.path().join("posthouse.toml"), CONFIG).expect("written");
-    let variables = [("POSTHOUSE_REAP_EVERY", "1".to_owned())];
+    let variables = [("POSTHOUSE_REAP_EVERY", "8".to_owned())];
     let mut server = Server::start(dir.path(), &variables).await;
     let address = server.url.trim_start_matches("http://").to_owned();
     let client = server.client();

@@ -6,5 +6,6 @@ mod drain;
 mod limits;
 mod model;
 mod simulation;
+mod speculation;
 mod web;
 mod world;

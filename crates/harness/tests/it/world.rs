@@ -58,12 +58,19 @@ impl World {
         policy: PermissionPolicy,
         text: &str,
     ) -> SessionId {
-        let record = record(&self.store, policy, MODEL);
-        self.session_from(workspace, record, text).await
+        self.session_like(workspace, policy, text, |_| {}).await
     }
 
-    /// The same, of these facts.
-    pub(crate) async fn session_from(&self, workspace: WorkspaceId, record: Record, text: &str) -> SessionId {
+    /// The same, with other facts.
+    pub(crate) async fn session_like(
+        &self,
+        workspace: WorkspaceId,
+        policy: PermissionPolicy,
+        text: &str,
+        change: impl FnOnce(&mut Record),
+    ) -> SessionId {
+        let mut record = record(&self.store, policy, MODEL);
+        change(&mut record);
         let id = record.id.clone();
         let thread_id = self.store.ids().make();
         let new = NewSession { workspace, record, thread_id, initial: vec![message(text)] };

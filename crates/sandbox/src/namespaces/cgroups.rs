@@ -65,9 +65,7 @@ const CPU_WEIGHT: &str = "25";
 impl Groups {
     /// Finds and prepares what this process may use; nothing where it may use nothing.
     pub(crate) fn find(instance: &str) -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let own = own_groups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"));
-        Self::prepare(&own, instance)
+        Self::prepare(&own(), instance)
     }
 
     fn prepare(own: &[OwnGroup], instance: &str) -> Self {
@@ -87,6 +85,17 @@ impl Groups {
             hierarchies.extend(found);
         }
         Self { hierarchies }
+    }
+
+    /// The groups in which this process is, whether or not it may make any below them: their limits hold for it all the same.
+    pub(crate) fn own_folders() -> Vec<PathBuf> {
+        let folder = |own| match own {
+            OwnGroup::One { folder, controllers } => {
+                controllers.contains(&Controller::Memory).then_some(folder)
+            }
+            OwnGroup::Two { folder } => Some(folder),
+        };
+        own().into_iter().filter_map(folder).collect()
     }
 
     /// Whether groups limit this.
@@ -246,6 +255,12 @@ pub(crate) fn clear(folder: &Path) -> bool {
 enum OwnGroup {
     One { folder: PathBuf, controllers: Vec<Controller> },
     Two { folder: PathBuf },
+}
+
+/// The groups of this process.
+fn own() -> Vec<OwnGroup> {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    own_groups(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
 }
 
 /// Joins what `/proc/self/cgroup` and `/proc/self/mountinfo` say.

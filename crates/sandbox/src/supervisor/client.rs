@@ -21,12 +21,15 @@ use tools::wire::{
     HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, OutputFile, Refusal, Reply, encode, frame_len,
 };
 
+use super::admission::Capacity;
 use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath, Version};
 use super::exits;
 use super::place::{Place, Program};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
 use crate::doctor::Report;
-use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo};
+use crate::provider::{
+    Call, Collected, Error, Exits, Occupancy, Pool, Provider, Resources, SandboxId, SandboxInfo,
+};
 
 /// Calls at once, from one server.
 const CALLS_MAX: usize = 4096;
@@ -41,6 +44,8 @@ const ATTEMPTS: usize = 3;
 
 /// The supervisor gives up on a sandbox that is not built within 30 seconds; its own word should come before ours.
 const PROVISION_TIME_MAX: Duration = Duration::from_secs(35);
+/// Longer than anybody sets [`Capacity::waiting_time_max`]: that one is to have its say.
+const ROOM_TIME_MAX: Duration = Duration::from_secs(3600);
 /// Cancelling, listing and destroying are done at once, on a busy machine within a second or two.
 const CONTROL_TIME_MAX: Duration = Duration::from_secs(10);
 /// One list or one piece of 4 MiB, read by a sandbox that may have used up its processor time.
@@ -63,6 +68,8 @@ pub struct Settings {
     pub idle_exit: Duration,
     /// How long it may take over each answer.
     pub patience: Patience,
+    /// How many sandboxes it holds.
+    pub capacity: Capacity,
 }
 
 /// How long to wait for an answer, making the connection included. What is not answered by then is
@@ -71,8 +78,11 @@ pub struct Settings {
 pub struct Patience {
     /// Who are you?
     pub hello: Duration,
-    /// Making a sandbox, and the report of a supervisor that may have to be started for it.
+    /// Making a sandbox, and the report of a supervisor that may have to be started for it. Then the supervisor is asked
+    /// whether it is there.
     pub provision: Duration,
+    /// What making a sandbox may take beyond that, if the supervisor is there: it waits for room.
+    pub room: Duration,
     /// Cancelling, listing, destroying.
     pub control: Duration,
     /// Each of the requests that copying deliverables takes.
@@ -86,6 +96,7 @@ impl Default for Patience {
         Self {
             hello: HELLO_TIME_MAX,
             provision: PROVISION_TIME_MAX,
+            room: ROOM_TIME_MAX,
             control: CONTROL_TIME_MAX,
             collect: COLLECT_TIME_MAX,
             execute_grace: EXECUTE_GRACE,
@@ -102,6 +113,7 @@ impl Settings {
             program: Program::this("supervisor"),
             idle_exit: Duration::from_secs(600),
             patience: Patience::default(),
+            capacity: Capacity::default(),
         }
     }
 }
@@ -113,6 +125,8 @@ pub struct Supervised {
     /// Changes with each new link.
     connected: watch::Sender<()>,
     calls: Semaphore,
+    /// What is to be kept ready. Each new link is told.
+    wish: Mutex<Vec<Pool>>,
 }
 
 /// Exits that wait for whoever serves them. They wait with the supervisor, too.
@@ -127,6 +141,15 @@ impl Supervised {
             link: tokio::sync::Mutex::new(None),
             connected: watch::Sender::new(()),
             calls: Semaphore::new(CALLS_MAX),
+            wish: Mutex::default(),
+        }
+    }
+
+    /// How full the machine is.
+    pub async fn occupancy(&self) -> Result<Occupancy, Error> {
+        match self.ask(self.settings.patience.control, || Ask::Occupancy {}).await? {
+            Answer::Occupancy(occupancy) => Ok(occupancy),
+            other => Err(unexpected(other)),
         }
     }
 
@@ -162,30 +185,46 @@ impl Supervised {
     /// Asks, again if the connection breaks, for at most `patience`. For questions that may be asked twice, which all of
     /// ours may.
     async fn ask(&self, patience: Duration, ask: impl Fn() -> Ask) -> Result<Answer, Error> {
-        let mut asked = None;
-        if let Ok(answer) = timeout(patience, self.ask_patiently(ask, &mut asked)).await {
+        self.ask_longer(patience, Duration::ZERO, ask).await
+    }
+
+    /// The same, and for `more` if the supervisor says after `patience` that it is there.
+    async fn ask_longer(
+        &self,
+        patience: Duration,
+        more: Duration,
+        ask: impl Fn() -> Ask,
+    ) -> Result<Answer, Error> {
+        let asked = Mutex::new(None);
+        let mut answer = std::pin::pin!(self.ask_patiently(ask, &asked));
+        if let Ok(answer) = timeout(patience, &mut answer).await {
             return answer;
         }
         // A sandbox may be slow where its supervisor is not, and everybody else's questions share the connection: it goes
         // only if the supervisor does not answer either. Whoever asks next then makes a new one.
-        if let Some(link) = asked
-            && let Err(Unsent::Lost(_)) = link.hello(&self.settings).await
-        {
+        let link: Option<Arc<Link>> = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(link) = link else { return Err(Error::unavailable(NO_ANSWER)) };
+        if let Err(Unsent::Lost(_)) = link.hello(&self.settings).await {
             link.close(NO_ANSWER);
+            return Err(Error::unavailable(NO_ANSWER));
         }
-        Err(Error::unavailable(NO_ANSWER))
+        match timeout(more, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::unavailable(NO_ANSWER)),
+        }
     }
 
     /// As [`Supervised::ask`], for as long as it takes; leaves the connection that was last asked on in `asked`.
     async fn ask_patiently(
         &self,
         ask: impl Fn() -> Ask,
-        asked: &mut Option<Arc<Link>>,
+        asked: &Mutex<Option<Arc<Link>>>,
     ) -> Result<Answer, Error> {
         let mut lost = Lost("never asked".to_owned());
         for _ in 0..ATTEMPTS {
             let link = self.link().await?;
-            match asked.insert(link).ask(ask()).await {
+            *asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&link));
+            match link.ask(ask()).await {
                 Ok(Answer::Failed(error)) => return Err(error),
                 Ok(answer) => return Ok(answer),
                 Err(Unsent::Lost(why)) => lost = why,
@@ -202,9 +241,26 @@ impl Supervised {
             return Ok(Arc::clone(link));
         }
         let link = connect_or_start(&self.settings).await.map_err(Error::unavailable)?;
+        self.introduce(&link).await.map_err(|_| Error::unavailable(NO_ANSWER))?;
         *current = Some(Arc::clone(&link));
         self.connected.send_replace(());
         Ok(link)
+    }
+
+    /// Tells a supervisor what this server wants of it.
+    async fn introduce(&self, link: &Link) -> Result<(), Unsent> {
+        let pools = self.wish.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let introduction = async {
+            link.ask(Ask::Hold { capacity: self.settings.capacity.clone() }).await?;
+            if !pools.is_empty() {
+                link.ask(Ask::KeepReady { pools }).await?;
+            }
+            Ok(())
+        };
+        match timeout(self.settings.patience.hello, introduction).await {
+            Ok(introduced) => introduced,
+            Err(_) => Err(Unsent::Lost(Lost(NO_ANSWER.to_owned()))),
+        }
     }
 
     async fn relay(
@@ -227,7 +283,8 @@ impl Supervised {
 impl Provider for Supervised {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let ask = || Ask::Provision { sandbox: id.clone(), fence, resources: resources.clone() };
-        done(self.ask(self.settings.patience.provision, ask).await?)
+        let Patience { provision, room, .. } = self.settings.patience;
+        done(self.ask_longer(provision, room, ask).await?)
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
@@ -292,6 +349,16 @@ impl Provider for Supervised {
             Answer::List(list) => Ok(list),
             other => Err(unexpected(other)),
         }
+    }
+
+    async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {
+        *self.wish.lock().unwrap_or_else(PoisonError::into_inner) = pools.to_vec();
+        // Nothing is not worth starting a supervisor for.
+        if pools.is_empty() && self.link.lock().await.is_none() {
+            return Ok(());
+        }
+        let ask = || Ask::KeepReady { pools: pools.to_vec() };
+        done(self.ask(self.settings.patience.control, ask).await?)
     }
 
     fn exits(&self) -> Exits {

@@ -1,5 +1,5 @@
 //! What the supervisor owns, and every decision about it: who is fenced off, who is gone and why, what happens to the
-//! calls of a sandbox that dies.
+//! calls of a sandbox that dies, who gets the room that there is (`admission`), what is kept ready (`pool`).
 //!
 //! It reacts to asks and to events of the loop and answers through [`Keeper::take_replies`]; it never waits. A sandbox goes through
 //!
@@ -8,7 +8,7 @@
 //!     └──────────────────▲
 //! ```
 //!
-//! and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
+//! has no id as long as it is kept ready for whoever comes, and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -20,22 +20,23 @@ use std::time::{Duration, Instant};
 use serde_json::value::{RawValue, to_raw_value};
 use tools::wire::{self, Reply, encode};
 
+use super::admission::{Capacity, Line, Load};
 use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
+use super::memory::Memory;
 use super::passing;
 use super::poller::{Interest, Poller, Token};
+use super::pool::{Errand, Pools, Shape};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
 use super::terms::checked;
 use crate::doctor::Report;
-use crate::namespaces::cgroups::{Controller, Group};
+use crate::namespaces::cgroups::{Controller, Group, Groups};
 use crate::namespaces::child::EXIT;
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo};
 
-/// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
-const SANDBOXES_MAX: usize = 4096;
 /// Requests to one sandbox at once. `tools` has a bound of its own for calls; this one is for everything together.
 const PENDING_MAX: usize = 256;
 /// Bytes that may wait for one sandbox: a few of the largest requests.
@@ -49,6 +50,10 @@ const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// Where memory has to be added up, sandboxes with calls are looked at every tick, the others once in so many.
 const TICKS_PER_ROUND: u64 = 10;
+/// How often it is looked whether there is memory for what is kept ready.
+const READY_LOOK: Duration = Duration::from_secs(1);
+/// That somebody waits for room is said in the log, but not more often than this.
+const SAY: Duration = Duration::from_secs(60);
 
 /// Who is waiting for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +85,33 @@ pub(crate) struct Keeper {
     untold: Vec<u64>,
     /// Those that had one and have ended, which nobody has been told of.
     closed: Vec<SandboxId>,
+    capacity: Capacity,
+    memory: Memory,
+    /// Who waits for room.
+    line: Line<Wanted>,
+    pools: Pools,
+    /// What is kept ready, the oldest first: sandboxes without an id that are not dying.
+    spare: Vec<u64>,
+    /// When it was last looked whether there is memory for them.
+    looked: Option<Instant>,
+    /// When it was last said that somebody waits.
+    said: Option<Instant>,
     /// The question whether anybody is there, as it goes over the wire.
     ping: Box<RawValue>,
 }
 
-struct Sandbox {
+/// A sandbox that is asked for.
+struct Wanted {
     id: SandboxId,
+    fence: u64,
+    resources: Resources,
+    waiters: Vec<Waiter>,
+}
+
+struct Sandbox {
+    /// `None` as long as it is kept ready.
+    id: Option<SandboxId>,
+    shape: Shape,
     fence: u64,
     born: Instant,
     used: Instant,
@@ -109,6 +135,17 @@ struct Sandbox {
     next_request: u64,
 }
 
+/// The parts of a sandbox whose first steps have begun.
+struct Beginning {
+    key: u64,
+    slot: u32,
+    group: Group,
+    pid: i32,
+    process: Process,
+    control: Frames,
+    sync: UnixStream,
+}
+
 enum State {
     Starting {
         waiters: Vec<Waiter>,
@@ -130,6 +167,7 @@ enum Pending {
 impl Keeper {
     pub(crate) fn new(only: OnlyThread, poller: Rc<Poller>, profile: Profile, report: Report) -> Self {
         let slots = Slots::new(profile.ids.slots());
+        let memory = Memory::find(&Groups::own_folders());
         Self {
             only,
             poller,
@@ -148,6 +186,13 @@ impl Keeper {
             replies: Vec::new(),
             untold: Vec::new(),
             closed: Vec::new(),
+            capacity: Capacity::default(),
+            memory,
+            line: Line::new(),
+            pools: Pools::default(),
+            spare: Vec::new(),
+            looked: None,
+            said: None,
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
         }
     }
@@ -168,7 +213,48 @@ impl Keeper {
             State::Starting { .. } | State::Dying { .. } => true,
             State::Live => watched || !sandbox.pending.is_empty(),
         };
-        !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
+        !self.unremoved.is_empty() || !self.line.is_empty() || self.sandboxes.values().any(restless)
+    }
+
+    /// Within how long [`Keeper::refill`] wants to be called again; `None` if nothing is to be kept ready.
+    pub(crate) fn refill_due(&self, now: Instant) -> Option<Duration> {
+        let idle = self.pools.is_empty() && self.spare.is_empty();
+        (!idle).then(|| self.pools.rest(now).unwrap_or(READY_LOOK))
+    }
+
+    /// From now on this machine holds so many.
+    pub(crate) fn hold(&mut self, capacity: Capacity, now: Instant) {
+        self.capacity = capacity.bounded();
+        self.admit_waiting(now);
+    }
+
+    /// What the server on this connection wishes to be kept ready.
+    pub(crate) fn keep_ready(&mut self, connection: u64, pools: Vec<Pool>) {
+        let checked = pools.into_iter().filter_map(|Pool { resources, count }| {
+            // Whoever provisions it is told what is wrong with it.
+            Some(Pool { resources: checked(resources).ok()?, count })
+        });
+        self.pools.wish(connection, checked.collect());
+    }
+
+    /// A server is gone. It waits for nothing any more and wishes for nothing.
+    pub(crate) fn forget(&mut self, connection: u64) {
+        self.pools.forget(connection);
+        self.line.leave(|wanted| {
+            wanted.waiters.retain(|waiter| waiter.connection != connection);
+            wanted.waiters.is_empty()
+        });
+    }
+
+    /// How full this machine is.
+    pub(crate) fn occupancy(&self) -> Occupancy {
+        let is_ready = |key: &&u64| matches!(self.sandboxes[*key].state, State::Live);
+        Occupancy {
+            live: self.keys.len(),
+            waiting: self.line.len(),
+            ready: self.spare.iter().filter(is_ready).count(),
+            sandboxes_max: self.sandboxes_max(),
+        }
     }
 
     pub(crate) fn provision(
@@ -197,71 +283,251 @@ impl Keeper {
             let error = Error::gone(reason);
             return self.reply(waiter, Answer::Failed(error));
         }
-        if let Err(error) = self.begin(waiter, id, fence, resources, now) {
-            self.reply(waiter, Answer::Failed(error));
+        if let Some(wanted) = self.line.find(|wanted| wanted.id == id) {
+            if fence < wanted.fence {
+                let error = Error::Fenced { seen: wanted.fence };
+                return self.reply(waiter, Answer::Failed(error));
+            }
+            wanted.fence = fence;
+            return wanted.waiters.push(waiter);
+        }
+        let allowed = match self.report.refusal() {
+            Some(reason) => Err(Error::Refused { reason }),
+            None => checked(resources),
+        };
+        match allowed {
+            Ok(resources) => self.admit(Wanted { id, fence, resources, waiters: vec![waiter] }, now),
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
         }
     }
 
+    /// Places a sandbox at once, unless there is no room or somebody has waited longer.
+    fn admit(&mut self, wanted: Wanted, now: Instant) {
+        if self.line.is_empty() && self.has_place_for(&wanted) {
+            return self.place(wanted, now);
+        }
+        match self.line.join(wanted, &self.capacity, now) {
+            Ok(()) => {
+                self.make_way();
+                self.say_full(now);
+                // What is ready may be all that the first in line needs.
+                self.admit_waiting(now);
+            }
+            Err(wanted) => self.refuse(wanted),
+        }
+    }
+
+    /// Gives those who wait what room there is, in order.
+    fn admit_waiting(&mut self, now: Instant) {
+        while self.line.first().is_some_and(|wanted| self.has_place_for(wanted)) {
+            if let Some(wanted) = self.line.next() {
+                self.place(wanted, now);
+            }
+        }
+    }
+
+    fn has_place_for(&self, wanted: &Wanted) -> bool {
+        self.spare_of(&Shape::of(&wanted.resources)).is_some() || self.room().is_ok()
+    }
+
+    /// Hands one out that is ready, or begins a new one. There is a place for it.
+    fn place(&mut self, wanted: Wanted, now: Instant) {
+        if let Some(key) = self.spare_of(&Shape::of(&wanted.resources)) {
+            return self.hand_out(key, wanted, now);
+        }
+        let Wanted { id, fence, resources, waiters } = wanted;
+        if let Err((error, waiters)) = self.begin(Some((id, fence)), resources, waiters, now) {
+            for waiter in waiters {
+                self.reply(waiter, Answer::Failed(error.clone()));
+            }
+        }
+    }
+
+    /// Gives a sandbox that was kept ready its id.
+    fn hand_out(&mut self, key: u64, wanted: Wanted, now: Instant) {
+        let Wanted { id, fence, resources, waiters: asked } = wanted;
+        self.spare.retain(|spare| *spare != key);
+        self.pools.took(now);
+        let sandbox = self.sandboxes.get_mut(&key).expect("what is spare is there");
+        sandbox.id = Some(id.clone());
+        sandbox.network = resources.network;
+        (sandbox.fence, sandbox.born, sandbox.used, sandbox.heard) = (fence, now, now, now);
+        self.keys.insert(id, key);
+        match &mut sandbox.state {
+            State::Starting { waiters } => waiters.extend(asked),
+            State::Live | State::Dying { .. } => {
+                if sandbox.exit.is_some() {
+                    self.untold.push(key);
+                }
+                self.replies.extend(asked.into_iter().map(|waiter| (waiter, Answer::Done {})));
+            }
+        }
+    }
+
+    /// One of this shape that is kept ready: a finished one, or one that will be sooner than a new one.
+    fn spare_of(&self, shape: &Shape) -> Option<u64> {
+        let fitting = || self.spare.iter().copied().filter(|key| self.sandboxes[key].shape == *shape);
+        let is_live = |key: &u64| matches!(self.sandboxes[key].state, State::Live);
+        fitting().find(is_live).or_else(|| fitting().next())
+    }
+
+    /// Whether one more may be started; else what is lacking.
+    fn room(&self) -> Result<(), String> {
+        let is_starting = |sandbox: &&Sandbox| matches!(sandbox.state, State::Starting { .. });
+        let load = Load {
+            sandboxes: self.sandboxes.len(),
+            starting: self.sandboxes.values().filter(is_starting).count(),
+            free_bytes: self.memory.free_bytes(),
+        };
+        Capacity { sandboxes_max: self.sandboxes_max(), ..self.capacity.clone() }.admits(load)
+    }
+
+    /// As many as are allowed, and as there are ranges of ids.
+    fn sandboxes_max(&self) -> usize {
+        self.capacity.sandboxes_max.min(self.profile.ids.slots() as usize)
+    }
+
+    /// Ends what is kept ready, as far as it is in the way of those who wait.
+    fn make_way(&mut self) {
+        let is_dying = |sandbox: &&Sandbox| matches!(sandbox.state, State::Dying { .. });
+        let on_the_way = self.sandboxes.values().filter(is_dying).count();
+        let in_the_way = self.line.len().saturating_sub(on_the_way);
+        let giving: Vec<u64> = self.spare.iter().copied().take(in_the_way).collect();
+        for key in giving {
+            self.kill(key, GIVES_WAY);
+        }
+    }
+
+    fn refuse(&mut self, wanted: Wanted) {
+        let lacking = self.room().err().unwrap_or_default();
+        let Occupancy { live, waiting, ready: _, sandboxes_max } = self.occupancy();
+        let reason = format!(
+            "no room for another sandbox on this machine: {live} live, limit {sandboxes_max}, {waiting} wait{lacking}"
+        );
+        for waiter in wanted.waiters {
+            self.reply(waiter, Answer::Failed(Error::Busy { reason: reason.clone() }));
+        }
+    }
+
+    fn say_full(&mut self, now: Instant) {
+        if self.said.is_none_or(|said| now.duration_since(said) >= SAY) {
+            self.said = Some(now);
+            let Occupancy { live, waiting, ready, sandboxes_max } = self.occupancy();
+            eprintln!(
+                "supervisor: no room for another sandbox: {live} live, limit {sandboxes_max}, {waiting} wait, \
+                 {ready} ready"
+            );
+        }
+    }
+
+    /// Makes or ends one of those that are kept ready, where nobody is in a hurry.
+    pub(crate) fn refill(&mut self, now: Instant) {
+        if self.pools.is_empty() && self.spare.is_empty() {
+            return;
+        }
+        self.release_memory(now);
+        loop {
+            let shapes: Vec<&Shape> = self.spare.iter().map(|key| &self.sandboxes[key].shape).collect();
+            match self.pools.errand(&shapes, self.capacity.ready_max, now) {
+                None => return,
+                Some(Errand::End(shape)) => {
+                    if let Some(key) = self.spare_of(&shape) {
+                        self.kill(key, NOT_WISHED);
+                    }
+                }
+                Some(Errand::Make(shape)) => {
+                    let is_starting = |sandbox: &Sandbox| matches!(sandbox.state, State::Starting { .. });
+                    let hurry = !self.line.is_empty() || self.sandboxes.values().any(is_starting);
+                    if hurry || self.report.refusal().is_some() || self.room().is_err() {
+                        return;
+                    }
+                    match self.begin(None, shape.resources().clone(), Vec::new(), now) {
+                        Ok(key) => self.spare.push(key),
+                        Err(_) => self.pools.failed(now),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where memory has become short, what is kept ready goes first, one each time.
+    fn release_memory(&mut self, now: Instant) {
+        if self.spare.is_empty() || self.looked.is_some_and(|looked| now.duration_since(looked) < READY_LOOK)
+        {
+            return;
+        }
+        self.looked = Some(now);
+        if self.memory.free_bytes().is_some_and(|free| free < self.capacity.memory_reserve_bytes) {
+            let key = self.spare[0];
+            self.kill(key, GIVES_WAY);
+            self.pools.failed(now);
+        }
+    }
+
+    /// Starts one: for somebody, or to be kept ready.
     fn begin(
         &mut self,
-        waiter: Waiter,
-        id: SandboxId,
-        fence: u64,
+        named: Option<(SandboxId, u64)>,
         resources: Resources,
+        waiters: Vec<Waiter>,
         now: Instant,
-    ) -> Result<(), Error> {
-        if let Some(refusal) = self.report.refusal() {
-            return Err(Error::Refused { reason: refusal });
+    ) -> Result<u64, (Error, Vec<Waiter>)> {
+        match self.start(&resources) {
+            Ok(Beginning { key, slot, group, pid, process, control, sync }) => {
+                let (id, fence) = named.unzip();
+                self.keys.extend(id.clone().map(|id| (id, key)));
+                let sandbox = Sandbox {
+                    id,
+                    shape: Shape::of(&resources),
+                    fence: fence.unwrap_or_default(),
+                    born: now,
+                    used: now,
+                    slot,
+                    limits: resources.limits,
+                    pid,
+                    process,
+                    control,
+                    interest: Interest::Read,
+                    sync: Some(sync),
+                    complaint: Vec::new(),
+                    network: resources.network,
+                    exit: None,
+                    group,
+                    state: State::Starting { waiters },
+                    heard: now,
+                    pending: HashMap::new(),
+                    next_request: 1,
+                };
+                self.sandboxes.insert(key, sandbox);
+                Ok(key)
+            }
+            Err(error) => Err((error, waiters)),
         }
-        let resources = checked(resources)?;
-        let slot = match self.sandboxes.len() < SANDBOXES_MAX {
-            true => self.slots.take(),
-            false => None,
-        };
-        let Some(slot) = slot else {
+    }
+
+    fn start(&mut self, resources: &Resources) -> Result<Beginning, Error> {
+        let Some(slot) = self.slots.take() else {
             return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
         };
         let key = self.next_key;
         self.next_key += 1;
         let group = self.group(&resources.limits);
         let group = group.inspect_err(|_| self.slots.give_back(slot))?;
-        let started = start(&self.only, &self.profile, &group, slot, &resources).map_err(Error::unavailable);
+        let started = start(&self.only, &self.profile, &group, slot, resources).map_err(Error::unavailable);
         let watched = started.and_then(|Started { pid, process, control, sync }| {
             let control = self.watch(key, &process, control, &sync).map_err(Error::unavailable)?;
             Ok((pid, process, control, sync))
         });
-        let (pid, process, control, sync) = match watched {
-            Ok(watched) => watched,
+        match watched {
+            Ok((pid, process, control, sync)) => {
+                Ok(Beginning { key, slot, group, pid, process, control, sync })
+            }
             Err(error) => {
                 self.unremoved.push(group);
                 self.slots.give_back(slot);
-                return Err(error);
+                Err(error)
             }
-        };
-        let sandbox = Sandbox {
-            id: id.clone(),
-            fence,
-            born: now,
-            used: now,
-            slot,
-            limits: resources.limits,
-            pid,
-            process,
-            control,
-            interest: Interest::Read,
-            sync: Some(sync),
-            complaint: Vec::new(),
-            network: resources.network,
-            exit: None,
-            group,
-            state: State::Starting { waiters: vec![waiter] },
-            heard: now,
-            pending: HashMap::new(),
-            next_request: 1,
-        };
-        self.sandboxes.insert(key, sandbox);
-        self.keys.insert(id, key);
-        Ok(())
+        }
     }
 
     /// A control group with these limits: the one that is ready, or a new one.
@@ -332,6 +598,10 @@ impl Keeper {
                 }
             }
             None => {
+                let waited = self.line.leave(|wanted| wanted.id == id);
+                for waiter in waited.into_iter().flat_map(|wanted| wanted.waiters) {
+                    self.reply(waiter, Answer::Failed(Error::gone(DESTROYED)));
+                }
                 // Remembered too: whoever provisions it after this is late, and must not make what nobody will destroy.
                 self.graves.dig(id, DESTROYED.to_owned());
                 self.reply(waiter, Answer::Done {});
@@ -341,7 +611,7 @@ impl Keeper {
 
     pub(crate) fn list(&self, now: Instant) -> Vec<SandboxInfo> {
         let alive = self.sandboxes.values().filter(|sandbox| !matches!(sandbox.state, State::Dying { .. }));
-        let mut list: Vec<SandboxInfo> = alive.map(|sandbox| sandbox.info(now)).collect();
+        let mut list: Vec<SandboxInfo> = alive.filter_map(|sandbox| sandbox.info(now)).collect();
         list.sort_by(|one, other| one.id.cmp(&other.id));
         list
     }
@@ -385,15 +655,16 @@ impl Keeper {
     }
 
     /// A sandbox's first steps have handed its exit out, or have ended, one way or the other.
-    pub(crate) fn sync_ready(&mut self, key: u64) {
+    pub(crate) fn sync_ready(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         if sandbox.hear_first_steps() == Flow::Ended {
-            self.finish_start(key, "");
+            self.finish_start(key, "", now);
+            self.admit_waiting(now);
         }
     }
 
     /// Tells those who wait for a sandbox how its start went: well, unless it said why not, or there is a reason already.
-    fn finish_start(&mut self, key: u64, reason: &str) {
+    fn finish_start(&mut self, key: u64, reason: &str, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         sandbox.hear_first_steps();
         let Some(sync) = sandbox.sync.take() else { return };
@@ -408,11 +679,16 @@ impl Keeper {
         };
         let answer = if reason.is_empty() {
             sandbox.state = State::Live;
-            if sandbox.exit.is_some() {
+            if sandbox.id.is_none() {
+                self.pools.made();
+            } else if sandbox.exit.is_some() {
                 self.untold.push(key);
             }
             Answer::Done {}
         } else {
+            if sandbox.id.is_none() {
+                self.pools.failed(now);
+            }
             self.kill(key, &reason);
             Answer::Failed(Error::Unavailable { reason })
         };
@@ -422,9 +698,12 @@ impl Keeper {
     }
 
     /// Process 1 of a sandbox has ended, and everything else in it with it.
-    pub(crate) fn process_ended(&mut self, key: u64) {
+    pub(crate) fn process_ended(&mut self, key: u64, now: Instant) {
         // It may have said why a moment ago.
-        self.finish_start(key, "it ended while it was being built");
+        self.finish_start(key, "it ended while it was being built", now);
+        if self.spare.contains(&key) {
+            self.pools.failed(now);
+        }
         self.kill(key, ENDED);
         let Some(sandbox) = self.sandboxes.get(&key) else { return };
         if !sandbox.process.reap() {
@@ -436,13 +715,15 @@ impl Keeper {
         if let Some(sync) = &sandbox.sync {
             self.poller.remove(sync);
         }
-        self.keys.remove(&sandbox.id);
-        if sandbox.exit.is_some() {
-            self.closed.push(sandbox.id.clone());
-        }
         self.slots.give_back(sandbox.slot);
         let State::Dying { reason, waiters } = sandbox.state else { return };
-        self.graves.dig(sandbox.id, reason);
+        if let Some(id) = sandbox.id {
+            self.keys.remove(&id);
+            if sandbox.exit.is_some() {
+                self.closed.push(id.clone());
+            }
+            self.graves.dig(id, reason);
+        }
         for waiter in waiters {
             self.reply(waiter, Answer::Done {});
         }
@@ -450,6 +731,7 @@ impl Keeper {
             self.unremoved.push(sandbox.group);
         }
         self.make_ready();
+        self.admit_waiting(now);
     }
 
     /// Looks at deadlines, memory and what is left of the dead.
@@ -481,12 +763,17 @@ impl Keeper {
             let _ = sandbox.relay(Pending::Ping, &self.ping, now);
             self.update_interest(key);
         }
+        self.admit_waiting(now);
+        for wanted in self.line.overdue(&self.capacity, now) {
+            self.refuse(wanted);
+        }
     }
 
     /// Ends every sandbox and waits for it. The supervisor is about to end.
     pub(crate) fn destroy_all(&mut self) {
         let sandboxes = std::mem::take(&mut self.sandboxes);
         self.keys.clear();
+        self.spare.clear();
         sandboxes.values().for_each(|sandbox| sandbox.process.kill());
         for (_, sandbox) in sandboxes {
             drop(sandbox.process);
@@ -511,6 +798,7 @@ impl Keeper {
             return;
         }
         sandbox.process.kill();
+        self.spare.retain(|spare| *spare != key);
         // The kernel does not say whom it killed, so neither do we.
         let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
             true => format!(
@@ -585,7 +873,7 @@ impl Sandbox {
         let (State::Live, Some(network), Some(exit)) = (&self.state, &self.network, &self.exit) else {
             return None;
         };
-        Some((self.id.clone(), network.clone(), exit.try_clone().ok()?))
+        Some((self.id.clone()?, network.clone(), exit.try_clone().ok()?))
     }
 
     fn relay(&mut self, pending: Pending, op: &RawValue, now: Instant) -> Result<(), Error> {
@@ -660,20 +948,23 @@ impl Sandbox {
         }
     }
 
-    fn info(&self, now: Instant) -> SandboxInfo {
-        SandboxInfo {
-            id: self.id.clone(),
+    /// `None` of what is kept ready.
+    fn info(&self, now: Instant) -> Option<SandboxInfo> {
+        Some(SandboxInfo {
+            id: self.id.clone()?,
             age: now.duration_since(self.born),
             idle: now.duration_since(self.used),
             fence: self.fence,
             memory_bytes: self.group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(self.pid, 0))),
             calls: self.pending.len() as u64,
-        }
+        })
     }
 }
 
 const UNKNOWN: &str = "no sandbox of this id lives here";
 const DESTROYED: &str = "it was destroyed";
+const GIVES_WAY: &str = "it was kept ready and made way";
+const NOT_WISHED: &str = "it was kept ready and is not wished for any more";
 const ENDED: &str = "its first process has ended";
 
 fn memory_reason(limit: u64) -> String {

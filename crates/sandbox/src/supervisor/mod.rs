@@ -10,22 +10,26 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
+//! owns and decides; `books`, `terms`, `admission`, `memory`, `pool`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
+pub(crate) mod admission;
 pub(crate) mod books;
 pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;
 pub(crate) mod frames;
 pub(crate) mod keeper;
+pub(crate) mod memory;
 pub(crate) mod passing;
 pub(crate) mod place;
 pub(crate) mod poller;
+pub(crate) mod pool;
 pub(crate) mod process;
 pub(crate) mod protocol;
 pub(crate) mod terms;
 
+pub use admission::Capacity;
 pub use client::{Patience, Settings, Supervised};
 pub use place::Program;
 pub use process::{main, probe};

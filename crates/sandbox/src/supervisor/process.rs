@@ -184,15 +184,16 @@ impl Supervisor {
                 (false, Some(since)) => Some(self.idle_exit.saturating_sub(since.elapsed()).min(LOOK)),
                 (false, None) => None,
             };
-            let events = self.poller.wait(timeout)?;
+            let refill = self.keeper.refill_due(Instant::now());
+            let events = self.poller.wait(timeout.into_iter().chain(refill).min())?;
             let now = Instant::now();
             for event in events {
                 match event {
                     Token::Listener => self.accept(),
                     Token::Connection(key) => self.hear(key, now),
                     Token::Control(key) => self.keeper.control_ready(key, now),
-                    Token::Sync(key) => self.keeper.sync_ready(key),
-                    Token::Process(key) => self.keeper.process_ended(key),
+                    Token::Sync(key) => self.keeper.sync_ready(key, now),
+                    Token::Process(key) => self.keeper.process_ended(key, now),
                 }
             }
             if now.duration_since(ticked) >= TICK {
@@ -203,6 +204,8 @@ impl Supervisor {
             self.bring_exits();
             self.answer();
             self.drop_broken();
+            // Last: whoever has just been given a sandbox goes first.
+            self.keeper.refill(now);
             let accompanied =
                 self.connections.values().any(|connection| connection.standing == Standing::Server);
             lonely_since = if accompanied { None } else { lonely_since.or(Some(now)) };
@@ -300,6 +303,15 @@ impl Supervisor {
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),
+            (Ask::Hold { capacity }, _) => {
+                self.keeper.hold(capacity, now);
+                self.respond(waiter, Answer::Done {});
+            }
+            (Ask::KeepReady { pools }, _) => {
+                self.keeper.keep_ready(waiter.connection, pools);
+                self.respond(waiter, Answer::Done {});
+            }
+            (Ask::Occupancy {}, _) => self.respond(waiter, Answer::Occupancy(self.keeper.occupancy())),
             (Ask::Exits {}, _) => {
                 if let Some(connection) = self.connections.get_mut(&waiter.connection) {
                     connection.exits.get_or_insert_default();
@@ -343,9 +355,10 @@ impl Supervisor {
     }
 
     fn drop_broken(&mut self) {
-        self.connections.retain(|_, connection| {
+        self.connections.retain(|key, connection| {
             let keep = connection.standing != Standing::Broken;
             if !keep {
+                self.keeper.forget(*key);
                 self.poller.remove(connection.frames.descriptor());
             }
             keep

@@ -9,11 +9,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::admission::Capacity;
 use crate::doctor::Report;
-use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
@@ -58,6 +59,15 @@ pub(crate) enum Ask {
         sandbox: SandboxId,
     },
     List {},
+    /// This machine is to hold so many. The last word counts.
+    Hold {
+        capacity: Capacity,
+    },
+    /// These are to be kept ready as long as this connection lasts, in place of what was said on it before.
+    KeepReady {
+        pools: Vec<Pool>,
+    },
+    Occupancy {},
     /// From now on this connection brings exits, each as an [`Answer::Exit`] with the socket, and [`Answer::ExitEnded`].
     Exits {},
 }
@@ -80,6 +90,7 @@ pub(crate) enum Answer {
     /// What `tools` replied ([`tools::wire::Reply`], not looked into).
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
+    Occupancy(Occupancy),
     /// The socket comes with the frame's first byte.
     Exit {
         sandbox: SandboxId,

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use sandbox::doctor::Report;
-use sandbox::{Call, Error, Output, Patience, Program, Provider, Resources, SandboxId, Settings, Supervised};
+use sandbox::{
+    Call, Capacity, Error, Output, Patience, Program, Provider, Resources, SandboxId, Settings, Supervised,
+};
 use serde_json::{Value, json};
 use tools::wire::{Content, encode, read_frame};
 
@@ -46,6 +48,13 @@ impl Host {
         host
     }
 
+    pub(crate) fn with_capacity(capacity: Capacity) -> Self {
+        let mut host = Self::new();
+        host.settings.capacity = capacity;
+        host.provider = host.another();
+        host
+    }
+
     /// The supervisor's program.
     pub(crate) fn program(&self) -> PathBuf {
         self.settings.program.path.clone()
@@ -71,8 +80,14 @@ impl Host {
     /// Another server on the same data directory, which does not wait long for answers.
     pub(crate) fn impatient(&self) -> Supervised {
         let soon = Duration::from_millis(500);
-        let patience =
-            Patience { hello: soon, provision: soon, control: soon, collect: soon, execute_grace: soon };
+        let patience = Patience {
+            hello: soon,
+            provision: soon,
+            room: soon,
+            control: soon,
+            collect: soon,
+            execute_grace: soon,
+        };
         Supervised::new(Settings { patience, ..self.settings.clone() })
     }
 

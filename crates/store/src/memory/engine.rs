@@ -314,6 +314,10 @@ impl Engine for Memory {
         Ok(self.open()?.resources.environments(workspace, &query))
     }
 
+    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
+        Ok(self.open()?.resources.pooled_environments(limit))
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

@@ -115,6 +115,18 @@ impl Resources {
         newest(shown, cursor, after.as_ref(), *limit).into_iter().cloned().collect()
     }
 
+    pub(super) fn pooled_environments(&self, limit: usize) -> Vec<Environment> {
+        let current = self.environments.values().map(|(_, environment)| environment);
+        let asks = |environment: &&Environment| {
+            let policy = environment.metadata.get("posthouse.policy");
+            environment.archived_at.is_none() && policy.is_some_and(|policy| policy == "pool")
+        };
+        let mut found: Vec<Environment> = current.filter(asks).cloned().collect();
+        found.sort_by_key(|environment| (environment.created_at, environment.id.to_string()));
+        found.truncate(limit);
+        found
+    }
+
     pub(super) fn delete_environment(&mut self, id: &EnvironmentId) {
         self.environments.remove(id);
     }

@@ -284,6 +284,10 @@ impl Engine for Weathered {
         self.memory.environments(workspace, query).await
     }
 
+    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
+        self.memory.pooled_environments(limit).await
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

@@ -437,6 +437,10 @@ impl Engine for Postgres {
         Ok(resources::environments(self.db(), workspace, &query).await?)
     }
 
+    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
+        Ok(resources::pooled_environments(self.db(), limit).await?)
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

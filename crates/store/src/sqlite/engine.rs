@@ -307,6 +307,10 @@ impl Engine for Sqlite {
         self.readers.read(move |conn| environments::list(conn, &workspace, &query)).await
     }
 
+    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
+        self.readers.read(move |conn| environments::pooled(conn, limit)).await
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

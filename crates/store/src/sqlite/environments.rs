@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 
 use crate::error::ChangeError;
-use crate::resources::EnvironmentQuery;
+use crate::resources::{EnvironmentQuery, POOLED};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::json;
 use crate::sqlite::listing::Conditions;
@@ -85,6 +85,20 @@ pub(crate) fn list(
         page.push(json(row, 0)?);
     }
     Ok(page)
+}
+
+/// Those of all workspaces that may ask for a pool.
+pub(crate) fn pooled(conn: &Connection, limit: usize) -> Result<Vec<Environment>, Fault> {
+    const POOLED_ONES: &str = "
+        SELECT body FROM environment WHERE archived_at IS NULL AND instr(body, ?1) > 0
+        ORDER BY created_at, id LIMIT ?2";
+    let mut statement = conn.prepare_cached(POOLED_ONES)?;
+    let mut rows = statement.query(params![POOLED, limit_of(limit)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(json(row, 0)?);
+    }
+    Ok(found)
 }
 
 /// Deletes an environment that no session was made in.

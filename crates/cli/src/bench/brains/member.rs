@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use harness::model::{Providers, Script};
 use harness::{Brain, Options};
 use protocol::environment::Networking;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -167,6 +167,10 @@ impl Provider for Pretended {
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         Ok(Vec::new())
+    }
+
+    async fn keep_ready(&self, _: &[Pool]) -> Result<(), Error> {
+        Ok(())
     }
 
     fn exits(&self) -> Exits {

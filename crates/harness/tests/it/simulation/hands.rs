@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
 use testkit::hands::FakeHands;
 
 use super::dice::{Climate, Dice, Misfortunes};
@@ -90,6 +90,11 @@ impl Provider for Hands {
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         self.reach().await?;
         self.within.list().await
+    }
+
+    async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {
+        self.reach().await?;
+        self.within.keep_ready(pools).await
     }
 
     fn exits(&self) -> Exits {

@@ -15,7 +15,7 @@ use protocol::id::SessionId;
 use serde_json::{Value, json};
 
 use self::origin::Origin;
-use crate::world::{MODEL, World, record, scripted};
+use crate::world::{World, scripted};
 
 /// A web in which every name below `example` is the origin, and nothing else on this machine may be reached.
 fn web(origin: &Origin, search: Option<SearchProvider>, times: Times) -> Web {
@@ -43,9 +43,10 @@ async fn world(dir: &tempfile::TempDir, replies: Value) -> World {
 
 /// A session whose agent has these settings of its tools, and that has just got a message.
 async fn session(world: &World, configs: Value, text: &str) -> SessionId {
-    let mut record = record(&world.store, protocol::agent::PermissionPolicy::AlwaysAllow {}, MODEL);
-    record.agent.spec.tools = protocol::agent_request::tools(tools(configs), "tools").expect("valid tools");
-    world.session_from(world.workspace.clone(), record, text).await
+    let tools = protocol::agent_request::tools(tools(configs), "tools").expect("valid tools");
+    let policy = protocol::agent::PermissionPolicy::AlwaysAllow {};
+    let change = |record: &mut ::session::Record| record.agent.spec.tools = tools;
+    world.session_like(world.workspace.clone(), policy, text, change).await
 }
 
 /// Drives the session until it rests.

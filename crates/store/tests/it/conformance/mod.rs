@@ -111,6 +111,7 @@ macro_rules! suite {
                 an_environments_name_is_unique_until_it_is_archived,
                 an_environment_in_use_is_not_deleted,
                 environments_are_paged,
+                environments_that_ask_for_a_pool_are_found,
                 resources_are_seen_by_their_workspace_only,
                 keys_are_found_by_their_hash_until_revoked,
                 there_is_one_first_workspace,

@@ -153,6 +153,25 @@ pub(crate) async fn environments_are_paged(world: &World) {
     assert_eq!([first, second].concat(), made);
 }
 
+pub(crate) async fn environments_that_ask_for_a_pool_are_found(world: &World) {
+    let store = &world.store;
+    let make = async |name: &str, policy: &str, archived: bool| {
+        let mut environment = environment(&world.id(), name, store.now());
+        environment.description = Some("\"posthouse.policy\":\"pool\"".to_owned());
+        environment.metadata.insert("posthouse.policy".to_owned(), policy.to_owned());
+        environment.archived_at = archived.then(|| store.now());
+        store.create_environment(&world.workspace, environment).await.expect("made").id
+    };
+    let pooled = make("pooled", "pool", false).await;
+    let others = [make("lazy", "lazy", false).await, make("archived", "pool", true).await];
+    let found = store.pooled_environments().await.expect("works");
+    let ids: Vec<_> = found.iter().map(|(environment, _)| &environment.id).collect();
+    assert!(ids.contains(&&pooled), "{ids:?}");
+    assert!(others.iter().all(|other| !ids.contains(&other)), "{ids:?}");
+    let (_, settings) = found.iter().find(|(environment, _)| environment.id == pooled).expect("found");
+    assert_eq!(settings.policy, protocol::hands::Policy::Pool { size: 1 });
+}
+
 pub(crate) async fn resources_are_seen_by_their_workspace_only(world: &World) {
     let (store, workspace, other) = (&world.store, &world.workspace, &world.id());
     let agent = make_agent(world).await;

@@ -1,0 +1,155 @@
+//! A sandbox that is made while the model thinks, and how a call comes by one.
+//!
+//! ```text
+//!                       request is on its way           first call
+//! (lazy, pool, or has) ─────────────────────▶ begun ─────────────────▶ recorded, then used
+//!                                               │ no call by the end of the drive
+//!                                               └─────────────────────▶ destroyed
+//! ```
+//!
+//! Nobody waits for it before a call needs it, and that it failed is said to nobody: the call makes another, and its
+//! failure is heard. Nothing runs in it before it is in the log. What a dead brain has begun is the reaper's.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use protocol::agent::{AgentSpec, BuiltinTool};
+use protocol::hands::Policy;
+use protocol::id::SandboxId;
+use sandbox::{Provider, Resources};
+use session::Record;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio_util::task::TaskTracker;
+
+use crate::hands::{self, Outcome};
+
+/// How long a request has the processor to itself once it has been asked for: on a connection that is there it has left
+/// long before, and where one must be made first it mostly waits for the network.
+const HEAD_START: Duration = Duration::from_millis(2);
+/// How often one that no call has needed yet is asked for again, so that the reaper sees that it is not forgotten: well
+/// within its grace, which is a minute unless it is told to look more often, and never less than sixteen seconds.
+const TOUCH_EVERY: Duration = Duration::from_secs(5);
+
+/// A sandbox that is being made, or was made, and is not in the log.
+pub(crate) struct Speculation {
+    pub(crate) sandbox: SandboxId,
+    /// Whether it lives, once that is known.
+    made: watch::Receiver<Option<bool>>,
+    task: AbortOnDrop,
+}
+
+/// A brain that dies begins nothing more.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Whether a sandbox is worth making before a call asks for one.
+pub(crate) fn is_wanted(record: &Record) -> bool {
+    match record.hands.policy {
+        Policy::Speculative => needs_sandbox(&record.agent.spec),
+        Policy::Lazy | Policy::Pool { .. } => false,
+    }
+}
+
+/// Whether the agent has a tool that runs in a sandbox.
+pub(crate) fn needs_sandbox(spec: &AgentSpec) -> bool {
+    let runs_inside = |tool: &BuiltinTool| !matches!(tool, BuiltinTool::WebFetch | BuiltinTool::WebSearch);
+    BuiltinTool::ALL.into_iter().filter(runs_inside).any(|tool| spec.policy_of(tool).is_some())
+}
+
+/// A sandbox that is to be made ahead.
+pub(crate) struct Ahead {
+    /// Who awaits the task.
+    pub(crate) tracker: TaskTracker,
+    pub(crate) hands: Arc<dyn Provider>,
+    pub(crate) sandbox: SandboxId,
+    pub(crate) fence: u64,
+    pub(crate) resources: Resources,
+}
+
+impl Ahead {
+    /// Begins, in a moment.
+    pub(crate) fn begin(self) -> Speculation {
+        let Self { tracker, hands, sandbox, fence, resources } = self;
+        let (said, made) = watch::channel(None);
+        let id = sandbox.clone();
+        let task: JoinHandle<()> = tracker.spawn(async move {
+            tokio::time::sleep(HEAD_START).await;
+            let mut is_made = Ok(());
+            while is_made.is_ok() {
+                is_made = hands::provision(&*hands, &id, fence, &resources).await;
+                said.send_replace(Some(is_made.is_ok()));
+                tokio::time::sleep(TOUCH_EVERY).await;
+            }
+            if let Err(outcome) = is_made {
+                tracing::debug!(sandbox.id = %id, ?outcome, "no sandbox was made ahead of the first call");
+            }
+        });
+        Speculation { sandbox, made, task: AbortOnDrop(task.abort_handle()) }
+    }
+}
+
+impl Speculation {
+    /// Waits for it; `false` if it does not live.
+    async fn is_made(&mut self) -> bool {
+        // It may have lived and died since: what counts is what was last heard.
+        let heard = self.made.wait_for(Option::is_some).await;
+        heard.is_ok_and(|made| *made == Some(true))
+    }
+
+    /// Ends what nobody needs.
+    pub(crate) fn discard(self, tracker: &TaskTracker, hands: &Arc<dyn Provider>) {
+        let Self { sandbox, made: _, task } = self;
+        drop(task);
+        destroy(tracker, hands, sandbox);
+    }
+}
+
+/// Ends a sandbox that is not in the log. That it could not be ended is the reaper's affair.
+pub(crate) fn destroy(tracker: &TaskTracker, hands: &Arc<dyn Provider>, sandbox: SandboxId) {
+    let hands = Arc::clone(hands);
+    tracker.spawn(async move {
+        if let Err(error) = hands.destroy(&hands::handle(&sandbox)).await {
+            tracing::debug!(sandbox.id = %sandbox, %error, "a sandbox that nobody needs could not be ended");
+        }
+    });
+}
+
+/// The sandbox for a first call: the one that was begun, if it lives, or the new one.
+pub(crate) async fn obtain(
+    begun: Option<&mut Speculation>,
+    hands: &dyn Provider,
+    new: &SandboxId,
+    fence: u64,
+    resources: &Resources,
+) -> Result<SandboxId, Outcome> {
+    if let Some(begun) = begun
+        && begun.is_made().await
+    {
+        return Ok(begun.sandbox.clone());
+    }
+    hands::provision(hands, new, fence, resources).await.map(|()| new.clone())
+}
+
+/// Awaits `act`, and does `then` when it has been polled for the first time.
+pub(crate) async fn once_polled<T>(act: impl Future<Output = T>, then: impl FnOnce()) -> T {
+    let mut act = std::pin::pin!(act);
+    let mut then = Some(then);
+    std::future::poll_fn(|context| {
+        let polled = act.as_mut().poll(context);
+        if let Some(then) = then.take() {
+            then();
+        }
+        match polled {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
