@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox::{Capacity, Error, Limits, Network, Pool, Provider, Resources, Supervised};
+use sandbox::{Capacity, Error, ExitNews, Limits, Network, Pool, Provider, Resources, Supervised};
 
 use crate::host::{Host, call, fresh_id, text};
 
@@ -75,7 +75,7 @@ async fn what_comes_from_a_pool_reaches_what_it_was_provisioned_for() {
     until_ready(&host.provider, 1).await;
     let mut exits = host.provider.exits();
     let sandbox = host.sandbox(reaching("one place")).await;
-    let exit = exits.next().await.expect("it comes at hand-out");
+    let Some(ExitNews::Opened(exit)) = exits.next().await else { panic!("it comes at hand-out") };
     assert_eq!((exit.sandbox, exit.network), (sandbox.id.clone(), Network("one place".to_owned())));
     host.end().await;
 }
