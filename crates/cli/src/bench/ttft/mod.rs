@@ -10,9 +10,9 @@
 //!
 //! In case (b) the decoupled sessions that use a tool set up the same task, in their first call.
 
-mod model;
+pub(super) mod model;
 mod play;
-mod served;
+pub(super) mod served;
 mod task;
 
 use std::sync::Arc;
@@ -267,7 +267,7 @@ async fn run_bare(
 }
 
 /// Runs the work of each number, so many at once; gives what came out in the order of the numbers.
-async fn all_at_once<T, Work>(
+pub(super) async fn all_at_once<T, Work>(
     count: usize,
     concurrency: usize,
     work: impl Fn(usize) -> Work,
