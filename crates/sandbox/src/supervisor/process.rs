@@ -267,8 +267,10 @@ impl Supervisor {
             Some(exits) => exits.flush(connection.frames.descriptor()),
             None => Ok(()),
         });
-        let heard = flushed.and_then(|()| connection.frames.fill()).and_then(|flow| {
-            connection.is_behind = false;
+        // Nothing more is read of one that is behind: what it has sent must not pile up here.
+        let read = |frames: &mut Frames, is_behind| if is_behind { Ok(Flow::Open) } else { frames.fill() };
+        let was_behind = std::mem::take(&mut connection.is_behind);
+        let heard = flushed.and_then(|()| read(&mut connection.frames, was_behind)).and_then(|flow| {
             while let Some(frame) = connection.frames.next()? {
                 requests.push(serde_json::from_slice::<Request>(&frame)?);
                 // Of one that is gone everything is done now: there is no other time.

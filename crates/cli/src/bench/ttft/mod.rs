@@ -4,7 +4,8 @@
 //! of them never use a tool. A session waits for its scripted model as long in one case as in any other. Cases:
 //!
 //! - *bare model*: the model asked with nothing in between. What it takes is nobody's merit or fault.
-//! - *decoupled*: as built. The model is asked at once; a sandbox is provisioned at the first call of a tool.
+//! - *decoupled*: as built, under the policy `lazy`. The model is asked at once; a sandbox is provisioned at the first call
+//!   of a tool.
 //! - *coupled*: everything that a container-first design does before it asks the model is done first: (a) the default
 //!   sandbox, (b) the default sandbox and the set-up of a real task in it.
 //!
