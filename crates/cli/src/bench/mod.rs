@@ -6,8 +6,10 @@
 //! - [`brains`]: turns a second with one and more processes, and what a turn costs; beside one process on SQLite.
 //! - [`density`]: many idle sessions and open streams on one server; beside an empty one.
 //! - [`failover`]: how long sessions stand still when their brain ends; beside the lease's length.
+//! - [`first_tool`]: the time to the first result of a tool under each policy; beside a design that has its container first.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
-//! - [`sandbox`]: provisioning, executing, memory; beside a bare process in the same namespaces.
+//! - [`sandbox`]: provisioning, executing, memory, and with [`room`] pools and how many fit; beside a bare process in the
+//!   same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
 //! - [`wake`]: from claiming a session to asking its model; beside reading the same events and sending the same bytes.
 //!
@@ -20,12 +22,14 @@ mod child;
 mod density;
 mod failover;
 mod first_token;
+mod first_tool;
 mod history;
 mod log;
 mod machine;
 mod place;
 mod progress;
 mod report;
+mod room;
 mod samples;
 mod sandbox;
 mod ttft;
@@ -48,6 +52,7 @@ pub(crate) struct BenchOptions {
 enum Which {
     /// The time from a message to the first token, with and without a sandbox before it.
     Ttft(ttft::TtftOptions),
+    FirstTool(first_tool::FirstToolOptions),
     /// Durable appends, slices, subscribers and reopening, beside the raw disk.
     Log(log::LogOptions),
     /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
@@ -89,6 +94,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
     }
     let (report, json) = match options.which {
         Which::Ttft(options) => (ttft::measure(&options)?, options.common.json),
+        Which::FirstTool(options) => (first_tool::measure(&options)?, options.common.json),
         Which::Log(options) => (log::measure(&options)?, options.common.json),
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
         Which::Density(options) => (density::measure(&options)?, options.common.json),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use sandbox::bench::Bare;
-use sandbox::supervisor::{Settings, Supervised};
+use sandbox::supervisor::{Capacity, Settings, Supervised};
 use sandbox::{Call, Provider, Resources, SandboxId};
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use super::machine::Machine;
 use super::place::Place;
 use super::progress::Progress;
 use super::report::{Aim, Bound, Report, Table};
+use super::room::{self, Handed};
 use super::samples::Samples;
 use super::{Common, runtime};
 
@@ -30,21 +31,24 @@ pub(crate) struct SandboxOptions {
     /// How many sandboxes lie idle at once. [default: 100; 10 with --quick]
     #[arg(long, value_name = "N")]
     idle: Option<usize>,
+    /// How many sandboxes are tried to have at once. [default: 2000; 40 with --quick]
+    #[arg(long, value_name = "N")]
+    most: Option<usize>,
 }
 
 /// The fence of all calls: there is one lease holder, this bench.
-const FENCE: u64 = 1;
+pub(super) const FENCE: u64 = 1;
 /// How long the supervisor outlives a bench that was killed.
 const ORPHAN: Duration = Duration::from_secs(5);
 /// Between two starts. The kernel takes a dead sandbox's network apart after it is gone, and a server seldom
 /// provisions the next at that moment.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) fn measure(options: &SandboxOptions) -> anyhow::Result<Report> {
     let place = Place::make(&options.common)?;
     let machine = Machine::look(place.path());
     runtime()?.block_on(async {
-        let hands = supervised(&place.join("data"));
+        let hands = Arc::new(supervised(&place.join("data")));
         let measured = tokio::select! {
             report = all(options, &hands, machine) => report,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
@@ -58,14 +62,17 @@ pub(super) fn measure(options: &SandboxOptions) -> anyhow::Result<Report> {
 
 /// Hands whose supervisor does not outlive the bench by much.
 pub(super) fn supervised(data: &std::path::Path) -> Supervised {
-    Supervised::new(Settings { idle_exit: ORPHAN, ..Settings::new(data) })
+    // Where there is no room it is said at once: waiting is no figure.
+    let capacity = Capacity { waiting_max: 0, ..Capacity::default() };
+    Supervised::new(Settings { idle_exit: ORPHAN, capacity, ..Settings::new(data) })
 }
 
-async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> anyhow::Result<Report> {
+async fn all(options: &SandboxOptions, hands: &Arc<Supervised>, machine: Machine) -> anyhow::Result<Report> {
     let quick = options.common.quick;
     let provisions = options.provisions.unwrap_or(if quick { 30 } else { 300 }).max(1);
     let idle = options.idle.unwrap_or(if quick { 10 } else { 100 }).max(1);
-    let progress = Progress::new(3);
+    let most = options.most.unwrap_or(if quick { 40 } else { 2_000 }).max(1);
+    let progress = Progress::new(5);
     // Starts the supervisor, which probes the machine: once for each server, not for each sandbox.
     let guards = hands.report().await?;
 
@@ -75,6 +82,10 @@ async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> 
     let executed = execute(hands, provisions * 3).await?;
     progress.step("idle sandboxes");
     let memory = memory(hands, idle).await?;
+    progress.step("pools");
+    let handed = room::hand_out(hands, provisions, if quick { 1 } else { 10 }).await?;
+    progress.step("how many fit");
+    let fit = room::fit(hands, most).await?;
     drop(progress);
 
     let bare = provisioned.bare.p50();
@@ -98,6 +109,12 @@ async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> 
             unit: "times",
         },
         Aim {
+            what: "provision from a pool, p50".to_owned(),
+            bound: Bound::Below(5.0),
+            measured: handed.provision.p50(),
+            unit: "ms",
+        },
+        Aim {
             what: "execute in a live sandbox (bash), p50".to_owned(),
             bound: Bound::Below(1.0),
             measured: executed.bash.p50(),
@@ -105,7 +122,7 @@ async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> 
         },
     ];
     let mut notes = Vec::new();
-    if memory.by_groups.is_none() {
+    if memory.0.iter().any(|held| held.by_groups.is_none()) {
         notes.push("No control group counts memory here; only the machine's own count is shown.".to_owned());
     }
     Ok(Report {
@@ -114,11 +131,18 @@ async fn all(options: &SandboxOptions, hands: &Supervised, machine: Machine) -> 
         settings: vec![
             ("provisions", json!(provisions)),
             ("idle_sandboxes", json!(idle)),
+            ("most_at_once", json!(most)),
             ("pause_ms", json!(PAUSE.as_millis() as u64)),
             ("guards", json!(guards.level.to_string())),
             ("quick", json!(quick)),
         ],
-        tables: vec![starts_table(&provisioned), executes_table(&executed), memory.table(idle)],
+        tables: vec![
+            starts_table(&provisioned, &handed),
+            handed.bursts_table(),
+            executes_table(&executed),
+            memory.table(idle),
+            fit.table(),
+        ],
         aims,
         notes,
     })
@@ -163,13 +187,15 @@ async fn provision(hands: &Supervised, count: usize) -> anyhow::Result<Provision
 
 /// What is run in a sandbox.
 #[derive(Clone, Copy, Debug)]
-enum Tool {
+pub(super) enum Tool {
     /// Done by process 1 itself.
     Glob,
     /// Done by a shell.
     Bash,
     /// Done by a program that the shell starts.
     Program,
+    /// Does something that takes memory and goes on.
+    Work,
 }
 
 impl Tool {
@@ -178,11 +204,12 @@ impl Tool {
             Self::Glob => ("glob", json!({"pattern": "*"})),
             Self::Bash => ("bash", json!({"command": "echo hi"})),
             Self::Program => ("bash", json!({"command": "/bin/true; echo hi"})),
+            Self::Work => ("bash", json!({"command": "head -c 1M /dev/urandom > file; sleep 600 & echo hi"})),
         }
     }
 }
 
-async fn run(hands: &Supervised, id: &SandboxId, call_id: &str, tool: Tool) -> anyhow::Result<()> {
+pub(super) async fn run(hands: &Supervised, id: &SandboxId, call_id: &str, tool: Tool) -> anyhow::Result<()> {
     let (name, input) = tool.call();
     let call = Call {
         sandbox: id.clone(),
@@ -197,7 +224,7 @@ async fn run(hands: &Supervised, id: &SandboxId, call_id: &str, tool: Tool) -> a
     Ok(())
 }
 
-fn sandbox_id(text: &str) -> SandboxId {
+pub(super) fn sandbox_id(text: &str) -> SandboxId {
     SandboxId::parse(text).expect("letters, digits and hyphens")
 }
 
@@ -227,13 +254,16 @@ async fn execute(hands: &Supervised, count: usize) -> anyhow::Result<Executed> {
     Ok(Executed { glob, bash, program })
 }
 
-/// What idle sandboxes hold.
-struct Memory {
-    /// Of each sandbox as its control group counts it, KiB: before any call, and after a call of bash, whose shell
-    /// stays.
-    by_groups: Option<(Samples, Samples)>,
-    /// What the machine has less, for each sandbox, KiB: an upper bound that counts whatever else happened.
-    by_machine: (f64, f64),
+/// What idle and busy sandboxes hold.
+struct Memory(Vec<Held>);
+
+/// What each sandbox holds in one state.
+struct Held {
+    what: &'static str,
+    /// As its control group counts it, KiB.
+    by_groups: Option<Samples>,
+    /// What the machine has less, KiB: an upper bound that counts whatever else happened.
+    by_machine: f64,
 }
 
 async fn memory(hands: &Supervised, count: usize) -> anyhow::Result<Memory> {
@@ -242,20 +272,27 @@ async fn memory(hands: &Supervised, count: usize) -> anyhow::Result<Memory> {
     for id in &ids {
         hands.provision(id, FENCE, &Resources::default()).await?;
     }
-    let (fresh, available_fresh) = (used_kib(hands).await?, available_kib());
-    for id in &ids {
-        run(hands, id, "first", Tool::Bash).await?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+    let hold = async |what| {
+        let by_groups = used_kib(hands).await?;
+        let by_machine = (before - available_kib()) as f64 / count as f64;
+        anyhow::Ok(Held { what, by_groups, by_machine })
+    };
+    let mut held = vec![hold("idle: provisioned").await?];
+    let calls = [
+        ("idle: with its shell", Tool::Bash),
+        ("busy: 1 MiB of files, a program in the background", Tool::Work),
+    ];
+    for (what, tool) in calls {
+        for id in &ids {
+            run(hands, id, what, tool).await?;
+        }
+        held.push(hold(what).await?);
     }
-    let (with_shell, available_with_shell) = (used_kib(hands).await?, available_kib());
     for id in &ids {
         hands.destroy(id).await?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
-    let each = |available: i64| (before - available) as f64 / count as f64;
-    Ok(Memory {
-        by_groups: fresh.zip(with_shell),
-        by_machine: (each(available_fresh), each(available_with_shell)),
-    })
+    Ok(Memory(held))
 }
 
 /// What each live sandbox's control group counts; `None` where nothing counts.
@@ -266,13 +303,14 @@ async fn used_kib(hands: &Supervised) -> anyhow::Result<Option<Samples>> {
     Ok(counted.map(|bytes| Samples::of(bytes.into_iter().map(kib))))
 }
 
-fn available_kib() -> i64 {
+pub(super) fn available_kib() -> i64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or_default()
 }
 
-fn starts_table(provisioned: &Provisioned) -> Table {
+/// A way of starting that is new gets its rows here: from a prepared layer, from a snapshot of so many MB.
+fn starts_table(provisioned: &Provisioned, handed: &Handed) -> Table {
     let title = "Starting one, in turns with the bare clone";
     let columns = [
         ("what", "what"),
@@ -289,6 +327,9 @@ fn starts_table(provisioned: &Provisioned) -> Table {
         ("provision: the sandbox lives", provision),
         ("provision, first output of glob", glob),
         ("provision, first output of bash (a shell starts)", bash),
+        ("from a pool: the sandbox lives", &handed.provision),
+        ("from a pool, first output of glob", &handed.glob),
+        ("from a pool, first output of bash", &handed.bash),
     ] {
         table.row([
             what.into(),
@@ -315,7 +356,7 @@ fn executes_table(executed: &Executed) -> Table {
 
 impl Memory {
     fn table(&self, count: usize) -> Table {
-        let title = format!("Memory of an idle one, {count} at once");
+        let title = format!("Memory of each, {count} at once");
         let columns = [
             ("what", "what"),
             ("group_kib_p50", "control group KiB, p50"),
@@ -323,16 +364,13 @@ impl Memory {
             ("machine_kib", "MemAvailable KiB each"),
         ];
         let mut table = Table::new("memory", title, columns);
-        let (fresh, with_shell) =
-            self.by_groups.as_ref().map(|(fresh, with_shell)| (fresh, with_shell)).unzip();
-        for (what, groups, machine) in
-            [("provisioned", fresh, self.by_machine.0), ("with its shell", with_shell, self.by_machine.1)]
-        {
+        for Held { what, by_groups, by_machine } in &self.0 {
+            let groups = by_groups.as_ref();
             table.row([
-                what.into(),
+                (*what).into(),
                 groups.map(Samples::p50).into(),
                 groups.map(Samples::p99).into(),
-                machine.into(),
+                (*by_machine).into(),
             ]);
         }
         table

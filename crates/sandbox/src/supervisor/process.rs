@@ -37,6 +37,8 @@ const IDLE_EXIT: Duration = Duration::from_secs(600);
 const LOOK: Duration = Duration::from_secs(5);
 /// Servers, benchmarks and a few people with `posthouse doctor`.
 const CONNECTIONS_MAX: usize = 64;
+/// Of one server at one go: each may start a sandbox, and what is ready meanwhile must not wait for all of them.
+const REQUESTS_PER_ROUND: usize = 4;
 /// Bytes that may wait for one server: two of the largest answers.
 const WAITING_BYTES_MAX: usize = 2 * RESPONSE_BYTES_MAX;
 
@@ -129,6 +131,8 @@ struct Connection {
     frames: Frames,
     interest: Interest,
     standing: Standing,
+    /// It has asked for more than was done at one go.
+    is_behind: bool,
     /// What brings exits, if this connection is for that.
     exits: Option<Outgoing>,
 }
@@ -185,7 +189,9 @@ impl Supervisor {
                 (false, None) => None,
             };
             let refill = self.keeper.refill_due(Instant::now());
-            let events = self.poller.wait(timeout.into_iter().chain(refill).min())?;
+            let behind = self.behind();
+            let at_once = (!behind.is_empty()).then_some(Duration::ZERO);
+            let events = self.poller.wait(timeout.into_iter().chain(refill).chain(at_once).min())?;
             let now = Instant::now();
             for event in events {
                 match event {
@@ -195,6 +201,9 @@ impl Supervisor {
                     Token::Sync(key) => self.keeper.sync_ready(key, now),
                     Token::Process(key) => self.keeper.process_ended(key, now),
                 }
+            }
+            for key in behind {
+                self.hear(key, now);
             }
             if now.duration_since(ticked) >= TICK {
                 ticked = now;
@@ -236,11 +245,18 @@ impl Supervisor {
                         frames,
                         interest: Interest::Read,
                         standing: Standing::Stranger,
+                        is_behind: false,
                         exits: None,
                     },
                 );
             }
         }
+    }
+
+    /// Connections whose requests are not all done.
+    fn behind(&self) -> Vec<u64> {
+        let behind = self.connections.iter().filter(|(_, connection)| connection.is_behind);
+        behind.map(|(key, _)| *key).collect()
     }
 
     /// Takes in what a server says, and writes what it has room for.
@@ -251,9 +267,17 @@ impl Supervisor {
             Some(exits) => exits.flush(connection.frames.descriptor()),
             None => Ok(()),
         });
-        let heard = flushed.and_then(|()| connection.frames.fill()).and_then(|flow| {
+        // Nothing more is read of one that is behind: what it has sent must not pile up here.
+        let read = |frames: &mut Frames, is_behind| if is_behind { Ok(Flow::Open) } else { frames.fill() };
+        let was_behind = std::mem::take(&mut connection.is_behind);
+        let heard = flushed.and_then(|()| read(&mut connection.frames, was_behind)).and_then(|flow| {
             while let Some(frame) = connection.frames.next()? {
                 requests.push(serde_json::from_slice::<Request>(&frame)?);
+                // Of one that is gone everything is done now: there is no other time.
+                if requests.len() == REQUESTS_PER_ROUND && flow == Flow::Open {
+                    connection.is_behind = true;
+                    break;
+                }
             }
             Ok(flow)
         });

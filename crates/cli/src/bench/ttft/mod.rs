@@ -4,15 +4,16 @@
 //! of them never use a tool. A session waits for its scripted model as long in one case as in any other. Cases:
 //!
 //! - *bare model*: the model asked with nothing in between. What it takes is nobody's merit or fault.
-//! - *decoupled*: as built. The model is asked at once; a sandbox is provisioned at the first call of a tool.
+//! - *decoupled*: as built, under the policy `lazy`. The model is asked at once; a sandbox is provisioned at the first call
+//!   of a tool.
 //! - *coupled*: everything that a container-first design does before it asks the model is done first: (a) the default
 //!   sandbox, (b) the default sandbox and the set-up of a real task in it.
 //!
 //! In case (b) the decoupled sessions that use a tool set up the same task, in their first call.
 
-mod model;
+pub(super) mod model;
 mod play;
-mod served;
+pub(super) mod served;
 mod task;
 
 use std::sync::Arc;
@@ -267,7 +268,7 @@ async fn run_bare(
 }
 
 /// Runs the work of each number, so many at once; gives what came out in the order of the numbers.
-async fn all_at_once<T, Work>(
+pub(super) async fn all_at_once<T, Work>(
     count: usize,
     concurrency: usize,
     work: impl Fn(usize) -> Work,

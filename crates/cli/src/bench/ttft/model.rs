@@ -10,7 +10,7 @@ use serde_json::json;
 
 /// How long the model takes to its first token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum ModelLatency {
+pub(in crate::bench) enum ModelLatency {
     /// No time at all: what is left is our own.
     Zero,
     /// Lognormal, in milliseconds.
@@ -54,7 +54,7 @@ const TOKEN_MS: f64 = 8.0;
 
 /// What a session's model does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plan {
+pub(in crate::bench) enum Plan {
     /// Answers.
     Talk,
     /// Says something, runs one small command, answers.
@@ -66,10 +66,11 @@ pub(super) enum Plan {
 }
 
 impl Plan {
-    pub(super) const ALL: [Self; 4] = [Self::Talk, Self::SmallTool, Self::TaskTool, Self::TalkAtOnce];
+    pub(in crate::bench) const ALL: [Self; 4] =
+        [Self::Talk, Self::SmallTool, Self::TaskTool, Self::TalkAtOnce];
 
     /// The name of its model.
-    pub(super) fn model(self) -> &'static str {
+    pub(in crate::bench) fn model(self) -> &'static str {
         match self {
             Self::Talk => "bench-talk",
             Self::SmallTool => "bench-small-tool",
@@ -121,7 +122,7 @@ impl Plan {
 
 /// The models of all plans. How long each takes for a session depends on the seed and on what the session says, so
 /// that the same session waits the same for its model in every case.
-pub(super) fn models(latency: ModelLatency, seed: u64) -> anyhow::Result<Providers> {
+pub(in crate::bench) fn models(latency: ModelLatency, seed: u64) -> anyhow::Result<Providers> {
     let providers = Plan::ALL.map(|plan| {
         let mut config = ProviderConfig::new(plan.model(), Kind::Scripted, [plan.model()]);
         config.script = Some(plan.script(latency, seed));
@@ -131,7 +132,11 @@ pub(super) fn models(latency: ModelLatency, seed: u64) -> anyhow::Result<Provide
 }
 
 /// Asks the model itself: from the question to the first token.
-pub(super) async fn ask_bare(models: &Providers, plan: Plan, text: &str) -> anyhow::Result<Duration> {
+pub(in crate::bench) async fn ask_bare(
+    models: &Providers,
+    plan: Plan,
+    text: &str,
+) -> anyhow::Result<Duration> {
     let mut prompt = Prompt::new(plan.model());
     prompt.messages = vec![Message::user(text)];
     let asked = Instant::now();

@@ -21,10 +21,10 @@ use super::model::Plan;
 use crate::bench::sandbox::supervised;
 
 /// A server, and what a client needs to know of it.
-pub(super) struct Served {
-    pub(super) client: Client,
-    pub(super) hands: Arc<Supervised>,
-    pub(super) models: Arc<Providers>,
+pub(in crate::bench) struct Served {
+    pub(in crate::bench) client: Client,
+    pub(in crate::bench) hands: Arc<Supervised>,
+    pub(in crate::bench) models: Arc<Providers>,
     store: Store,
     /// The agent of each plan.
     agents: Vec<(Plan, String)>,
@@ -34,7 +34,11 @@ pub(super) struct Served {
 }
 
 impl Served {
-    pub(super) async fn start(data: &Path, models: Providers, resources: Resources) -> anyhow::Result<Self> {
+    pub(in crate::bench) async fn start(
+        data: &Path,
+        models: Providers,
+        resources: Resources,
+    ) -> anyhow::Result<Self> {
         let store = Store::open(data, store::Options::default())?;
         let models = Arc::new(models);
         let hands = Arc::new(supervised(data));
@@ -72,7 +76,9 @@ impl Served {
         let key = crate::keys::mint();
         store.create_key(&workspace, "bench", store::hash_key(&key)).await?;
         let client = Client::new(&url, &key)?;
-        let environment = client.create_environment(json!({"name": "bench"})).await?.id.to_string();
+        // The bench compares with a sandbox before the model, so its own sessions have one only when a call asks.
+        let lazy = json!({"name": "bench", "metadata": {"posthouse.policy": "lazy"}});
+        let environment = client.create_environment(lazy).await?.id.to_string();
         let mut agents = Vec::new();
         for plan in Plan::ALL {
             let tools = json!([{"type": "agent_toolset_20260401"}]);
@@ -84,15 +90,24 @@ impl Served {
     }
 
     /// An idle session.
-    pub(super) async fn session(&self, plan: Plan) -> anyhow::Result<SessionId> {
+    pub(in crate::bench) async fn session(&self, plan: Plan) -> anyhow::Result<SessionId> {
+        self.session_in(plan, &self.environment).await
+    }
+
+    /// The same in another environment.
+    pub(in crate::bench) async fn session_in(
+        &self,
+        plan: Plan,
+        environment: &str,
+    ) -> anyhow::Result<SessionId> {
         let agent = self.agents.iter().find(|(of, _)| *of == plan).map(|(_, agent)| agent);
         let agent = agent.expect("each plan has its agent");
-        let body = json!({"agent": agent, "environment_id": self.environment});
+        let body = json!({"agent": agent, "environment_id": environment});
         Ok(self.client.create_session(body).await?.id)
     }
 
     /// Removes a session and its sandbox at once: the reaper comes too seldom for a bench's memory.
-    pub(super) async fn forget(&self, session: &SessionId) -> anyhow::Result<()> {
+    pub(in crate::bench) async fn forget(&self, session: &SessionId) -> anyhow::Result<()> {
         let view = self.store.look(session).await?;
         let sandbox = view.and_then(|view| view.state.sandbox);
         if let Some(id) = sandbox.and_then(|id| sandbox::SandboxId::parse(id.as_str())) {
@@ -102,7 +117,7 @@ impl Served {
         Ok(())
     }
 
-    pub(super) async fn stop(self) -> anyhow::Result<()> {
+    pub(in crate::bench) async fn stop(self) -> anyhow::Result<()> {
         self.shutdown.cancel();
         self.tasks.wait().await;
         self.store.close().await;
