@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["protocol", "session"]),
     ("tools", &[]),
     ("sandbox", &["protocol", "tools"]),
+    ("egress", &["protocol"]),
     ("harness", &["protocol", "session", "store", "sandbox", "tools"]),
     ("background", &["protocol", "store", "sandbox"]),
     ("api", &["protocol", "session", "store"]),
@@ -31,6 +32,7 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("protocol", &["tokio", "rusqlite", "reqwest", "rand"]),
     ("session", &["tokio", "rusqlite", "reqwest", "rand"]),
     ("tools", &["tokio", "rusqlite", "rustls", "axum"]),
+    ("egress", &["rusqlite", "axum"]),
 ];
 
 /// Checks the arrows between crates.

@@ -1,0 +1,9 @@
+mod addresses;
+mod client;
+mod common;
+mod connect;
+mod log;
+mod plain;
+mod policy;
+mod private;
+mod shapes;
