@@ -11,11 +11,14 @@
 pub mod conformance;
 pub mod doctor;
 mod namespaces;
+mod packages;
 pub mod provider;
+mod shelf;
 pub mod supervisor;
 
+pub use packages::{Manager, Packages};
 pub use provider::{
-    Access, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources,
+    Access, Base, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources, Rights,
     SandboxId, SandboxInfo,
 };
 /// Yardsticks for benchmarks.

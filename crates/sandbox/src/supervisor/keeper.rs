@@ -25,14 +25,18 @@ use super::frames::{Flow, Frames};
 use super::passing;
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
+use super::private::Private;
 use super::terms::checked;
-use crate::doctor::Report;
+use crate::doctor::{self, Report};
 use crate::namespaces::cgroups::{Controller, Group};
 use crate::namespaces::child::EXIT;
 use crate::namespaces::profile::Profile;
+use crate::namespaces::profile::Owners;
+use crate::namespaces::stacks::Plan;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Resources, Rights, SandboxId, SandboxInfo};
+use crate::shelf::{Shape, Shelf};
 
 /// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
 const SANDBOXES_MAX: usize = 4096;
@@ -40,6 +44,8 @@ const SANDBOXES_MAX: usize = 4096;
 const PENDING_MAX: usize = 256;
 /// Bytes that may wait for one sandbox: a few of the largest requests.
 const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
+/// Sandboxes that wait for the first look at the host's files. It takes a second.
+const HELD_BACK_MAX: usize = 256;
 /// Building a root takes milliseconds; after this long it hangs on something.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
@@ -66,6 +72,11 @@ pub(crate) struct Keeper {
     keys: HashMap<SandboxId, u64>,
     next_key: u64,
     ticks: u64,
+    shelf: Shelf,
+    /// What of the host's `/usr` is nobody's business.
+    private: Private,
+    /// Sandboxes that cannot be begun before that is known.
+    held_back: Vec<Asked>,
     slots: Slots,
     graves: Graves,
     next_group: u64,
@@ -80,6 +91,14 @@ pub(crate) struct Keeper {
     untold: Vec<u64>,
     /// The question whether anybody is there, as it goes over the wire.
     ping: Box<RawValue>,
+}
+
+/// A sandbox that somebody asked for.
+struct Asked {
+    waiter: Waiter,
+    id: SandboxId,
+    fence: u64,
+    resources: Resources,
 }
 
 struct Sandbox {
@@ -126,7 +145,13 @@ enum Pending {
 }
 
 impl Keeper {
-    pub(crate) fn new(only: OnlyThread, poller: Rc<Poller>, profile: Profile, report: Report) -> Self {
+    pub(crate) fn new(
+        only: OnlyThread,
+        poller: Rc<Poller>,
+        profile: Profile,
+        report: Report,
+        shelf: Shelf,
+    ) -> Self {
         let slots = Slots::new(profile.ids.slots());
         Self {
             only,
@@ -137,6 +162,9 @@ impl Keeper {
             keys: HashMap::new(),
             next_key: 0,
             ticks: 0,
+            shelf,
+            private: Private::Unknown,
+            held_back: Vec::new(),
             slots,
             graves: Graves::default(),
             next_group: 0,
@@ -165,7 +193,9 @@ impl Keeper {
             State::Starting { .. } | State::Dying { .. } => true,
             State::Live => watched || !sandbox.pending.is_empty(),
         };
-        !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
+        !self.held_back.is_empty()
+            || !self.unremoved.is_empty()
+            || self.sandboxes.values().any(restless)
     }
 
     pub(crate) fn provision(
@@ -210,7 +240,22 @@ impl Keeper {
         if let Some(refusal) = self.report.refusal() {
             return Err(Error::Refused { reason: refusal });
         }
-        let resources = checked(resources)?;
+        let mut resources = checked(resources)?;
+        if !resources.base.packages.is_empty() {
+            resources.rights = Rights::Install;
+        }
+        let mut installs = self.profile.installs && resources.rights == Rights::Install;
+        if installs && resources.base.image.is_none() {
+            match &self.private {
+                Private::Known { .. } => {}
+                // As if root inside could not be given it.
+                Private::Failed => installs = false,
+                Private::Unknown | Private::Looking(_) => {
+                    return self.hold_back(Asked { waiter, id, fence, resources }, now);
+                }
+            }
+        }
+        let plan = self.plan(&resources, installs)?;
         let slot = match self.sandboxes.len() < SANDBOXES_MAX {
             true => self.slots.take(),
             false => None,
@@ -222,7 +267,7 @@ impl Keeper {
         self.next_key += 1;
         let group = self.group(&resources.limits);
         let group = group.inspect_err(|_| self.slots.give_back(slot))?;
-        let started = start(&self.only, &self.profile, &group, slot, &resources).map_err(Error::unavailable);
+        let started = start(&self.only, &self.profile, &group, slot, &resources, &plan).map_err(Error::unavailable);
         let watched = started.and_then(|Started { pid, process, control, sync }| {
             let control = self.watch(key, &process, control, &sync).map_err(Error::unavailable)?;
             Ok((pid, process, control, sync))
@@ -259,6 +304,63 @@ impl Keeper {
         self.sandboxes.insert(key, sandbox);
         self.keys.insert(id, key);
         Ok(())
+    }
+
+    /// What the root of a sandbox is made of.
+    fn plan(&self, resources: &Resources, installs: bool) -> Result<Plan, Error> {
+        let found = self.shelf.find(&resources.base, self.shape())?;
+        let needs_owners = found.image.is_some() || found.layer.is_some();
+        if needs_owners && self.profile.owners == Owners::AsTheyAre && self.profile.ids.are_ranges() {
+            return Err(Error::refused(
+                "images and packages need mounts with mapped owners, which this kernel or file system has not",
+            ));
+        }
+        match &found.image {
+            Some(image) => Ok(Plan::over_image(image, &found, installs)),
+            None => {
+                let masked = matches!(self.private, Private::Known { masked } if masked > 0);
+                Plan::over_host(&self.profile.layout, &found, installs, masked).map_err(Error::unavailable)
+            }
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let installs = self.profile.installs && !matches!(self.private, Private::Failed);
+        if installs { Shape::Installs } else { Shape::Plain }
+    }
+
+    /// Puts a sandbox off until it is known what of the host it must not see.
+    fn hold_back(&mut self, asked: Asked, now: Instant) -> Result<(), Error> {
+        if self.held_back.len() >= HELD_BACK_MAX {
+            return Err(Error::Busy { reason: format!("{HELD_BACK_MAX} sandboxes wait to be begun") });
+        }
+        if matches!(self.private, Private::Unknown) {
+            self.private = Private::look(&self.only, &self.poller, now);
+        }
+        self.held_back.push(asked);
+        if matches!(self.private, Private::Failed) {
+            self.resume(now);
+        }
+        Ok(())
+    }
+
+    /// The look for what is private has something to say.
+    pub(crate) fn masks_ready(&mut self, now: Instant) {
+        self.private.hear(&self.poller);
+        self.resume(now);
+    }
+
+    /// Begins what was put off, if it is known now.
+    fn resume(&mut self, now: Instant) {
+        if matches!(self.private, Private::Looking(_)) {
+            return;
+        }
+        if matches!(self.private, Private::Failed) {
+            self.report.lose(doctor::PACKAGES, "/usr could not be looked through for private files");
+        }
+        for Asked { waiter, id, fence, resources } in std::mem::take(&mut self.held_back) {
+            self.provision(waiter, id, fence, resources, now);
+        }
     }
 
     /// A control group with these limits: the one that is ready, or a new one.
@@ -329,10 +431,20 @@ impl Keeper {
                 }
             }
             None => {
+                self.forget_held_back(&id);
                 // Remembered too: whoever provisions it after this is late, and must not make what nobody will destroy.
                 self.graves.dig(id, DESTROYED.to_owned());
                 self.reply(waiter, Answer::Done {});
             }
+        }
+    }
+
+    fn forget_held_back(&mut self, id: &SandboxId) {
+        let (gone, kept) = std::mem::take(&mut self.held_back).into_iter().partition(|asked| asked.id == *id);
+        self.held_back = kept;
+        let gone: Vec<Asked> = gone;
+        for asked in gone {
+            self.reply(asked.waiter, Answer::Failed(Error::gone(DESTROYED)));
         }
     }
 
@@ -447,6 +559,10 @@ impl Keeper {
 
     /// Looks at deadlines, memory and what is left of the dead.
     pub(crate) fn tick(&mut self, now: Instant) {
+        if self.private.is_late(now) {
+            self.private.give_up(&self.poller);
+            self.resume(now);
+        }
         self.unremoved.retain(|group| !group.remove());
         self.make_ready();
         let watched = !self.profile.groups.limits(Controller::Memory);

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
+//! owns and decides; `books`, `terms`, `private`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
 pub(crate) mod books;
@@ -22,6 +22,7 @@ pub(crate) mod keeper;
 pub(crate) mod passing;
 pub(crate) mod place;
 pub(crate) mod poller;
+pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod protocol;
 pub(crate) mod terms;

@@ -163,7 +163,7 @@ impl Supervisor {
         let poller = Rc::new(Poller::new()?);
         let listener = place.listen(lock)?;
         poller.add(&listener, Token::Listener)?;
-        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report);
+        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report, place.shelf());
         Ok(Self {
             poller,
             listener,
@@ -193,6 +193,7 @@ impl Supervisor {
                     Token::Control(key) => self.keeper.control_ready(key, now),
                     Token::Sync(key) => self.keeper.sync_ready(key),
                     Token::Process(key) => self.keeper.process_ended(key),
+                    Token::Masks => self.keeper.masks_ready(now),
                 }
             }
             if now.duration_since(ticked) >= TICK {

@@ -13,7 +13,7 @@ use crate::doctor::Report;
 use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
