@@ -7,6 +7,7 @@
 mod attacks;
 mod host;
 mod ordinary_user;
+mod packages;
 mod provider;
 mod supervisor;
 
