@@ -8,6 +8,7 @@
 //! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
 //! with fewer guards than [`doctor::Report`] names.
 
+pub mod archive;
 pub mod conformance;
 pub mod doctor;
 mod namespaces;
