@@ -19,8 +19,8 @@ pub mod supervisor;
 
 pub use packages::{Manager, Packages};
 pub use provider::{
-    Access, Base, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources, Rights,
-    SandboxId, SandboxInfo,
+    Access, Base, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider,
+    Resources, Rights, SandboxId, SandboxInfo,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -194,13 +194,17 @@ fn odd(manager: Manager, package: &str) -> Option<&'static str> {
             Some("a package is 1 to 256 characters")
         }
         () if !begins_well => Some("a package begins with a letter or a digit"),
-        () if !package.chars().all(plain) => Some("a package is a name, and perhaps a version, of the registry"),
+        () if !package.chars().all(plain) => {
+            Some("a package is a name, and perhaps a version, of the registry")
+        }
         // `a/b` would be a repository somewhere else.
         () if manager == Manager::Npm && package.matches('/').count() != usize::from(scoped) => {
             Some("a package is a name, and perhaps a version, of the registry")
         }
         // It would be taken for a wish to remove it.
-        () if manager == Manager::Apt && package.ends_with('-') => Some("a package to install ends in no `-`"),
+        () if manager == Manager::Apt && package.ends_with('-') => {
+            Some("a package to install ends in no `-`")
+        }
         () if package.contains("..") => Some("a package holds no `..`"),
         () => None,
     }
@@ -258,7 +262,10 @@ mod tests {
     fn nothing_listed_becomes_an_option_a_path_or_a_command() {
         let refused = |manager, package: &str| odd(manager, package).is_some();
         for manager in MANAGERS {
-            for package in ["", "-x", "--help", "a b", "a;b", "a'b", "$(x)", "`x`", "a\nb", "./x", "/x", "../x", "a|b", "a&b", "é"] {
+            for package in [
+                "", "-x", "--help", "a b", "a;b", "a'b", "$(x)", "`x`", "a\nb", "./x", "/x", "../x", "a|b",
+                "a&b", "é",
+            ] {
                 assert!(refused(manager, package), "{manager} {package:?}");
             }
         }

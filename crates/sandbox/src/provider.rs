@@ -93,7 +93,14 @@ pub struct Resources {
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned(), network: None, rights: Rights::default(), base: Base::default() }
+        Self {
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            hostname: "sandbox".to_owned(),
+            network: None,
+            rights: Rights::default(),
+            base: Base::default(),
+        }
     }
 }
 

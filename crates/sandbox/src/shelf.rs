@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::namespaces::stacks::Found;
 use crate::packages::hex;
 use crate::provider::{Base, Error};
+use crate::supervisor::build;
 
 pub(crate) const IMAGES: &str = "images";
 pub(crate) const LAYERS: &str = "layers";
@@ -78,6 +79,16 @@ impl Shelf {
             None => host_identity(),
         };
         Ok(self.layers().join(base.packages.key(&format!("{root} {shape:?}"))))
+    }
+
+    /// The folder in which the layer of this key is being made.
+    pub(crate) fn unfinished(&self, key: &str) -> Result<PathBuf, Error> {
+        let folder = self.layers().join(build::unfinished(key));
+        let plain = key.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match plain && folder.is_dir() {
+            true => Ok(folder),
+            false => Err(Error::refused("no layer of this key is being made")),
+        }
     }
 
     /// Finds what a sandbox starts from.
@@ -158,7 +169,10 @@ mod tests {
 
     #[test]
     fn names_of_images_stay_in_their_folder() {
-        assert_eq!(file_name("registry.example/python:3.13"), Some("registry.example%2Fpython:3.13".to_owned()));
+        assert_eq!(
+            file_name("registry.example/python:3.13"),
+            Some("registry.example%2Fpython:3.13".to_owned())
+        );
         assert_eq!(image_name("registry.example%2Fpython:3.13"), "registry.example/python:3.13");
         for odd in ["", ".", "..", "../x", "a/../b", "/x", "-x", "a b", "a%2Fb", "a\0"] {
             assert_eq!(file_name(odd), None, "{odd:?}");

@@ -126,7 +126,9 @@ fn lock_in(
     let mut lowers = match profile.owners {
         // The parent brings them.
         Owners::Mapped => Vec::new(),
-        Owners::AsTheyAre => plan.held.iter().map(|folder| root::hold_lower(folder)).collect::<Result<_, _>>()?,
+        Owners::AsTheyAre => {
+            plan.held.iter().map(|folder| root::hold_lower(folder)).collect::<Result<_, _>>()?
+        }
     };
     if profile.guards.network {
         sys::loopback_up().step("bring up the loopback interface")?;
@@ -153,7 +155,8 @@ fn lock_in(
     }
     sys::new_session().step("start a session")?;
     if profile.guards.capabilities {
-        sys::drop_capabilities(if plan.installs { KEPT_FOR_PACKAGES } else { 0 }).step("drop capabilities")?;
+        sys::drop_capabilities(if plan.installs { KEPT_FOR_PACKAGES } else { 0 })
+            .step("drop capabilities")?;
     }
     sys::no_new_privileges().step("set no_new_privs")?;
     // Again: the change of ids cleared it.

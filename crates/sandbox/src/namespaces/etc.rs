@@ -90,7 +90,8 @@ const WRITTEN: &[(&str, &str)] = &[
     ("fstab", ""),
 ];
 
-const PIP: &str = "[global]\nbreak-system-packages = true\nroot-user-action = ignore\ndisable-pip-version-check = true\n";
+const PIP: &str =
+    "[global]\nbreak-system-packages = true\nroot-user-action = ignore\ndisable-pip-version-check = true\n";
 
 /// The accounts that every sandbox has. Where the host has a package manager, its other system accounts are there too,
 /// because packages name them as owners of files: their names and numbers, and nothing of people.
@@ -105,13 +106,21 @@ const APT: &str = "APT::Sandbox::User \"root\";\nAPT::Get::Assume-Yes \"true\";\
 const APT_FILE: &str = "apt/apt.conf.d/90sandbox";
 /// Of `/etc/apt`, what says where packages come from and whose they must be. Never `auth.conf`, which holds passwords, nor
 /// `apt.conf`, which may hold a proxy's.
-const APT_COPIED: &[&str] =
-    &["keyrings", "preferences", "preferences.d", "sources.list", "sources.list.d", "trusted.gpg", "trusted.gpg.d"];
+const APT_COPIED: &[&str] = &[
+    "keyrings",
+    "preferences",
+    "preferences.d",
+    "sources.list",
+    "sources.list.d",
+    "trusted.gpg",
+    "trusted.gpg.d",
+];
 
 /// Whom the host trusts, where an image finds it.
 pub(crate) const HOST_TRUSTED: &str = "/etc/ssl/host-certificates.crt";
 /// Where the host keeps whom it trusts, on one distribution or another.
-pub(crate) const TRUSTED: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+pub(crate) const TRUSTED: &[&str] =
+    &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// Fills the new folder `to` from the host's `from`.
 pub(crate) fn curate(from: &Path, to: &Path) -> io::Result<()> {
@@ -144,7 +153,9 @@ fn accounts(usual: &str, hosts: &str) -> String {
         let fields: Vec<&str> = line.split(':').collect();
         let known = |name: &str| usual.lines().any(|line| line.split(':').next() == Some(name));
         match fields.as_slice() {
-            [name, _, id, rest @ ..] if !known(name) && id.parse::<u32>().is_ok_and(|id| id < PEOPLE_FIRST) => {
+            [name, _, id, rest @ ..]
+                if !known(name) && id.parse::<u32>().is_ok_and(|id| id < PEOPLE_FIRST) =>
+            {
                 lines.push(match rest {
                     [group, _about, home, shell] => format!("{name}:x:{id}:{group}::{home}:{shell}"),
                     _ => format!("{name}:x:{id}:"),
@@ -199,7 +210,8 @@ pub(crate) fn complete(curated: &Path, to: &Path, hostname: &str) -> io::Result<
         replace(&to.join(APT_FILE), APT.as_bytes())?;
     }
     let inside = |path: &str| to.join(path.trim_start_matches("/etc/"));
-    let trusted = TRUSTED.iter().find_map(|path| fs::read(curated.join(path.trim_start_matches("/etc/"))).ok());
+    let trusted =
+        TRUSTED.iter().find_map(|path| fs::read(curated.join(path.trim_start_matches("/etc/"))).ok());
     if let Some(trusted) = trusted {
         let ssl = to.join("ssl");
         if !is_folder(&ssl) {

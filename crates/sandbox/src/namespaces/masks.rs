@@ -31,8 +31,7 @@ pub(crate) fn make(below: &Path, except: &str, masks: &Path) -> io::Result<usize
     Ok(look.masked)
 }
 
-const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const READ_BY_ALL: u32 = 0o004;
 const ENTERED_BY_ALL: u32 = 0o005;
 
@@ -44,13 +43,7 @@ struct Look {
 }
 
 impl Look {
-    fn folder(
-        &mut self,
-        folder: BorrowedFd<'_>,
-        path: &Path,
-        except: &[u8],
-        depth: usize,
-    ) -> io::Result<()> {
+    fn folder(&mut self, folder: BorrowedFd<'_>, path: &Path, except: &[u8], depth: usize) -> io::Result<()> {
         if depth > DEPTH_MAX {
             return Err(io::Error::other(format!("{} is too deep", path.display())));
         }

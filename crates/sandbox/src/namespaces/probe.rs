@@ -19,6 +19,7 @@ use super::profile::{Ids, own_ids};
 use super::start::{self, Launched, NAMESPACES, OnlyThread};
 use super::{landlock, root, sys};
 use crate::doctor::{self, Guard, Report};
+use crate::provider::Access;
 use crate::supervisor::passing;
 
 /// What was found.
@@ -232,7 +233,10 @@ fn try_owners(only: &OnlyThread, ids: Ids) -> Option<String> {
             passing::receive(&sync, &mut [0], &mut trees).step("get a folder")?;
             sys::become_namespace_root(ids.groups()).step("become the namespace's root")?;
             root::try_stage()?;
-            trees.pop_front().map_or_else(|| Err(io::Error::other("it did not come")).step("get a folder"), |tree| root::try_held(&tree))
+            trees.pop_front().map_or_else(
+                || Err(io::Error::other("it did not come")).step("get a folder"),
+                |tree| root::try_held(&tree),
+            )
         };
         let said = try_it().err().map_or_else(String::new, |failure| failure.to_string());
         let _ = sync.write_all(said.as_bytes());
@@ -243,8 +247,8 @@ fn try_owners(only: &OnlyThread, ids: Ids) -> Option<String> {
         start::map_ids(pid, ids, 0)?;
         // What the supervisor itself makes is shown this way too, so its folder must take it as well.
         let namespace = start::user_namespace(pid)?;
-        start::hold_mapped(Path::new("."), &namespace)?;
-        let usr = start::hold_mapped(Path::new("/usr"), &namespace)?;
+        start::hold_mapped(Path::new("."), &namespace, Access::ReadWrite)?;
+        let usr = start::hold_mapped(Path::new("/usr"), &namespace, Access::ReadOnly)?;
         sync.set_read_timeout(Some(TRIAL_TIME_MAX)).step("set a timeout")?;
         passing::send(&sync, &[child::LOWER], usr.as_fd()).step("bring a folder")?;
         let mut said = String::new();

@@ -25,8 +25,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, statat, statx, symlinkat,
-    unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, statat, statx,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -334,9 +334,17 @@ pub(crate) struct Parts<'a> {
 /// Builds the root and moves into it. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
 /// ids are those of the namespace's root already, so that everything made here belongs to it.
 pub(crate) fn build(parts: Parts<'_>) -> Result<(), Failure> {
-    let Parts { layout, limits, hostname, plan, lowers, mounts } = parts;
+    let Parts { layout, limits, hostname, plan, mut lowers, mounts } = parts;
     let mask = umask(Mode::empty());
-    mount_stage(limits)?;
+    match plan.stage.and_then(|_| lowers.pop()) {
+        None => mount_stage(limits)?,
+        Some(folder) => {
+            let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+            sys::mount_attributes(folder.as_fd(), attributes).step("restrict the stage")?;
+            move_mount(&folder, "", CWD, STAGE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .step("mount the stage")?;
+        }
+    }
     for folder in [ROOT, "stage/u", "stage/w"] {
         mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
     }
@@ -478,11 +486,13 @@ fn name_host(layout: &Layout, hostname: &str) -> Result<(), Failure> {
     }
     let etc = Path::new("stage/r/etc");
     let named = [("hostname", format!("{hostname}\n")), ("hosts", etc::hosts(hostname))];
-    named.iter().try_for_each(|(name, text)| match layout.etc {
-        Etc::Layer => etc::replace(&etc.join(name), text.as_bytes()),
-        Etc::Copy => fs::write(etc.join(name), text),
-    })
-    .step("name the host")
+    named
+        .iter()
+        .try_for_each(|(name, text)| match layout.etc {
+            Etc::Layer => etc::replace(&etc.join(name), text.as_bytes()),
+            Etc::Copy => fs::write(etc.join(name), text),
+        })
+        .step("name the host")
 }
 
 fn mount_layer(plan: &Plan, stack: &Stack, target: &str) -> Result<(), Failure> {
@@ -502,7 +512,9 @@ fn mount_layer(plan: &Plan, stack: &Stack, target: &str) -> Result<(), Failure> 
             Lower::Held(number) => format!("{LOWERS}/{number}"),
         })
         .collect();
-    debug_assert!(plan.held.len() >= stack.lowers.iter().filter(|lower| matches!(lower, Lower::Held(_))).count());
+    debug_assert!(
+        plan.held.len() >= stack.lowers.iter().filter(|lower| matches!(lower, Lower::Held(_))).count()
+    );
     // Without `userxattr` an ordinary user's overlay cannot replace a deleted folder.
     let options =
         format!("lowerdir={},upperdir=stage/u/{name},workdir=stage/w/{name},userxattr", lowers.join(":"));
@@ -597,7 +609,8 @@ fn insist_on_folder(path: &Path, mode: u32) -> Result<(), Failure> {
         return Ok(());
     }
     let inside = path.strip_prefix(ROOT).unwrap_or(path).display();
-    Err(io::Error::other(format!("/{inside} is something else in the image"))).step("use a folder of the image")
+    Err(io::Error::other(format!("/{inside} is something else in the image")))
+        .step("use a folder of the image")
 }
 
 fn make_file(path: &str) -> Result<(), Failure> {

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) stacks: Vec<Stack>,
     /// Folders that are taken hold of before the host's tree is out of reach: [`Lower::Held`] counts them.
     pub(crate) held: Vec<PathBuf>,
+    /// A folder, the last of them, that is the stage instead of one in memory.
+    pub(crate) stage: Option<usize>,
     /// Whether root inside may do what package managers need.
     pub(crate) installs: bool,
     pub(crate) kind: Kind,
@@ -81,7 +83,12 @@ impl Stack {
 
 impl Plan {
     /// For a sandbox over the host's tools. `masked` says whether there are masks.
-    pub(crate) fn over_host(layout: &Layout, found: &Found, installs: bool, masked: bool) -> io::Result<Self> {
+    pub(crate) fn over_host(
+        layout: &Layout,
+        found: &Found,
+        installs: bool,
+        masked: bool,
+    ) -> io::Result<Self> {
         let mut plan = Self { installs, kind: Kind::Host, ..Self::default() };
         if let Some(layer) = &found.layer {
             plan.add_plain_folders(layer)?;
@@ -121,6 +128,12 @@ impl Plan {
         let bottom = plan.hold(image.to_owned());
         plan.add("", found, vec![bottom]);
         plan
+    }
+
+    /// What this sandbox writes is written to this folder, with the owners that it has inside.
+    pub(crate) fn stage_on_disk(&mut self, folder: PathBuf) {
+        self.held.push(folder);
+        self.stage = Some(self.held.len() - 1);
     }
 
     /// A layer's folders that are plain in other sandboxes are overlays in this one.

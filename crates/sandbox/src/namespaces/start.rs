@@ -19,7 +19,7 @@ use super::profile::{Ids, Owners, Profile};
 use super::root;
 use super::stacks::Plan;
 use super::sys::{self, Cloned};
-use crate::provider::Resources;
+use crate::provider::{Access, Resources};
 use crate::supervisor::passing;
 
 /// The proof that this process has one thread, without which a copy of it could stand still on a lock for ever.
@@ -121,8 +121,9 @@ pub(crate) fn start(
     map_ids(pid, profile.ids, slot)?;
     if profile.owners == Owners::Mapped && !plan.held.is_empty() {
         let namespace = user_namespace(pid)?;
-        for folder in &plan.held {
-            let lower = hold_mapped(folder, &namespace)?;
+        for (number, folder) in plan.held.iter().enumerate() {
+            let access = if plan.stage == Some(number) { Access::ReadWrite } else { Access::ReadOnly };
+            let lower = hold_mapped(folder, &namespace, access)?;
             passing::send(&sync, &[child::LOWER], lower.as_fd()).step("bring a folder below a layer")?;
         }
     }
@@ -136,10 +137,11 @@ pub(crate) fn user_namespace(pid: i32) -> Result<OwnedFd, Failure> {
     open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open the user namespace")
 }
 
-/// A new mount of this folder, read-only, whose owners are those of the namespace.
-pub(crate) fn hold_mapped(folder: &Path, namespace: &OwnedFd) -> Result<OwnedFd, Failure> {
+/// A new mount of this folder, whose owners are those of the namespace.
+pub(crate) fn hold_mapped(folder: &Path, namespace: &OwnedFd, access: Access) -> Result<OwnedFd, Failure> {
     let tree = root::hold_lower(folder)?;
-    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    let read_only = if access == Access::ReadOnly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = read_only | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     sys::map_owners(tree.as_fd(), namespace.as_fd(), attributes).step("map the owners of a folder")?;
     Ok(tree)
 }

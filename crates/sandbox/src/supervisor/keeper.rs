@@ -24,14 +24,14 @@ use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
 use super::passing;
 use super::poller::{Interest, Poller, Token};
-use super::protocol::{Answer, RelayedRequest, RelayedResponse};
 use super::private::Private;
+use super::protocol::{Answer, RelayedRequest, RelayedResponse};
 use super::terms::checked;
 use crate::doctor::{self, Report};
 use crate::namespaces::cgroups::{Controller, Group};
 use crate::namespaces::child::EXIT;
-use crate::namespaces::profile::Profile;
 use crate::namespaces::profile::Owners;
+use crate::namespaces::profile::Profile;
 use crate::namespaces::stacks::Plan;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
@@ -94,11 +94,13 @@ pub(crate) struct Keeper {
 }
 
 /// A sandbox that somebody asked for.
-struct Asked {
-    waiter: Waiter,
-    id: SandboxId,
-    fence: u64,
-    resources: Resources,
+pub(crate) struct Asked {
+    pub(crate) waiter: Waiter,
+    pub(crate) id: SandboxId,
+    pub(crate) fence: u64,
+    pub(crate) resources: Resources,
+    /// The layer that is made in it.
+    pub(crate) layer: Option<String>,
 }
 
 struct Sandbox {
@@ -193,19 +195,11 @@ impl Keeper {
             State::Starting { .. } | State::Dying { .. } => true,
             State::Live => watched || !sandbox.pending.is_empty(),
         };
-        !self.held_back.is_empty()
-            || !self.unremoved.is_empty()
-            || self.sandboxes.values().any(restless)
+        !self.held_back.is_empty() || !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
     }
 
-    pub(crate) fn provision(
-        &mut self,
-        waiter: Waiter,
-        id: SandboxId,
-        fence: u64,
-        resources: Resources,
-        now: Instant,
-    ) {
+    pub(crate) fn provision(&mut self, asked: Asked, now: Instant) {
+        let (waiter, id, fence) = (asked.waiter, asked.id.clone(), asked.fence);
         if let Some(sandbox) = self.keys.get(&id).and_then(|key| self.sandboxes.get_mut(key)) {
             if let Err(error) = sandbox.pass(Some(fence), now) {
                 return self.reply(waiter, Answer::Failed(error));
@@ -224,19 +218,13 @@ impl Keeper {
             let error = Error::gone(reason);
             return self.reply(waiter, Answer::Failed(error));
         }
-        if let Err(error) = self.begin(waiter, id, fence, resources, now) {
+        if let Err(error) = self.begin(asked, now) {
             self.reply(waiter, Answer::Failed(error));
         }
     }
 
-    fn begin(
-        &mut self,
-        waiter: Waiter,
-        id: SandboxId,
-        fence: u64,
-        resources: Resources,
-        now: Instant,
-    ) -> Result<(), Error> {
+    fn begin(&mut self, asked: Asked, now: Instant) -> Result<(), Error> {
+        let Asked { waiter, id, fence, resources, layer } = asked;
         if let Some(refusal) = self.report.refusal() {
             return Err(Error::Refused { reason: refusal });
         }
@@ -251,11 +239,14 @@ impl Keeper {
                 // As if root inside could not be given it.
                 Private::Failed => installs = false,
                 Private::Unknown | Private::Looking(_) => {
-                    return self.hold_back(Asked { waiter, id, fence, resources }, now);
+                    return self.hold_back(Asked { waiter, id, fence, resources, layer }, now);
                 }
             }
         }
-        let plan = self.plan(&resources, installs)?;
+        let mut plan = self.plan(&resources, installs)?;
+        if let Some(key) = layer {
+            plan.stage_on_disk(self.shelf.unfinished(&key)?);
+        }
         let slot = match self.sandboxes.len() < SANDBOXES_MAX {
             true => self.slots.take(),
             false => None,
@@ -267,7 +258,8 @@ impl Keeper {
         self.next_key += 1;
         let group = self.group(&resources.limits);
         let group = group.inspect_err(|_| self.slots.give_back(slot))?;
-        let started = start(&self.only, &self.profile, &group, slot, &resources, &plan).map_err(Error::unavailable);
+        let started =
+            start(&self.only, &self.profile, &group, slot, &resources, &plan).map_err(Error::unavailable);
         let watched = started.and_then(|Started { pid, process, control, sync }| {
             let control = self.watch(key, &process, control, &sync).map_err(Error::unavailable)?;
             Ok((pid, process, control, sync))
@@ -358,8 +350,8 @@ impl Keeper {
         if matches!(self.private, Private::Failed) {
             self.report.lose(doctor::PACKAGES, "/usr could not be looked through for private files");
         }
-        for Asked { waiter, id, fence, resources } in std::mem::take(&mut self.held_back) {
-            self.provision(waiter, id, fence, resources, now);
+        for asked in std::mem::take(&mut self.held_back) {
+            self.provision(asked, now);
         }
     }
 

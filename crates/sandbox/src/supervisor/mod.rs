@@ -10,10 +10,11 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`, `private`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
+//! owns and decides; `books`, `terms`, `private`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk), `build` (package layers),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
 pub(crate) mod books;
+pub(crate) mod build;
 pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;

@@ -24,7 +24,9 @@ pub(crate) enum Private {
     Unknown,
     Looking(Look),
     /// The masks lie in the working folder, this many.
-    Known { masked: usize },
+    Known {
+        masked: usize,
+    },
     /// It could not be found out, and the log says why. Nothing private is shown then, because nothing is.
     Failed,
 }
@@ -95,7 +97,9 @@ impl Private {
 }
 
 fn failed(why: &str) -> Private {
-    eprintln!("supervisor: /usr could not be looked through, so no sandbox may install system packages: {why}");
+    eprintln!(
+        "supervisor: /usr could not be looked through, so no sandbox may install system packages: {why}"
+    );
     Private::Failed
 }
 

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use egress::{Guard, Policy, PrivateHosts, Proxy, Who};
 use sandbox::doctor::{self, PROCESS_LIMIT};
-use sandbox::{Access, Mount, Network, Provider, Resources, Rights};
+use sandbox::{Access, Base, Error, Manager, Mount, Network, Packages, Provider, Resources, Rights};
 use tokio_util::sync::CancellationToken;
 
-use crate::host::{Host, Sandbox};
+use crate::host::{Host, Sandbox, fresh_id};
 
 /// Serves the exits of a host's sandboxes with the real proxy, for package registries only, until it is dropped.
 pub(crate) struct Door {
@@ -94,15 +94,41 @@ async fn package_managers_work_through_the_exit_with_no_setting() {
     let (mut tried, mut left_out) = (0, Vec::new());
 
     let cases = [
-        ("python3", "https://pypi.org/simple/six/", "pip", "pip install -q six==1.16.0 2>&1 && cd /tmp && python3 -c 'import six; print(six.__version__)'", "1.16.0"),
-        ("npm", "https://registry.npmjs.org/is-odd", "npm", "mkdir -p /tmp/n && cd /tmp/n && npm install --silent is-number@7.0.0 2>&1 && node -p 'require(\"is-number\")(5)'", "true"),
-        ("curl", "https://pypi.org/simple/six/", "curl", "curl -sSf https://pypi.org/simple/six/ | grep -c 'six-1.16.0.tar.gz<' | tail -1", "1"),
-        ("apt-get", "http://deb.debian.org/debian/dists/stable/InRelease", "apt", "apt-get -qq update 2>&1 && apt-get -qq install hello >/tmp/apt 2>&1 && hello || cat /tmp/apt", "Hello, world!"),
+        (
+            "python3",
+            "https://pypi.org/simple/six/",
+            "pip",
+            "pip install -q six==1.16.0 2>&1 && cd /tmp && python3 -c 'import six; print(six.__version__)'",
+            "1.16.0",
+        ),
+        (
+            "npm",
+            "https://registry.npmjs.org/is-odd",
+            "npm",
+            "mkdir -p /tmp/n && cd /tmp/n && npm install --silent is-number@7.0.0 2>&1 && node -p 'require(\"is-number\")(5)'",
+            "true",
+        ),
+        (
+            "curl",
+            "https://pypi.org/simple/six/",
+            "curl",
+            "curl -sSf https://pypi.org/simple/six/ | grep -c 'six-1.16.0.tar.gz<' | tail -1",
+            "1",
+        ),
+        (
+            "apt-get",
+            "http://deb.debian.org/debian/dists/stable/InRelease",
+            "apt",
+            "apt-get -qq update 2>&1 && apt-get -qq install hello >/tmp/apt 2>&1 && hello || cat /tmp/apt",
+            "Hello, world!",
+        ),
     ];
     for (program, registry, name, command, expected) in cases {
         let why_not = match () {
             () if !has(&sandbox, program).await => Some(format!("{program} is not on this machine")),
-            () if name == "pip" && sandbox.bash("python3 -m pip --version || echo none").await.ends_with("none") => {
+            () if name == "pip"
+                && sandbox.bash("python3 -m pip --version || echo none").await.ends_with("none") =>
+            {
                 Some("pip is not on this machine".to_owned())
             }
             () if name == "apt" && !can_install => Some("apt needs more ids than this user has".to_owned()),
@@ -203,8 +229,11 @@ async fn capabilities_for_packages_end_at_the_sandbox() {
         ..Resources::default()
     });
     let sandbox = sandbox.await;
-    let effective = sandbox.bash("grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status | awk '{print $2}' | sort -u").await;
-    let amb = sandbox.bash("grep -E '^Cap(Inh|Amb)|^NoNewPrivs' /proc/self/status | awk '{print $2}' | tr '\\n' ' '").await;
+    let effective =
+        sandbox.bash("grep -E '^Cap(Prm|Eff|Bnd)' /proc/self/status | awk '{print $2}' | sort -u").await;
+    let amb = sandbox
+        .bash("grep -E '^Cap(Inh|Amb)|^NoNewPrivs' /proc/self/status | awk '{print $2}' | tr '\\n' ' '")
+        .await;
     assert_eq!(amb, "0000000000000000 0000000000000000 1");
     if !report.can(doctor::PACKAGES) {
         assert_eq!(effective, "0000000000000000");
@@ -252,5 +281,99 @@ os.waitpid(pid, 0)
     assert_eq!(lines[2], "EPERM");
     assert!(lines[3].split(' ').all(|word| ["EACCES", "EPERM"].contains(&word)), "{printed}");
     assert_eq!(lines[5], "1000 EPERM", "{printed}");
+    host.end().await;
+}
+
+fn base(packages: Packages) -> Base {
+    Base { image: None, packages }
+}
+
+fn list(packages: &[&str]) -> Vec<String> {
+    packages.iter().map(|package| (*package).to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packages_of_a_base_are_installed_once_and_found_by_every_sandbox_of_it() {
+    let host = Host::with_registries(registries());
+    let _door = Door::open(&host);
+    let can_install = host.report().await.can(doctor::PACKAGES);
+    let mut packages = Packages::default();
+    let mut expected = Vec::new();
+    if let Some(why) = unreachable("https://pypi.org/simple/six/") {
+        println!("left out: pip: {why}");
+    } else {
+        packages.pip = list(&["six==1.16.0"]);
+        expected.push(("python3 -c 'import six; print(six.__version__)'", "1.16.0"));
+    }
+    if let Some(why) = unreachable("https://registry.npmjs.org/semver") {
+        println!("left out: npm: {why}");
+    } else if Command::new("npm").arg("--version").output().is_ok() {
+        packages.npm = list(&["semver@7.6.3"]);
+        expected.push(("semver 1.2.3", "1.2.3"));
+    }
+    if !can_install || unreachable("http://deb.debian.org/debian/dists/stable/InRelease").is_some() {
+        println!("left out: apt: not with this user, or not from this machine");
+    } else {
+        packages.apt = list(&["hello"]);
+        expected.push(("hello; dpkg -s hello | grep Status", "Hello, world!\nStatus: install ok installed"));
+    }
+    assert!(!expected.is_empty(), "no package manager could be tried");
+    let resources = Resources { base: base(packages.clone()), ..Resources::default() };
+    let id = fresh_id();
+    let early = host.provider.provision(&id, 1, &resources).await;
+    assert!(matches!(early, Err(Error::Unprepared {})), "{early:?}");
+
+    let (heard, other) = (std::sync::Mutex::new(Vec::new()), host.another());
+    let hear = |line: &str| heard.lock().unwrap().push(line.to_owned());
+    let base = base(packages);
+    let (one, two) = tokio::join!(host.provider.prepare(&base, &hear), other.prepare(&base, &|_| {}));
+    one.unwrap();
+    two.unwrap();
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    assert!(heard.iter().any(|line| line.contains("installs") || line.contains("waiting")), "{heard:?}");
+    let layers: Vec<_> = std::fs::read_dir(host.data().join("layers"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| !name.starts_with(".lock"))
+        .collect();
+    assert_eq!(layers.len(), 1, "{layers:?}");
+
+    for _ in 0..2 {
+        let sandbox = host.sandbox(resources.clone()).await;
+        for (command, expected) in &expected {
+            assert_eq!(sandbox.bash(command).await, *expected);
+        }
+        assert_eq!(
+            sandbox.bash("echo x > /usr/local/bin/x && echo y >> /root/y && ls /tmp | wc -l").await,
+            "0"
+        );
+        let mounts = sandbox.bash("cat /proc/self/mountinfo").await;
+        assert!(!mounts.contains(host.data().to_str().unwrap()) && !mounts.contains("layers"), "{mounts}");
+    }
+    assert_eq!(host.provider.list().await.unwrap().len(), 2, "builders are gone");
+    host.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_that_cannot_be_installed_is_named_with_the_managers_last_words() {
+    let host = Host::with_registries(registries());
+    let _door = Door::open(&host);
+    let odd = base(Packages { pip: list(&["six", "--index-url=x"]), ..Packages::default() });
+    let refused = host.provider.prepare(&odd, &|_| {}).await;
+    let Err(Error::Packages { manager: Manager::Pip, package: Some(package), .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(package, "--index-url=x");
+    if let Some(why) = unreachable("https://pypi.org/simple/six/") {
+        println!("left out: pip: {why}");
+        return host.end().await;
+    }
+    let missing = base(Packages { pip: list(&["six", "posthouse-no-such-package"]), ..Packages::default() });
+    let failed = host.provider.prepare(&missing, &|_| {}).await;
+    let Err(Error::Packages { manager: Manager::Pip, package, lines }) = failed else { panic!("{failed:?}") };
+    assert_eq!(package.as_deref(), Some("posthouse-no-such-package"));
+    assert!(lines.iter().any(|line| line.contains("No matching distribution")), "{lines:?}");
+    let left = std::fs::read_dir(host.data().join("layers")).unwrap().flatten();
+    assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "nothing half made is kept");
     host.end().await;
 }
