@@ -156,6 +156,7 @@ fn waits_for(waiting: Waiting) -> &'static str {
     match waiting.reason {
         WaitsFor::Brain => "waits for a brain",
         WaitsFor::Model => "waits for the model",
+        WaitsFor::Packages => "waits until the packages of its environment are installed",
     }
 }
 

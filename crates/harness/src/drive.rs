@@ -29,7 +29,7 @@ use crate::admission::Request;
 use crate::brain::{Brain, Stop};
 use crate::context::{self, Transcript};
 use crate::faults::Point;
-use crate::hands::{self, Outcome};
+use crate::hands::{self, Outcome, Provisioned};
 use crate::model;
 use crate::speech::Speech;
 
@@ -425,16 +425,34 @@ impl Drive<'_> {
             None => {
                 let sandbox = brain.store.ids().make();
                 let resources = hands::resources(&brain.options.resources, &self.view.record);
-                let making = hands::provision(&*brain.hands, &sandbox, fence, &resources);
-                let Woken::Done(provisioned) = self.wait_for(making).await? else {
-                    // Nothing has run in it; the reaper finds what may have been made.
-                    return Ok(Vec::new());
+                let provisioned = loop {
+                    let making = hands::provision(&*brain.hands, &sandbox, fence, &resources);
+                    let Woken::Done(provisioned) = self.wait_for(making).await? else {
+                        // Nothing has run in it; the reaper finds what may have been made.
+                        return Ok(Vec::new());
+                    };
+                    if !matches!(provisioned, Provisioned::Unprepared) {
+                        break provisioned;
+                    }
+                    say_waiting(brain, self.token, Some(WaitsFor::Packages)).await;
+                    let prepared = self.wait_for(hands::prepare(&*brain.hands, &resources.base)).await;
+                    say_waiting(brain, self.token, None).await;
+                    match prepared? {
+                        Woken::Done(Ok(())) => {}
+                        Woken::Done(Err(outcome)) => break Provisioned::Not(outcome),
+                        Woken::Interrupted => return Ok(Vec::new()),
+                    }
                 };
                 brain.faults.reached(Point::Provisioned).await;
                 match provisioned {
-                    Ok(()) => self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?,
-                    Err(Outcome::Fenced) => return Err(Halt::Lost),
-                    Err(outcome) => return Ok(self.drafts(hands::results(&call, &sandbox, outcome))),
+                    Provisioned::Made => {
+                        self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?
+                    }
+                    Provisioned::Unprepared => unreachable!("the loop has prepared it"),
+                    Provisioned::Not(Outcome::Fenced) => return Err(Halt::Lost),
+                    Provisioned::Not(outcome) => {
+                        return Ok(self.drafts(hands::results(&call, &sandbox, outcome)));
+                    }
                 }
                 sandbox
             }

@@ -46,7 +46,7 @@ pub enum EnvironmentTag {
 pub enum EnvironmentConfig {
     /// A sandbox that this server provides.
     Cloud {
-        /// What it may reach. Stored; until the egress proxy exists no sandbox has a network.
+        /// What it may reach.
         networking: Networking,
         /// What is installed in it.
         packages: Packages,

@@ -69,6 +69,8 @@ pub enum WaitsFor {
     Brain,
     /// Its brain waits until it may ask the model.
     Model,
+    /// The packages of its environment are being installed.
+    Packages,
 }
 
 /// The tag of a session.

@@ -125,6 +125,11 @@ pub(crate) trait Engine: Send + Sync {
         workspace: &WorkspaceId,
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error>;
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error>;
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

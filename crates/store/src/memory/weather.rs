@@ -284,6 +284,14 @@ impl Engine for Weathered {
         self.memory.environments(workspace, query).await
     }
 
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        self.memory.environments_after(after, limit).await
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,
