@@ -3,7 +3,8 @@
 //! One seam, [`Provider`]; today one implementation, [`Supervised`]: sandboxes of Linux namespaces on this machine, owned
 //! by a small supervisor process that outlives the server which asked for them. In reading order: [`provider`] (the seam
 //! and its contract), [`supervisor`] (the process, its protocol and the client of it), `namespaces` (how one sandbox is
-//! made and which guards it gets), [`doctor`] (what this machine allows).
+//! made and which guards it gets), [`doctor`] (what this machine allows),
+//! `packages`, `shelf` and [`images`] (what sandboxes can start from besides the host's tools).
 //!
 //! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
 //! with fewer guards than [`doctor::Report`] names.
@@ -11,6 +12,7 @@
 pub mod archive;
 pub mod conformance;
 pub mod doctor;
+pub mod images;
 mod namespaces;
 mod packages;
 pub mod provider;

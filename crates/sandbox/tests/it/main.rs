@@ -6,6 +6,7 @@
 
 mod attacks;
 mod host;
+mod images;
 mod ordinary_user;
 mod packages;
 mod provider;

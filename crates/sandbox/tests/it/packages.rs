@@ -189,7 +189,7 @@ async fn what_the_host_keeps_from_everybody_is_kept_from_installers_too() {
     let local = Path::new("/usr/local").join(secret.file_name().unwrap());
     let written: Vec<Secret> = [secret, local].into_iter().filter_map(Secret::put).collect();
     // The first sandbox has been made, so the look is over: this is what it found, and the rest is never shown.
-    let found = sandbox.bash("find /usr -xdev \\( -type f -o -type d \\) ! -perm -o+r 2>/dev/null; find /usr/local -type f ! -perm -o+r -readable 2>/dev/null; echo end").await;
+    let found = sandbox.bash("find /usr -xdev \\( -type f -o -type d \\) ! -perm -o+r -readable 2>/dev/null; find /usr/local -type f ! -perm -o+r -readable 2>/dev/null; echo end").await;
     assert_eq!(found.lines().filter(|line| !line.contains("posthouse-test-")).collect::<Vec<_>>(), ["end"]);
     let host_two = Host::new();
     let later = host_two.sandbox(Resources { rights: Rights::Install, ..Resources::default() }).await;
