@@ -11,7 +11,7 @@ use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
 use sandbox::supervisor::{self, Supervised};
-use sandbox::{Provider, Resources};
+use sandbox::{Base, Network, Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -62,7 +62,7 @@ impl Server {
         })?;
         let url = format!("http://{}", listener.local_addr()?);
         let hands = (roles.has(Role::Brain) || roles.has(Role::Background))
-            .then(|| Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir))));
+            .then(|| Arc::new(Supervised::new(supervisor_settings(settings))));
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
@@ -79,6 +79,13 @@ impl Server {
                 });
             }
             if roles.has(Role::Background) {
+                let image = settings.image.clone();
+                let installer = background::Installer::new(store.clone(), Arc::clone(&hands), image);
+                let installer = installer.run(draining.clone());
+                work.spawn(async move {
+                    installer.await;
+                    "installer"
+                });
                 let reaper = background::Reaper::new(store.clone(), hands);
                 let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
                 work.spawn(async move {
@@ -192,10 +199,25 @@ pub(crate) async fn migrate(settings: &Settings) -> anyhow::Result<(u32, u32)> {
     }
 }
 
+/// A supervisor whose builders reach package registries and nothing else.
+fn supervisor_settings(settings: &Settings) -> supervisor::Settings {
+    let registries =
+        egress::Policy::Limited { allowed_hosts: vec![], mcp_hosts: vec![], allow_package_managers: true };
+    let registries = serde_json::to_string(&registries).expect("a policy is plain JSON");
+    supervisor::Settings {
+        registries: Some(Network(registries)),
+        ..supervisor::Settings::new(&settings.data_dir)
+    }
+}
+
 fn brain_options(settings: &Settings) -> Options {
     let timeout = settings.drain_timeout;
     Options {
-        resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
+        resources: Resources {
+            limits: settings.limits.clone(),
+            base: Base { image: settings.image.clone(), ..Base::default() },
+            ..Resources::default()
+        },
         holder: holder(),
         sessions_max: settings.load.sessions_per_brain(),
         model_limits: settings.load.model_requests(),

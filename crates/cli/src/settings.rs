@@ -238,6 +238,14 @@ struct File {
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
     sandbox: sandbox::Limits,
+    images: ImagesFile,
+}
+
+/// What the configuration file says of images.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ImagesFile {
+    default: Option<String>,
 }
 
 /// What a server runs with.
@@ -256,6 +264,8 @@ pub(crate) struct Settings {
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) limits: sandbox::Limits,
+    /// The image that sandboxes start from whose environments name none; the host's tools if `None`.
+    pub(crate) image: Option<String>,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -344,6 +354,7 @@ impl ServerOptions {
             providers: file.provider,
             load: self.load.over(file.limits),
             limits: self.sandbox.over(file.sandbox),
+            image: file.images.default,
         })
     }
 }
