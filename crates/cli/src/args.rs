@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::bench::BenchOptions;
 use crate::database::DatabaseOptions;
 use crate::doctor::DoctorOptions;
+use crate::images::ImagesOptions;
 use crate::keys::KeysOptions;
 use crate::run::RunOptions;
 use crate::serve::ServeOptions;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Sessions(SessionsOptions),
     /// Make, list and revoke API keys.
     Keys(KeysOptions),
+    /// Make, list and remove images for sandboxes.
+    Images(ImagesOptions),
     /// Look after the database: its format, and whether what it holds fits together.
     Database(DatabaseOptions),
     /// Say what this machine's sandboxes can hold off, and what to do about what they cannot.

@@ -10,6 +10,7 @@ mod demo;
 mod descriptors;
 mod doctor;
 mod exits;
+mod images;
 mod keys;
 mod load;
 mod network;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Run(options) => on_runtime(run::run(options)),
         Command::Sessions(options) => on_runtime(sessions::sessions(options)),
         Command::Keys(options) => on_runtime(keys::keys(options)),
+        Command::Images(options) => on_runtime(images::images(options)),
         Command::Database(options) => on_runtime(database::database(options)),
         Command::Doctor(options) => on_runtime(doctor::doctor(options)),
         Command::Bench(options) => bench::bench(options),

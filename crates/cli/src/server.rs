@@ -12,7 +12,7 @@ use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
 use sandbox::supervisor::{self, Supervised};
-use sandbox::{Provider, Resources};
+use sandbox::{Base, Network, Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -87,6 +87,13 @@ impl Server {
                 });
             }
             if roles.has(Role::Background) {
+                let image = settings.image.clone();
+                let installer = background::Installer::new(store.clone(), Arc::clone(&hands), image);
+                let installer = installer.run(draining.clone());
+                work.spawn(async move {
+                    installer.await;
+                    "installer"
+                });
                 let reaper = background::Reaper::new(store.clone(), hands).every(settings.reap_every);
                 let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
                 work.spawn(async move {
@@ -204,9 +211,14 @@ pub(crate) async fn migrate(settings: &Settings) -> anyhow::Result<(u32, u32)> {
     }
 }
 
+/// A supervisor whose builders reach package registries and nothing else.
 fn supervisor_settings(settings: &Settings) -> supervisor::Settings {
+    let policy =
+        egress::Policy::Limited { allowed_hosts: vec![], mcp_hosts: vec![], allow_package_managers: true };
+    let grant = egress::Grant { session: None, policy };
     supervisor::Settings {
         capacity: settings.capacity.clone(),
+        registries: Some(Network(grant.to_text())),
         ..supervisor::Settings::new(&settings.data_dir)
     }
 }
@@ -214,7 +226,11 @@ fn supervisor_settings(settings: &Settings) -> supervisor::Settings {
 fn brain_options(settings: &Settings) -> Options {
     let timeout = settings.drain_timeout;
     Options {
-        resources: Resources { limits: settings.limits.clone(), ..Resources::default() },
+        resources: Resources {
+            limits: settings.limits.clone(),
+            base: Base { image: settings.image.clone(), ..Base::default() },
+            ..Resources::default()
+        },
         holder: holder(),
         sessions_max: settings.load.sessions_per_brain(),
         model_limits: settings.load.model_requests(),

@@ -157,6 +157,7 @@ fn waits_for(waiting: Waiting) -> &'static str {
         WaitsFor::Brain => "waits for a brain",
         WaitsFor::Model => "waits for the model",
         WaitsFor::Sandbox => "waits for a sandbox",
+        WaitsFor::Packages => "waits until the packages of its environment are installed",
     }
 }
 

@@ -337,6 +337,14 @@ struct File {
     network: NetworkFile,
     sandbox: SandboxFile,
     search: Option<SearchConfig>,
+    images: ImagesFile,
+}
+
+/// What the configuration file says of images.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ImagesFile {
+    default: Option<String>,
 }
 
 /// What a server runs with.
@@ -359,6 +367,8 @@ pub(crate) struct Settings {
     pub(crate) limits: sandbox::Limits,
     pub(crate) search: Option<SearchConfig>,
     pub(crate) capacity: sandbox::Capacity,
+    /// The image that sandboxes start from whose environments name none; the host's tools if `None`.
+    pub(crate) image: Option<String>,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -451,6 +461,7 @@ impl ServerOptions {
             capacity: self.sandbox.capacity_over(file.sandbox.capacity),
             limits: self.sandbox.over(file.sandbox.limits),
             search: self.web.search(file.search),
+            image: file.images.default,
         })
     }
 }

@@ -468,14 +468,23 @@ impl Drive<'_> {
         let new = brain.store.ids().make();
         let resources = hands::resources(&brain.options.resources, &self.view.record);
         let obtaining = async {
-            let mut obtaining =
-                std::pin::pin!(obtain(begun.as_mut(), &*brain.hands, &new, token.epoch, &resources));
-            match timeout(WAIT_SHOWN_AFTER, &mut obtaining).await {
-                Ok(obtained) => obtained,
-                Err(_) => {
-                    say_waiting(brain, token, Some(WaitsFor::Sandbox)).await;
-                    obtaining.await
-                }
+            loop {
+                let mut obtaining =
+                    std::pin::pin!(obtain(begun.as_mut(), &*brain.hands, &new, token.epoch, &resources));
+                let obtained = match timeout(WAIT_SHOWN_AFTER, &mut obtaining).await {
+                    Ok(obtained) => obtained,
+                    Err(_) => {
+                        say_waiting(brain, token, Some(WaitsFor::Sandbox)).await;
+                        obtaining.await
+                    }
+                };
+                let Err(Outcome::Failed { error: sandbox::Error::Unprepared {} }) = obtained else {
+                    return obtained;
+                };
+                say_waiting(brain, token, Some(WaitsFor::Packages)).await;
+                let prepared = hands::prepare(&*brain.hands, &resources.base).await;
+                say_waiting(brain, token, None).await;
+                prepared?;
             }
         };
         let woken = self.wait_for(obtaining).await;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use egress::{Grant, Policy};
 use protocol::content::{Content, Source};
-use protocol::environment::{EnvironmentConfig, Networking};
-use protocol::event::Body;
+use protocol::environment::{EnvironmentConfig, Networking, Packages};
+use protocol::event::{Body, RetryStatus, SessionError, SessionErrorKind};
 use protocol::hands::HandsSettings;
 use protocol::id::{EventId, SandboxId, SessionId};
-use sandbox::{Call, Error, Network, Provider, Resources};
+use sandbox::{Base, Call, Error, Network, Provider, Resources, Rights};
 use serde_json::{Map, Value};
 use session::Record;
 use tools::wire;
@@ -24,6 +24,9 @@ use crate::toolset;
 /// How long is waited before a call is asked for again.
 const RETRY_PAUSES: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3)];
+/// How long a session waits until its packages are installed. A manager may take three quarters of an hour; whoever waits
+/// longer than this is better told.
+const PREPARE_MAX: Duration = Duration::from_secs(60 * 60);
 /// How long an interrupt waits for the call that it ends.
 const CANCEL_MAX: Duration = Duration::from_secs(5);
 
@@ -56,12 +59,22 @@ pub(crate) fn resources_of(
     environment: &EnvironmentConfig,
     hands: &HandsSettings,
 ) -> Resources {
-    let HandsSettings { policy: _, image: _, runtime: _ } = hands;
-    let network = match environment {
-        EnvironmentConfig::Cloud { .. } => Some(Network(String::new())),
-        EnvironmentConfig::SelfHosted {} => None,
-    };
-    Resources { network, ..usual.clone() }
+    let HandsSettings { policy: _, image, runtime: _ } = hands;
+    let mut resources = usual.clone();
+    if let Some(image) = image {
+        resources.base.image = Some(image.clone());
+    }
+    match environment {
+        EnvironmentConfig::Cloud { networking: _, packages } => {
+            let Packages { tag: _, apt, cargo, gem, go, npm, pip } = packages.clone();
+            resources.base.packages = sandbox::Packages { apt, cargo, gem, go, npm, pip };
+            resources.network = Some(Network(String::new()));
+            // Whoever can fetch packages may install them.
+            resources.rights = Rights::Install;
+        }
+        EnvironmentConfig::SelfHosted {} => {}
+    }
+    resources
 }
 
 /// What the egress proxy is to let out of the sandbox.
@@ -86,6 +99,19 @@ pub(crate) async fn provision(
         Ok(()) => Ok(()),
         Err(Error::Fenced { .. }) => Err(Outcome::Fenced),
         Err(error) => Err(Outcome::Failed { error }),
+    }
+}
+
+/// Installs the packages of an environment, or waits for whoever does.
+pub(crate) async fn prepare(hands: &dyn Provider, base: &Base) -> Result<(), Outcome> {
+    let progress = |line: &str| tracing::info!("a session waits for packages: {line}");
+    match tokio::time::timeout(PREPARE_MAX, hands.prepare(base, &progress)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Outcome::Failed { error }),
+        Err(_) => {
+            let reason = "the packages of its environment were not installed within an hour".to_owned();
+            Err(Outcome::Failed { error: Error::Busy { reason } })
+        }
     }
 }
 
@@ -161,6 +187,18 @@ pub(crate) fn results(call: &EventId, sandbox: &SandboxId, outcome: Outcome) -> 
             ),
             Body::SandboxLost { sandbox_id: sandbox.clone() },
         ],
+        // The client is told as well: it is the environment that must be mended. The session goes on without the call, and
+        // the next call tries again.
+        Outcome::Failed { error: cause @ Error::Packages { .. } } => vec![
+            Body::Error {
+                error: SessionError {
+                    kind: SessionErrorKind::UnknownError,
+                    message: format!("environment: {cause}"),
+                    retry_status: RetryStatus::Retrying,
+                },
+            },
+            error(call, format!("hand: {cause}")),
+        ],
         Outcome::Failed { error: cause } if cause.may_have_happened() => {
             vec![error(call, format!("hand: {cause}. It is not known whether this call had any effect."))]
         }
@@ -186,5 +224,28 @@ fn content_of(content: wire::Content) -> Content {
 fn source_of(source: wire::Source) -> Source {
     match source {
         wire::Source::Base64 { media_type, data } => Source::Base64 { media_type, data },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_install_is_told_to_the_client_and_to_the_model() {
+        let error = Error::Packages {
+            manager: sandbox::Manager::Pip,
+            package: Some("nonesuch".to_owned()),
+            lines: vec!["ERROR: No matching distribution found for nonesuch".to_owned()],
+        };
+        let (call, sandbox) = (EventId::from_text("sevt_a"), SandboxId::from_text("sbx_a"));
+        let told = results(&call, &sandbox, Outcome::Failed { error });
+        let [Body::Error { error }, Body::AgentToolResult { is_error: true, content, .. }] = told.as_slice()
+        else {
+            panic!("{told:?}")
+        };
+        let words = "pip could not install nonesuch: ERROR: No matching distribution found for nonesuch";
+        assert_eq!(error.message, format!("environment: {words}"));
+        assert_eq!(content, &[Content::text(format!("hand: {words}"))]);
     }
 }

@@ -71,6 +71,8 @@ pub enum WaitsFor {
     Model,
     /// Its call waits for a sandbox: to be made, or for room on the machine.
     Sandbox,
+    /// The packages of its environment are being installed.
+    Packages,
 }
 
 /// The tag of a session.

@@ -51,10 +51,13 @@ pub struct Report {
     pub level: Level,
     /// The parts, the floor first.
     pub guards: Vec<Guard>,
+    /// What sandboxes can do here that is no matter of safety, in the same form.
+    #[serde(default)]
+    pub abilities: Vec<Guard>,
 }
 
 impl Report {
-    pub(crate) fn from_guards(guards: Vec<Guard>) -> Self {
+    pub(crate) fn from_guards(guards: Vec<Guard>, abilities: Vec<Guard>) -> Self {
         // One filter is enough for the floor: either of the two stops what namespaces leave open, worse than both do.
         let holds = |name: &str| guards.iter().any(|guard| guard.name == name && guard.holds);
         let filtered = holds(SECCOMP) || holds(LANDLOCK);
@@ -64,13 +67,27 @@ impl Report {
             (true, false) => Level::Reduced,
             (false, _) => Level::Unavailable,
         };
-        Self { level, guards }
+        Self { level, guards, abilities }
     }
 
     /// The guard of that name.
     #[must_use]
     pub fn guard(&self, name: &str) -> Option<&Guard> {
         self.guards.iter().find(|guard| guard.name == name)
+    }
+
+    /// Takes an ability back, which turned out not to be there.
+    pub(crate) fn lose(&mut self, name: &str, why: &str) {
+        for ability in self.abilities.iter_mut().filter(|ability| ability.name == name) {
+            ability.holds = false;
+            why.clone_into(&mut ability.detail);
+        }
+    }
+
+    /// Whether sandboxes have the ability of that name.
+    #[must_use]
+    pub fn can(&self, name: &str) -> bool {
+        self.abilities.iter().any(|ability| ability.name == name && ability.holds)
     }
 
     /// Whether the guard of that name holds.
@@ -98,8 +115,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "sandbox: {}", self.level)?;
-        let width = self.guards.iter().map(|guard| guard.name.len()).max().unwrap_or(0);
-        for Guard { name, holds, floor: _, detail, how_to_enable } in &self.guards {
+        let all = || self.guards.iter().chain(&self.abilities);
+        let width = all().map(|guard| guard.name.len()).max().unwrap_or(0);
+        for Guard { name, holds, floor: _, detail, how_to_enable } in all() {
             let mark = if *holds { "yes" } else { "no " };
             writeln!(formatter, "  {name:width$}  {mark}  {detail}")?;
             if !holds && !how_to_enable.is_empty() {
@@ -116,8 +134,10 @@ pub const USER_NAMESPACE: &str = "user namespace";
 pub const NAMESPACES: &str = "pid, mount, net, ipc, uts, cgroup namespaces";
 /// Guard: a root of its own, with a private `/proc`.
 pub const PRIVATE_ROOT: &str = "private root and /proc";
-/// Guard: `no_new_privs` and an empty capability set.
-pub const NO_NEW_PRIVILEGES: &str = "no new privileges, no capabilities";
+/// Guard: `no_new_privs` and an empty capability set; in sandboxes that may install packages, a small one.
+pub const NO_NEW_PRIVILEGES: &str = "no new privileges, few or no capabilities";
+/// Ability: the system's package manager works.
+pub const PACKAGES: &str = "system packages can be installed";
 /// Guard: the seccomp filter.
 pub const SECCOMP: &str = "system call filter";
 /// Guard: the Landlock rules.

@@ -3,20 +3,26 @@
 //! One seam, [`Provider`]; today one implementation, [`Supervised`]: sandboxes of Linux namespaces on this machine, owned
 //! by a small supervisor process that outlives the server which asked for them. In reading order: [`provider`] (the seam
 //! and its contract), [`supervisor`] (the process, its protocol and the client of it), `namespaces` (how one sandbox is
-//! made and which guards it gets), [`doctor`] (what this machine allows).
+//! made and which guards it gets), [`doctor`] (what this machine allows),
+//! `packages`, `shelf` and [`images`] (what sandboxes can start from besides the host's tools).
 //!
 //! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
 //! with fewer guards than [`doctor::Report`] names.
 
+pub mod archive;
 pub mod conformance;
 pub mod doctor;
+pub mod images;
 mod namespaces;
+mod packages;
 pub mod provider;
+mod shelf;
 pub mod supervisor;
 
+pub use packages::{Manager, Packages};
 pub use provider::{
-    Access, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network, Occupancy,
-    Pool, Provider, Resources, SandboxId, SandboxInfo,
+    Access, Base, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network,
+    Occupancy, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -21,6 +21,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tools::wire::Output;
 
+use crate::packages::{Manager, Packages};
+
 /// The name of one sandbox, chosen by the caller before the sandbox exists.
 ///
 /// The caller writes the id down first (record the intent), then provisions; after a crash it provisions the same id
@@ -83,12 +85,45 @@ pub struct Resources {
     pub hostname: String,
     /// What it may reach. `None`: nothing, and it has no exit either.
     pub network: Option<Network>,
+    /// What its root may do inside.
+    pub rights: Rights,
+    /// What it starts from.
+    pub base: Base,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned(), network: None }
+        Self {
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            hostname: "sandbox".to_owned(),
+            network: None,
+            rights: Rights::default(),
+            base: Base::default(),
+        }
     }
+}
+
+/// What root may do inside a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rights {
+    /// What any user may. It owns its files, and new ones may be put beside the host's.
+    #[default]
+    Few,
+    /// What the system's package manager needs besides: to own what root owns, and to give files and processes to other
+    /// users of the sandbox. A provider that cannot give it gives [`Rights::Few`], and its report says so.
+    Install,
+}
+
+/// What a sandbox starts from: a root file system, and the packages that have been installed into it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Base {
+    /// The name of an image that the provider has; its own choice if `None`.
+    pub image: Option<String>,
+    /// What is installed. A base with any must be prepared ([`Provider::prepare`]) before a sandbox can start from it.
+    pub packages: Packages,
 }
 
 /// What a sandbox may reach, in the words of whoever serves its [`Exit`]. A provider does not look into it.
@@ -295,6 +330,16 @@ pub trait Provider: Send + Sync {
     /// then. `destroy` ends the wait, too.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
+    /// Makes ready what sandboxes of this base start from, by installing its packages, and says meanwhile how far it is. Once
+    /// for each distinct base, however often and by however many servers it is asked for; afterwards it does nothing.
+    /// `provision` of a base that is not prepared is [`Error::Unprepared`]. The hands of fakes have no packages.
+    async fn prepare(&self, base: &Base, _progress: &Progress<'_>) -> Result<(), Error> {
+        match base.packages.is_empty() {
+            true => Ok(()),
+            false => Err(Error::refused("these hands cannot install packages")),
+        }
+    }
+
     /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
     /// asking afterwards returns the kept output. What the tool itself could not do is an [`Output`] that says so, not an
     /// error.
@@ -324,6 +369,9 @@ pub trait Provider: Send + Sync {
     fn exits(&self) -> Exits;
 }
 
+/// Hears how far something is, in a line for people.
+pub type Progress<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// Why a provider did not do what was asked.
 #[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -352,6 +400,19 @@ pub enum Error {
         /// Which bound was reached.
         reason: String,
     },
+    /// The base of this sandbox has packages and is not prepared; nothing was done.
+    #[error("the packages of this sandbox are not installed yet")]
+    Unprepared {},
+    /// A package could not be installed.
+    #[error("{manager} could not install {}: {}", package.as_deref().unwrap_or("its packages"), lines.join("\n"))]
+    Packages {
+        /// Who was to install it.
+        manager: Manager,
+        /// Which one, where that can be told.
+        package: Option<String>,
+        /// The manager's last lines.
+        lines: Vec<String>,
+    },
     /// This machine cannot hold what a sandbox promises, or the request is not allowed.
     #[error("refused: {reason}")]
     Refused {
@@ -366,7 +427,11 @@ impl Error {
     pub fn may_have_happened(&self) -> bool {
         match self {
             Self::Gone { .. } | Self::Unavailable { .. } => true,
-            Self::Fenced { .. } | Self::Busy { .. } | Self::Refused { .. } => false,
+            Self::Fenced { .. }
+            | Self::Busy { .. }
+            | Self::Refused { .. }
+            | Self::Unprepared {}
+            | Self::Packages { .. } => false,
         }
     }
 
@@ -375,7 +440,11 @@ impl Error {
     pub fn may_retry(&self) -> bool {
         match self {
             Self::Unavailable { .. } | Self::Busy { .. } => true,
-            Self::Gone { .. } | Self::Fenced { .. } | Self::Refused { .. } => false,
+            Self::Gone { .. }
+            | Self::Fenced { .. }
+            | Self::Refused { .. }
+            | Self::Unprepared {}
+            | Self::Packages { .. } => false,
         }
     }
 

@@ -128,6 +128,11 @@ pub(crate) trait Engine: Send + Sync {
     /// Environments of all workspaces that are not archived and may ask for a pool: by the text of what is kept, so that
     /// some may not. The oldest first.
     async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error>;
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error>;
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

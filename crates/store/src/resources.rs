@@ -141,6 +141,16 @@ impl Store {
         Ok(asking.collect())
     }
 
+    /// Environments of all workspaces that are not archived, by id, at most `limit` after that one. For what the background
+    /// does about each.
+    pub async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        self.0.engine.environments_after(after, limit).await
+    }
+
     /// Changes an environment. [`ChangeError::Exists`] if its new name is taken.
     pub async fn change_environment(
         &self,

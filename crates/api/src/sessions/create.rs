@@ -91,9 +91,6 @@ fn refuse_unbuilt(environment: &Environment) -> Result<(), Invalid> {
         EnvironmentConfig::SelfHosted {} => {
             Err(Invalid::unbuilt(path, "a session in a `self_hosted` environment"))
         }
-        EnvironmentConfig::Cloud { networking: _, packages } if !packages.is_empty() => {
-            Err(Invalid::unbuilt(path, "a session in an environment with `packages`"))
-        }
         EnvironmentConfig::Cloud { .. } => Ok(()),
     }
 }

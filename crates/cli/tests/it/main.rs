@@ -6,6 +6,7 @@ mod commands;
 mod database;
 mod fleet;
 mod flows;
+mod images;
 mod keys;
 mod kill_nine;
 mod network;

@@ -4,19 +4,21 @@
 //! has one thread, so ordinary code is safe here; it refuses to return: it becomes `tools`, or it says which step failed
 //! and exits.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
 
 use super::cgroups::Doors;
-use super::profile::Profile;
-use super::{landlock, root, sys};
+use super::profile::{Owners, Profile};
+use super::stacks::Plan;
+use super::{etc, landlock, root, sys};
 use crate::provider::{Access, EXIT_PORT, Limits, Mount, Resources};
 use crate::supervisor::passing;
 
@@ -45,6 +47,13 @@ pub(crate) const GO: u8 = b'g';
 /// The byte that brings the exit to the parent.
 pub(crate) const EXIT: u8 = 0;
 
+/// The byte that brings a folder below a layer from the parent, who comes before [`GO`] with all of them.
+pub(crate) const LOWER: u8 = b'l';
+
+/// What a package manager needs: to give files to others, to change those of others, to become others and to end their
+/// processes. `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`, `KILL`, `SETGID`, `SETUID`; each only for ids of this sandbox.
+const KEPT_FOR_PACKAGES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7;
+
 /// Where `tools` expects its control socket.
 const CONTROL: i32 = 3;
 
@@ -64,9 +73,8 @@ const EXIT_VARIABLES: &[&str] =
     &["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 /// What is reached without it: the sandbox itself.
 const DIRECT_VARIABLES: &[&str] = &["no_proxy", "NO_PROXY"];
-/// Where the host keeps whom it trusts, on one distribution or another, and who wants to be told. Programs that carry a list
-/// of their own would not know an authority of the operator's.
-const TRUSTED: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+/// Who wants to be told whom the host trusts. Programs that carry a list of their own would not know an authority of the
+/// operator's.
 const TRUST_VARIABLES: &[&str] = &[
     "SSL_CERT_FILE",
     "CURL_CA_BUNDLE",
@@ -81,13 +89,14 @@ const TRUST_VARIABLES: &[&str] = &[
 pub(crate) fn become_sandbox(
     profile: &Profile,
     resources: &Resources,
+    plan: &Plan,
     doors: &Doors,
     control: &UnixStream,
     mut sync: UnixStream,
 ) -> ! {
     // A panic must not unwind into the copy of the supervisor's loop that lies below on this stack.
     let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        lock_in(profile, resources, doors, control, &sync)
+        lock_in(profile, resources, plan, doors, control, &sync)
     }));
     let message = match attempt {
         Ok(Err(failure)) => failure.to_string(),
@@ -101,18 +110,26 @@ pub(crate) fn become_sandbox(
 fn lock_in(
     profile: &Profile,
     resources: &Resources,
+    plan: &Plan,
     doors: &Doors,
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Resources { limits, mounts, hostname, network } = resources;
+    let Resources { limits, mounts, hostname, network, rights: _, base: _ } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
 
     doors.enter_early().step("enter the control group")?;
 
     // With the supervisor's ids still, so that the way to mounted folders is open.
     root::detach_propagation()?;
-    let held = root::hold(mounts)?;
+    let mounted = root::hold(mounts)?;
+    let mut lowers = match profile.owners {
+        // The parent brings them.
+        Owners::Mapped => Vec::new(),
+        Owners::AsTheyAre => {
+            plan.held.iter().map(|folder| root::hold_lower(folder)).collect::<Result<_, _>>()?
+        }
+    };
     if profile.guards.network {
         sys::loopback_up().step("bring up the loopback interface")?;
         if network.is_some() {
@@ -121,10 +138,13 @@ fn lock_in(
     }
     sys::set_hostname(hostname).step("set the host name")?;
 
-    wait_for_go(sync)?;
+    lowers.extend(wait_for_go(sync)?);
+    if lowers.len() != plan.held.len() {
+        return Err(io::Error::other("not all came")).step("get the folders below layers");
+    }
 
     sys::become_namespace_root(profile.ids.groups()).step("become the namespace's root")?;
-    root::build(&profile.layout, limits, hostname, held)?;
+    root::build(root::Parts { layout: &profile.layout, limits, hostname, plan, lowers, mounts: mounted })?;
 
     limit(limits)?;
     doors.enter_late().step("enter the control group")?;
@@ -135,7 +155,8 @@ fn lock_in(
     }
     sys::new_session().step("start a session")?;
     if profile.guards.capabilities {
-        sys::drop_capabilities().step("drop capabilities")?;
+        sys::drop_capabilities(if plan.installs { KEPT_FOR_PACKAGES } else { 0 })
+            .step("drop capabilities")?;
     }
     sys::no_new_privileges().step("set no_new_privs")?;
     // Again: the change of ids cleared it.
@@ -188,19 +209,25 @@ fn environment(has_exit: bool) -> Vec<String> {
         let exit = format!("http://127.0.0.1:{EXIT_PORT}");
         environment.extend(EXIT_VARIABLES.iter().map(|name| set(name, &exit)));
         environment.extend(DIRECT_VARIABLES.iter().map(|name| set(name, "localhost,127.0.0.1,::1")));
-        if let Some(trusted) = TRUSTED.iter().find(|path| Path::new(path).exists()) {
+        let trusted = [etc::HOST_TRUSTED].into_iter().chain(etc::TRUSTED.iter().copied());
+        if let Some(trusted) = trusted.into_iter().find(|path| Path::new(path).exists()) {
             environment.extend(TRUST_VARIABLES.iter().map(|name| set(name, trusted)));
         }
     }
     environment
 }
 
-fn wait_for_go(mut sync: &UnixStream) -> Result<(), Failure> {
-    let mut byte = [0];
-    match sync.read_exact(&mut byte) {
-        Ok(()) => Ok(()),
-        // The supervisor has died or given up; nobody is left to tell.
-        Err(_) => sys::exit_now(1),
+/// Waits for the parent's word, and takes what comes before it.
+fn wait_for_go(sync: &UnixStream) -> Result<Vec<OwnedFd>, Failure> {
+    let mut lowers = VecDeque::new();
+    loop {
+        let mut byte = [0];
+        match passing::receive(sync, &mut byte, &mut lowers) {
+            Ok(1) if byte[0] == GO => return Ok(lowers.into()),
+            Ok(1) => {}
+            // The supervisor has died or given up; nobody is left to tell.
+            Ok(_) | Err(_) => sys::exit_now(1),
+        }
     }
 }
 

@@ -76,11 +76,6 @@ const DEPTH_MAX: usize = 8;
 /// Written fresh. There is no name service and nobody to ask: a look-up fails at once instead of after a timeout.
 const WRITTEN: &[(&str, &str)] = &[
     (
-        "passwd",
-        "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-    ),
-    ("group", "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"),
-    (
         "nsswitch.conf",
         "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\nprotocols: files\nservices: files\n",
     ),
@@ -89,9 +84,43 @@ const WRITTEN: &[(&str, &str)] = &[
         "# No network: names are not resolved here.\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
     ),
     ("hosts", "127.0.0.1\tlocalhost sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+    // The sandbox is thrown away, so nothing of the system's needs protection from `pip install`.
+    ("pip.conf", PIP),
     ("hostname", "sandbox\n"),
     ("fstab", ""),
 ];
+
+const PIP: &str =
+    "[global]\nbreak-system-packages = true\nroot-user-action = ignore\ndisable-pip-version-check = true\n";
+
+/// The accounts that every sandbox has. Where the host has a package manager, its other system accounts are there too,
+/// because packages name them as owners of files: their names and numbers, and nothing of people.
+const PASSWD: &str =
+    "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
+const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
+/// The first number of people's accounts, everywhere.
+const PEOPLE_FIRST: u32 = 1000;
+
+/// There are no users to drop to for downloads, and a proxy instead of a network.
+const APT: &str = "APT::Sandbox::User \"root\";\nAPT::Get::Assume-Yes \"true\";\nDpkg::Use-Pty \"0\";\nDir::Cache::pkgcache \"\";\nDir::Cache::srcpkgcache \"\";\n";
+const APT_FILE: &str = "apt/apt.conf.d/90sandbox";
+/// Of `/etc/apt`, what says where packages come from and whose they must be. Never `auth.conf`, which holds passwords, nor
+/// `apt.conf`, which may hold a proxy's.
+const APT_COPIED: &[&str] = &[
+    "keyrings",
+    "preferences",
+    "preferences.d",
+    "sources.list",
+    "sources.list.d",
+    "trusted.gpg",
+    "trusted.gpg.d",
+];
+
+/// Whom the host trusts, where an image finds it.
+pub(crate) const HOST_TRUSTED: &str = "/etc/ssl/host-certificates.crt";
+/// Where the host keeps whom it trusts, on one distribution or another.
+pub(crate) const TRUSTED: &[&str] =
+    &["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 
 /// Fills the new folder `to` from the host's `from`.
 pub(crate) fn curate(from: &Path, to: &Path) -> io::Result<()> {
@@ -106,10 +135,106 @@ pub(crate) fn curate(from: &Path, to: &Path) -> io::Result<()> {
         }
         copy(&source, &metadata, &target, DEPTH_MAX, &mut budget)?;
     }
+    curate_apt(&from.join("apt"), &to.join("apt"), &mut budget)?;
     for (name, text) in WRITTEN {
         write(&to.join(name), text.as_bytes())?;
     }
+    for (name, usual) in [("passwd", PASSWD), ("group", GROUP)] {
+        let hosts = fs::read_to_string(from.join(name)).unwrap_or_default();
+        write(&to.join(name), accounts(usual, &hosts).as_bytes())?;
+    }
     symlink("/proc/self/mounts", to.join("mtab"))
+}
+
+/// The usual accounts and the host's system accounts.
+fn accounts(usual: &str, hosts: &str) -> String {
+    let mut lines: Vec<String> = usual.lines().map(str::to_owned).collect();
+    for line in hosts.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        let known = |name: &str| usual.lines().any(|line| line.split(':').next() == Some(name));
+        match fields.as_slice() {
+            [name, _, id, rest @ ..]
+                if !known(name) && id.parse::<u32>().is_ok_and(|id| id < PEOPLE_FIRST) =>
+            {
+                lines.push(match rest {
+                    [group, _about, home, shell] => format!("{name}:x:{id}:{group}::{home}:{shell}"),
+                    _ => format!("{name}:x:{id}:"),
+                });
+            }
+            _ => {}
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+fn curate_apt(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<()> {
+    if !from.is_dir() {
+        return Ok(());
+    }
+    folder(&to.join("apt.conf.d"))?;
+    for name in APT_COPIED {
+        let source = from.join(name);
+        let Ok(metadata) = fs::symlink_metadata(&source) else { continue };
+        copy(&source, &metadata, &to.join(name), 2, budget)?;
+    }
+    drop_passwords(&to.join("sources.list"))?;
+    for entry in fs::read_dir(to.join("sources.list.d")).into_iter().flatten() {
+        drop_passwords(&entry?.path())?;
+    }
+    write(&to.join(APT_FILE.trim_start_matches("apt/")), APT.as_bytes())
+}
+
+/// Removes a list of sources whose addresses hold a user name or a password.
+fn drop_passwords(list: &Path) -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(list) else { return Ok(()) };
+    let tells = text.split("://").skip(1).any(|rest| {
+        rest.split(|char: char| char == '/' || char.is_whitespace()).next().unwrap_or_default().contains('@')
+    });
+    if tells { fs::remove_file(list) } else { Ok(()) }
+}
+
+/// Gives an image's `/etc` what a sandbox needs to find its way. `curated` is the one that [`curate`] made; `to` is a real
+/// folder. What is replaced may be a link to anywhere, so it is removed, never followed.
+pub(crate) fn complete(curated: &Path, to: &Path, hostname: &str) -> io::Result<()> {
+    let of_curated = |name: &str| fs::read(curated.join(name));
+    replace(&to.join("resolv.conf"), &of_curated("resolv.conf")?)?;
+    replace(&to.join("hosts"), hosts(hostname).as_bytes())?;
+    replace(&to.join("hostname"), format!("{hostname}\n").as_bytes())?;
+    for (name, text) in [("passwd", PASSWD), ("group", GROUP), ("pip.conf", PIP)] {
+        if fs::symlink_metadata(to.join(name)).is_err() {
+            write(&to.join(name), text.as_bytes())?;
+        }
+    }
+    let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    if ["apt", "apt/apt.conf.d"].iter().all(|name| is_folder(&to.join(name))) {
+        replace(&to.join(APT_FILE), APT.as_bytes())?;
+    }
+    let inside = |path: &str| to.join(path.trim_start_matches("/etc/"));
+    let trusted =
+        TRUSTED.iter().find_map(|path| fs::read(curated.join(path.trim_start_matches("/etc/"))).ok());
+    if let Some(trusted) = trusted {
+        let ssl = to.join("ssl");
+        if !is_folder(&ssl) {
+            let _ = fs::remove_file(&ssl);
+            folder(&ssl)?;
+        }
+        replace(&inside(HOST_TRUSTED), &trusted)?;
+    }
+    Ok(())
+}
+
+/// The hosts that a sandbox of this name knows.
+pub(crate) fn hosts(hostname: &str) -> String {
+    format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+}
+
+/// Puts a file in the place of whatever is there.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    write(path, bytes)
 }
 
 struct Budget {
@@ -182,7 +307,18 @@ mod tests {
             .unwrap();
         fs::write(host.path().join("ssl/private/key.pem"), "secret").unwrap();
         fs::write(host.path().join("shadow"), "secret").unwrap();
-        fs::write(host.path().join("passwd"), "host:x:1:1::/:/bin/sh\n").unwrap();
+        fs::write(
+            host.path().join("passwd"),
+            "mail:x:8:8:A Name:/var/mail:/bin/false\nann:x:1000:1000:Ann:/home/ann:/bin/sh\nroot:x:0:0::/:/x\n",
+        )
+        .unwrap();
+        fs::create_dir_all(host.path().join("apt/auth.conf.d")).unwrap();
+        fs::create_dir_all(host.path().join("apt/sources.list.d")).unwrap();
+        fs::write(host.path().join("apt/auth.conf.d/x"), "secret").unwrap();
+        fs::write(host.path().join("apt/auth.conf"), "secret").unwrap();
+        fs::write(host.path().join("apt/sources.list"), "deb http://deb.example/ stable main\n").unwrap();
+        fs::write(host.path().join("apt/sources.list.d/a.list"), "deb https://ann:secret@deb.example/ x y\n")
+            .unwrap();
         symlink("../usr/share/zoneinfo/UTC", host.path().join("localtime")).unwrap();
 
         curate(host.path(), &etc).unwrap();
@@ -192,6 +328,11 @@ mod tests {
         assert!(!etc.join("ssl/certs/key.pem").exists());
         assert!(!etc.join("ssl/private").exists());
         assert!(!etc.join("shadow").exists());
-        assert!(fs::read_to_string(etc.join("passwd")).unwrap().starts_with("root:"));
+        let accounts = fs::read_to_string(etc.join("passwd")).unwrap();
+        assert_eq!(accounts, format!("{PASSWD}mail:x:8:8::/var/mail:/bin/false\n"));
+        assert!(etc.join("apt/sources.list").exists() && etc.join(APT_FILE).exists());
+        for absent in ["apt/auth.conf", "apt/auth.conf.d", "apt/sources.list.d/a.list"] {
+            assert!(!etc.join(absent).exists(), "{absent}");
+        }
     }
 }

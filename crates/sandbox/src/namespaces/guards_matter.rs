@@ -17,6 +17,7 @@ use super::cgroups::Groups;
 use super::probe::Findings;
 use super::profile::{Guards, Ids, Profile, clean_folder};
 use super::root::Layout;
+use super::stacks::{Found, Plan};
 use super::start::{OnlyThread, Started, start};
 use super::sys;
 use crate::provider::{Limits, Resources};
@@ -93,8 +94,9 @@ fn run_case(guards: OsString) {
     }
     let limits = Limits { memory_bytes: 64 << 20, processes: 64, ..Limits::default() };
     let group = profile.groups.create("case", &limits).unwrap();
+    let plan = Plan::over_host(&profile.layout, &Found::default(), false, false).unwrap();
     let Started { pid: _, process, mut control, sync: _sync } =
-        start(&only, &profile, &group, 0, &Resources { limits, ..Resources::default() }).unwrap();
+        start(&only, &profile, &group, 0, &Resources { limits, ..Resources::default() }, &plan).unwrap();
     let program = std::env::var_os(PROGRAM).map(OsString::into_string).unwrap().unwrap();
     let command = format!("cat > program.py <<'END'\n{PRELUDE}\n{program}\nEND\npython3 program.py 2>&1");
     let op = Op::Execute {

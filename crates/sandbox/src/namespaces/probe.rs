@@ -3,9 +3,10 @@
 //! Distributions, containers and administrators switch parts of this off in many ways, and a version number tells about
 //! none of them. The findings choose the profile; the report tells people.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use super::profile::{Ids, own_ids};
 use super::start::{self, Launched, NAMESPACES, OnlyThread};
 use super::{landlock, root, sys};
 use crate::doctor::{self, Guard, Report};
+use crate::provider::Access;
+use crate::supervisor::passing;
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,8 @@ pub(crate) struct Findings {
     user_namespace: Option<String>,
     namespaces: Option<String>,
     trial: Trial,
+    /// Why the owners of folders below layers cannot be mapped; `None` where they can.
+    owners: Option<String>,
     pub(crate) seccomp: bool,
     pub(crate) landlock_abi: u32,
 }
@@ -58,6 +63,7 @@ impl Findings {
             user_namespace,
             namespaces,
             trial,
+            owners: try_owners(only, ids),
             seccomp: sys::filter_can_return_errors(),
             landlock_abi: sys::landlock_abi(),
         }
@@ -66,6 +72,26 @@ impl Findings {
     /// Whether an overlay can be put over this folder.
     pub(crate) fn takes_layer(&self, folder: &Path) -> bool {
         self.trial.layers.contains(folder)
+    }
+
+    /// Whether images and package layers can be shown with owners of the sandbox's own.
+    pub(crate) fn maps_owners(&self) -> bool {
+        self.owners.is_none()
+    }
+
+    /// Why root inside cannot be given what the system's package manager needs; `None` where it can.
+    pub(crate) fn lacks_for_packages(&self, groups: &Groups) -> Option<String> {
+        if !own_ids().is_ok_and(Ids::are_many) {
+            return Some("a sandbox has one user only, and installing needs several".to_owned());
+        }
+        if !self.takes_layer(Path::new("/usr")) {
+            return Some("no overlay over /usr".to_owned());
+        }
+        if !groups.limits(Controller::Processes) {
+            // The other limit counts for each user, and whoever can become others has as many.
+            return Some("no control group counts processes".to_owned());
+        }
+        self.owners.clone()
     }
 
     /// The report for people and programs.
@@ -93,7 +119,13 @@ impl Findings {
                 "made by trying",
                 "in a container, run it with `--security-opt systempaths=unconfined --security-opt seccomp=unconfined`",
             ),
-            guard(doctor::NO_NEW_PRIVILEGES, true, &self.trial.privileges, "made by trying", kernel),
+            guard(
+                doctor::NO_NEW_PRIVILEGES,
+                true,
+                &self.trial.privileges,
+                "made by trying; no capability, but for sandboxes that may install packages",
+                kernel,
+            ),
         ];
         let seccomp = (!self.seccomp).then(|| "the kernel has no seccomp filters".to_owned());
         guards.push(guard(doctor::SECCOMP, false, &seccomp, "seccomp", kernel));
@@ -135,7 +167,17 @@ impl Findings {
             groups.describe(Controller::Processes).unwrap_or("resource limit of the user namespace");
         guards.push(guard(doctor::PROCESS_LIMIT, false, &None, processes, ""));
         guards.push(guard(doctor::DISK_LIMIT, false, &None, "tmpfs size and resource limits", ""));
-        Report::from_guards(guards)
+        let lacks = self.lacks_for_packages(groups);
+        let detail = "apt and dpkg work in sandboxes that may install packages, with seven capabilities that end at the sandbox";
+        let instead = lacks.map(|why| format!("{why}; pip, npm and cargo work, apt and dpkg do not"));
+        let packages = guard(
+            doctor::PACKAGES,
+            false,
+            &instead,
+            detail,
+            "run the server as root, on Linux 5.19 or later, with control groups",
+        );
+        Report::from_guards(guards, vec![packages])
     }
 }
 
@@ -179,6 +221,47 @@ fn attempt(
     Ok(report)
 }
 
+/// Maps the owners of `/usr` for a namespace, as for a sandbox that may install packages, and looks at them from inside.
+fn try_owners(only: &OnlyThread, ids: Ids) -> Option<String> {
+    let Ids::Ranges { .. } = ids else {
+        return Some("only the host's root can map the owners of files".to_owned());
+    };
+    let look = |mut sync: UnixStream| {
+        let try_it = || -> Result<(), Failure> {
+            root::detach_propagation()?;
+            let mut trees = VecDeque::new();
+            passing::receive(&sync, &mut [0], &mut trees).step("get a folder")?;
+            sys::become_namespace_root(ids.groups()).step("become the namespace's root")?;
+            root::try_stage()?;
+            trees.pop_front().map_or_else(
+                || Err(io::Error::other("it did not come")).step("get a folder"),
+                |tree| root::try_held(&tree),
+            )
+        };
+        let said = try_it().err().map_or_else(String::new, |failure| failure.to_string());
+        let _ = sync.write_all(said.as_bytes());
+    };
+    let attempt = || -> Result<String, Failure> {
+        let namespaces = libc::CLONE_NEWUSER | libc::CLONE_NEWNS;
+        let Launched { pid, process: _process, mut sync } = start::launch(only, namespaces, None, look)?;
+        start::map_ids(pid, ids, 0)?;
+        // What the supervisor itself makes is shown this way too, so its folder must take it as well.
+        let namespace = start::user_namespace(pid)?;
+        start::hold_mapped(Path::new("."), &namespace, Access::ReadWrite)?;
+        let usr = start::hold_mapped(Path::new("/usr"), &namespace, Access::ReadOnly)?;
+        sync.set_read_timeout(Some(TRIAL_TIME_MAX)).step("set a timeout")?;
+        passing::send(&sync, &[child::LOWER], usr.as_fd()).step("bring a folder")?;
+        let mut said = String::new();
+        sync.read_to_string(&mut said).step("read the trial's report")?;
+        Ok(said)
+    };
+    match attempt() {
+        Ok(said) if said.is_empty() => None,
+        Ok(said) => Some(said),
+        Err(failure) => Some(failure.to_string()),
+    }
+}
+
 fn try_everything(ids: Ids, mut sync: UnixStream) {
     let mut layers = BTreeSet::new();
     let mut try_root = || -> Result<(), Failure> {
@@ -196,7 +279,7 @@ fn try_everything(ids: Ids, mut sync: UnixStream) {
         root::try_proc_and_root()
     };
     let root = try_root().err().map(|failure| failure.to_string());
-    let privileges = sys::drop_capabilities()
+    let privileges = sys::drop_capabilities(0)
         .step("drop capabilities")
         .and_then(|()| sys::no_new_privileges().step("set no_new_privs"))
         .err()

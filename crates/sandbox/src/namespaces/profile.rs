@@ -17,6 +17,9 @@ pub(crate) struct Profile {
     pub(crate) agent: OwnedFd,
     pub(crate) layout: Layout,
     pub(crate) ids: Ids,
+    pub(crate) owners: Owners,
+    /// Whether root inside can be given what package managers need.
+    pub(crate) installs: bool,
     pub(crate) groups: Groups,
     /// The compiled system call filter; `None` where the kernel has none.
     pub(crate) filter: Option<Vec<libc::sock_filter>>,
@@ -47,6 +50,15 @@ pub(crate) enum Ids {
     /// Root inside is root outside. Exists to show, in this crate's tests, what goes wrong then.
     #[cfg_attr(not(test), expect(dead_code, reason = "never made outside of tests"))]
     HostRoot,
+}
+
+/// How a sandbox sees the owners of files that others have put below its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// As its own: 0 is its root, and so on.
+    Mapped,
+    /// As the kernel sees them. An ordinary user's own files are root's inside; whatever belongs to others, nobody's.
+    AsTheyAre,
 }
 
 /// Where the ranges start: above what people, services and other container tools use, below what is reserved.
@@ -95,6 +107,16 @@ impl Ids {
         }
     }
 
+    /// Whether a sandbox's ids are nobody's on the host.
+    pub(crate) fn are_ranges(self) -> bool {
+        matches!(self, Self::Ranges { .. })
+    }
+
+    /// Whether there are ids enough for other users than root.
+    pub(crate) fn are_many(self) -> bool {
+        matches!(self, Self::Ranges { length: RANGE_LENGTH, .. })
+    }
+
     /// How many sandboxes can have ids of their own at once.
     pub(crate) fn slots(self) -> u32 {
         match self {
@@ -140,6 +162,8 @@ impl Profile {
             agent: agent::tools()?,
             layout: Layout::of_host(|path| findings.takes_layer(path)),
             ids: own_ids()?,
+            owners: if findings.maps_owners() { Owners::Mapped } else { Owners::AsTheyAre },
+            installs: findings.lacks_for_packages(&groups).is_none(),
             groups,
             filter: findings.seccomp.then(|| seccomp::program(memory)),
             landlock_abi: findings.landlock_abi,

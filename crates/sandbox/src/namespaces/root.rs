@@ -1,9 +1,10 @@
 //! The root file system of a sandbox: the host's tools, a private writable layer, and nothing of the host's own.
 //!
-//! There is no image. One tmpfs of bounded size holds everything that a sandbox writes; `/usr` (and what else holds
-//! programs) and a curated `/etc` are seen through overlays whose upper layers lie in that tmpfs. Built by the child in its own
-//! mount namespace, and pivoted into, after which the host's tree is out of reach. It refuses to show `/home`, `/root`,
-//! `/var`, `/run` or anything else of the host that is not named here.
+//! One tmpfs of bounded size holds everything that a sandbox writes. Without an image, `/usr` (and what else holds
+//! programs) and a curated `/etc` are seen through overlays whose upper layers lie in that tmpfs; an image is seen whole,
+//! through one. `stacks` says what lies under them. Built by the child in its own mount namespace, and pivoted into, after
+//! which the host's tree is out of reach. It refuses to show `/home`, `/root`, `/var` (but for the database of packages),
+//! `/run` or anything else of the host that is not named here.
 //!
 //! Inside the working folder, where nobody but the child looks:
 //!
@@ -12,6 +13,8 @@
 //! stage/          the tmpfs of one sandbox
 //!   r/            becomes /
 //!   u/ w/         upper and work folders of the overlays; out of reach once r/ is the root
+//!   l/            where folders that were taken hold of are mounted for the overlays over them; as much out of reach
+//!   d/ e/         /dev and the empty /sys of a sandbox from an image, whose own are not used
 //! ```
 
 use std::ffi::CString;
@@ -22,7 +25,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, open, statx, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, statat, statx,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -32,6 +36,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root, umask};
 
 use super::child::{Failure, Step};
+use super::stacks::{Kind, Lower, Plan, Stack};
 use super::{etc, sys};
 use crate::provider::{Access, Limits, Mount};
 
@@ -39,6 +44,7 @@ use crate::provider::{Access, Limits, Mount};
 pub(crate) const ETC: &str = "etc";
 pub(crate) const STAGE: &str = "stage";
 const ROOT: &str = "stage/r";
+const LOWERS: &str = "stage/l";
 
 /// How the host's folders of programs appear. Looked at once, when the supervisor starts.
 #[derive(Clone, Debug)]
@@ -111,6 +117,36 @@ const EMPTY_FOLDERS: &[&str] = &[
     "workspace",
 ];
 const SHARED_FOLDERS: &[&str] = &["tmp", "var/tmp", "dev/shm"];
+
+/// What package managers expect to find, beside their database. Parents first.
+const FOLDERS_OF_PACKAGES: &[&str] = &[
+    "var/cache/apt",
+    "var/cache/apt/archives",
+    "var/cache/apt/archives/partial",
+    "var/cache/debconf",
+    "var/lib/apt",
+    "var/lib/apt/lists",
+    "var/lib/apt/lists/partial",
+    "var/log/apt",
+];
+
+/// What a sandbox has even if its image has not. Parents first.
+const IMAGE_FOLDERS: &[&str] = &[
+    "dev",
+    "etc",
+    "mnt",
+    "mnt/session",
+    "mnt/session/outputs",
+    "mnt/session/uploads",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "var",
+    "var/tmp",
+    "workspace",
+];
 
 /// What a program may find in `/dev`. No terminal, no disk, no `/dev/kvm`.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
@@ -220,6 +256,16 @@ impl Layout {
         }
     }
 
+    /// The folders of programs that are seen through a layer.
+    pub(crate) fn layered(&self) -> impl Iterator<Item = &'static str> {
+        self.folders.iter().filter(|folder| folder.kind == FolderKind::Layer).map(|folder| folder.name)
+    }
+
+    /// Whether the curated `/etc` is.
+    pub(crate) fn has_etc_layer(&self) -> bool {
+        self.etc == Etc::Layer
+    }
+
     #[cfg(test)]
     pub(crate) fn without_masks(mut self) -> Self {
         self.masked.clear();
@@ -268,28 +314,101 @@ pub(crate) fn hold(mounts: &[Mount]) -> Result<Vec<HeldMount>, Failure> {
         .collect()
 }
 
+/// Takes hold of a folder that lies under an overlay. Nothing that is mounted below it comes along.
+pub(crate) fn hold_lower(folder: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, folder, flags).step("take hold of a folder below a layer")
+}
+
+/// What one sandbox's root is built from.
+pub(crate) struct Parts<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) limits: &'a Limits,
+    pub(crate) hostname: &'a str,
+    pub(crate) plan: &'a Plan,
+    /// The folders of `plan.held`, each a mount that is nowhere yet.
+    pub(crate) lowers: Vec<OwnedFd>,
+    pub(crate) mounts: Vec<HeldMount>,
+}
+
 /// Builds the root and moves into it. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
 /// ids are those of the namespace's root already, so that everything made here belongs to it.
-pub(crate) fn build(
-    layout: &Layout,
-    limits: &Limits,
-    hostname: &str,
-    mounts: Vec<HeldMount>,
-) -> Result<(), Failure> {
+pub(crate) fn build(parts: Parts<'_>) -> Result<(), Failure> {
+    let Parts { layout, limits, hostname, plan, mut lowers, mounts } = parts;
     let mask = umask(Mode::empty());
-    mount_stage(limits)?;
+    match plan.stage.and_then(|_| lowers.pop()) {
+        None => mount_stage(limits)?,
+        Some(folder) => {
+            let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+            sys::mount_attributes(folder.as_fd(), attributes).step("restrict the stage")?;
+            move_mount(&folder, "", CWD, STAGE, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .step("mount the stage")?;
+        }
+    }
+    for folder in [ROOT, "stage/u", "stage/w"] {
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    mount_lowers(lowers)?;
+    match plan.kind {
+        Kind::Host => build_over_host(layout, hostname, plan)?,
+        Kind::Image => build_over_image(hostname, plan)?,
+    }
+    mount_devices()?;
+    mount_proc(layout)?;
+    for held in mounts {
+        mount_held(held, plan.kind)?;
+    }
+    umask(mask);
+    enter()
+}
+
+fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan) -> Result<(), Failure> {
     make_folders()?;
     // A mount of its own, because only a mount can become the root.
     mount_bind(ROOT, ROOT).step("make the root a mount")?;
     mount_programs(layout)?;
-    mount_etc(layout, hostname)?;
-    mount_devices()?;
-    mount_proc(layout)?;
-    for held in mounts {
-        mount_held(held)?;
+    for stack in &plan.stacks {
+        mount_stack(layout, plan, stack)?;
     }
-    umask(mask);
-    enter()
+    if plan.installs {
+        for name in FOLDERS_OF_PACKAGES {
+            make_if_missing(&Path::new(ROOT).join(name))?;
+        }
+    }
+    name_host(layout, hostname)
+}
+
+/// Everything that is touched here by name is made sure of first: an image may hold a link in its place, and until the root
+/// is entered such a link would lead into the host's tree.
+fn build_over_image(hostname: &str, plan: &Plan) -> Result<(), Failure> {
+    for stack in &plan.stacks {
+        mount_layer(plan, stack, ROOT)?;
+    }
+    for name in IMAGE_FOLDERS {
+        insist_on_folder(&Path::new(ROOT).join(name), if name.ends_with("tmp") { 0o1777 } else { 0o755 })?;
+    }
+    for (plain, covered) in [("stage/d", "stage/r/dev"), ("stage/e", "stage/r/sys")] {
+        mkdirat(CWD, plain, Mode::from_raw_mode(0o755)).step("make folders")?;
+        mount_bind(plain, covered).step("cover a folder of the image")?;
+    }
+    for (name, mode) in [("pts", 0o755), ("shm", 0o1777)] {
+        mkdirat(CWD, format!("stage/d/{name}"), Mode::from_raw_mode(mode)).step("make folders")?;
+    }
+    etc::complete(Path::new(ETC), Path::new("stage/r/etc"), hostname).step("complete the image's /etc")
+}
+
+/// Mounts what was taken hold of where [`mount_layer`] finds it: an overlay takes names only, and these say nothing.
+fn mount_lowers(lowers: Vec<OwnedFd>) -> Result<(), Failure> {
+    if !lowers.is_empty() {
+        mkdirat(CWD, LOWERS, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    for (number, tree) in lowers.into_iter().enumerate() {
+        let target = format!("{LOWERS}/{number}");
+        mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+        move_mount(&tree, "", CWD, &target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .step("mount a folder below a layer")?;
+    }
+    Ok(())
 }
 
 fn mount_stage(limits: &Limits) -> Result<(), Failure> {
@@ -300,9 +419,6 @@ fn mount_stage(limits: &Limits) -> Result<(), Failure> {
 }
 
 fn make_folders() -> Result<(), Failure> {
-    for folder in [ROOT, "stage/u", "stage/w"] {
-        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
-    }
     let mut path = String::with_capacity(64);
     let mut below_root = |name: &str, mode: u32| {
         path.clear();
@@ -315,6 +431,7 @@ fn make_folders() -> Result<(), Failure> {
     SHARED_FOLDERS.iter().try_for_each(|name| below_root(name, 0o1777))
 }
 
+/// What is no layer. What is gets a folder to be mounted on.
 fn mount_programs(layout: &Layout) -> Result<(), Failure> {
     for Folder { name, kind } in &layout.folders {
         let target = format!("{ROOT}/{name}");
@@ -322,15 +439,6 @@ fn mount_programs(layout: &Layout) -> Result<(), Failure> {
             FolderKind::Link(to) => symlinkat(to, CWD, &target).step("link a program folder")?,
             FolderKind::Layer => {
                 mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
-                prepare_layer(name)?;
-                if *name == "usr" {
-                    // A folder that exists in the upper layer too is the agent's; all in it shows through.
-                    layout
-                        .opened
-                        .iter()
-                        .try_for_each(|path| make_if_missing(&Path::new("stage/u").join(path)))?;
-                }
-                mount_layer(&format!("/{name}"), name, &target)?;
             }
             FolderKind::ReadOnly => {
                 mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
@@ -338,7 +446,30 @@ fn mount_programs(layout: &Layout) -> Result<(), Failure> {
             }
         }
     }
+    if layout.etc == Etc::Copy {
+        etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
+    }
     Ok(())
+}
+
+fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack) -> Result<(), Failure> {
+    let upper = Path::new("stage/u").join(stack.name());
+    // A folder that exists in the upper layer too is the agent's; all in it shows through.
+    for path in &layout.opened {
+        let Ok(below) = path.strip_prefix(&stack.target) else { continue };
+        let covered = plan.installs && stack.target == "usr";
+        if covered || (stack.target != "usr" && !path.starts_with("usr/local")) {
+            continue;
+        }
+        make_if_missing(&upper)?;
+        make_if_missing(&upper.join(below))?;
+    }
+    let target = format!("{ROOT}/{}", stack.target);
+    if plan.installs {
+        // Below a stack that has just been mounted there may be no such folder.
+        make_if_missing(Path::new(&target))?;
+    }
+    mount_layer(plan, stack, &target)
 }
 
 fn mount_read_only(folder: &str, target: &str) -> Result<(), Failure> {
@@ -349,42 +480,44 @@ fn mount_read_only(folder: &str, target: &str) -> Result<(), Failure> {
     sys::mount_attributes(mounted.as_fd(), attributes).step("restrict a program folder")
 }
 
-fn mount_etc(layout: &Layout, hostname: &str) -> Result<(), Failure> {
-    let written = match layout.etc {
-        Etc::Layer => {
-            prepare_layer(ETC)?;
-            "stage/u/etc"
-        }
-        Etc::Copy => {
-            etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
-            "stage/r/etc"
-        }
-    };
-    if hostname != "sandbox" {
-        let put =
-            |name: &str, text: String| fs::write(Path::new(written).join(name), text).step("name the host");
-        put("hostname", format!("{hostname}\n"))?;
-        put(
-            "hosts",
-            format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
-        )?;
+fn name_host(layout: &Layout, hostname: &str) -> Result<(), Failure> {
+    if hostname == "sandbox" {
+        return Ok(());
     }
-    match layout.etc {
-        Etc::Layer => mount_layer(ETC, ETC, "stage/r/etc"),
-        Etc::Copy => Ok(()),
-    }
+    let etc = Path::new("stage/r/etc");
+    let named = [("hostname", format!("{hostname}\n")), ("hosts", etc::hosts(hostname))];
+    named
+        .iter()
+        .try_for_each(|(name, text)| match layout.etc {
+            Etc::Layer => etc::replace(&etc.join(name), text.as_bytes()),
+            Etc::Copy => fs::write(etc.join(name), text),
+        })
+        .step("name the host")
 }
 
-fn prepare_layer(name: &str) -> Result<(), Failure> {
+fn mount_layer(plan: &Plan, stack: &Stack, target: &str) -> Result<(), Failure> {
+    let name = stack.name();
     for layer in ["u", "w"] {
-        make_if_missing(&Path::new(STAGE).join(layer).join(name))?;
+        make_if_missing(&Path::new(STAGE).join(layer).join(&name))?;
     }
-    Ok(())
-}
-
-fn mount_layer(lower: &str, name: &str, target: &str) -> Result<(), Failure> {
+    if stack.target == "root" {
+        chmodat(CWD, format!("stage/u/{name}"), Mode::from_raw_mode(0o700), AtFlags::empty())
+            .step("make folders")?;
+    }
+    let lowers: Vec<String> = stack
+        .lowers
+        .iter()
+        .map(|lower| match lower {
+            Lower::Named(path) => path.clone(),
+            Lower::Held(number) => format!("{LOWERS}/{number}"),
+        })
+        .collect();
+    debug_assert!(
+        plan.held.len() >= stack.lowers.iter().filter(|lower| matches!(lower, Lower::Held(_))).count()
+    );
     // Without `userxattr` an ordinary user's overlay cannot replace a deleted folder.
-    let options = format!("lowerdir={lower},upperdir=stage/u/{name},workdir=stage/w/{name},userxattr");
+    let options =
+        format!("lowerdir={},upperdir=stage/u/{name},workdir=stage/w/{name},userxattr", lowers.join(":"));
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("sandbox", target, "overlay", flags, text(&options).as_c_str()).step("mount a writable layer")
 }
@@ -427,14 +560,20 @@ fn mount_proc(layout: &Layout) -> Result<(), Failure> {
     Ok(())
 }
 
-fn mount_held(HeldMount { tree, is_folder, inside }: HeldMount) -> Result<(), Failure> {
+fn mount_held(HeldMount { tree, is_folder, inside }: HeldMount, kind: Kind) -> Result<(), Failure> {
     let mut target = PathBuf::from(ROOT);
     let mut components = inside.components().filter(|part| matches!(part, Component::Normal(_))).peekable();
     while let Some(part) = components.next() {
         target.push(part);
         if components.peek().is_some() || is_folder {
-            make_if_missing(&target)?;
+            match kind {
+                Kind::Host => make_if_missing(&target)?,
+                Kind::Image => insist_on_folder(&target, 0o755)?,
+            }
         } else {
+            if kind == Kind::Image {
+                let _ = unlinkat(CWD, &target, AtFlags::empty());
+            }
             make_file(target.to_str().unwrap_or_default())?;
         }
     }
@@ -456,6 +595,22 @@ fn make_if_missing(path: &Path) -> Result<(), Failure> {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).step("make folders"),
     }
+}
+
+/// Makes a folder of an image if it is missing, and refuses anything but a real one.
+fn insist_on_folder(path: &Path, mode: u32) -> Result<(), Failure> {
+    match mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
+        Ok(()) => return Ok(()),
+        Err(Errno::EXIST) => {}
+        Err(error) => return Err(error).step("make folders"),
+    }
+    let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).step("look at a folder of the image")?;
+    if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
+        return Ok(());
+    }
+    let inside = path.strip_prefix(ROOT).unwrap_or(path).display();
+    Err(io::Error::other(format!("/{inside} is something else in the image")))
+        .step("use a folder of the image")
 }
 
 fn make_file(path: &str) -> Result<(), Failure> {
@@ -518,6 +673,23 @@ pub(crate) fn try_read_only(folder: &Path) -> Result<(), Failure> {
 pub(crate) fn program_folders() -> Vec<PathBuf> {
     let is_folder = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
     PROGRAM_FOLDERS.iter().map(|name| Path::new("/").join(name)).filter(is_folder).collect()
+}
+
+/// Tries an overlay over a folder that somebody else has taken hold of, in a throw-away child of the probe.
+pub(crate) fn try_held(tree: &OwnedFd) -> Result<(), Failure> {
+    for folder in [LOWERS, "stage/u", "stage/w", "stage/m"] {
+        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+    }
+    move_mount(tree, "", CWD, LOWERS, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step("mount a folder below a layer")?;
+    let options = format!("lowerdir={LOWERS},upperdir=stage/u,workdir=stage/w,userxattr");
+    mount("sandbox", "stage/m", "overlay", MountFlags::NODEV, text(&options).as_c_str())
+        .step("mount a writable layer")?;
+    let found = statat(CWD, "stage/m/bin", AtFlags::empty()).step("look through a layer")?;
+    match (found.st_uid, found.st_gid) {
+        (0, 0) => Ok(()),
+        (uid, gid) => Err(io::Error::other(format!("owner {uid}, {gid}"))).step("be shown as an owner"),
+    }
 }
 
 /// Mounts a `/proc` and moves into a root that has nothing else, in a throw-away child of the probe.

@@ -8,14 +8,19 @@ use std::io::{self, Write};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::cgroups::Group;
 use super::child::{self, Failure, Step};
-use super::profile::{Ids, Profile};
+use super::profile::{Ids, Owners, Profile};
+use super::root;
+use super::stacks::Plan;
 use super::sys::{self, Cloned};
-use crate::provider::Resources;
+use crate::provider::{Access, Resources};
+use crate::supervisor::passing;
 
 /// The proof that this process has one thread, without which a copy of it could stand still on a lock for ever.
 ///
@@ -100,6 +105,7 @@ pub(crate) fn start(
     group: &Group,
     slot: u32,
     resources: &Resources,
+    plan: &Plan,
 ) -> Result<Started, Failure> {
     let (control, inside) = UnixStream::pair().step("make the control socket")?;
     let mut resources = resources.clone();
@@ -108,13 +114,36 @@ pub(crate) fn start(
     }
     let namespaces = if profile.guards.network { NAMESPACES } else { NAMESPACES & !libc::CLONE_NEWNET };
     let launched = group.doors().step("open the control group").and_then(|doors| {
-        let become_sandbox = |sync| child::become_sandbox(profile, &resources, &doors, &inside, sync);
+        let become_sandbox = |sync| child::become_sandbox(profile, &resources, plan, &doors, &inside, sync);
         launch(only, namespaces, doors.birthplace(), become_sandbox)
     });
     let Launched { pid, process, mut sync } = launched?;
     map_ids(pid, profile.ids, slot)?;
+    if profile.owners == Owners::Mapped && !plan.held.is_empty() {
+        let namespace = user_namespace(pid)?;
+        for (number, folder) in plan.held.iter().enumerate() {
+            let access = if plan.stage == Some(number) { Access::ReadWrite } else { Access::ReadOnly };
+            let lower = hold_mapped(folder, &namespace, access)?;
+            passing::send(&sync, &[child::LOWER], lower.as_fd()).step("bring a folder below a layer")?;
+        }
+    }
     sync.write_all(&[child::GO]).step("let the process go")?;
     Ok(Started { pid, process, control, sync })
+}
+
+/// The user namespace of a process whose ids are mapped.
+pub(crate) fn user_namespace(pid: i32) -> Result<OwnedFd, Failure> {
+    let path = format!("/proc/{pid}/ns/user");
+    open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).step("open the user namespace")
+}
+
+/// A new mount of this folder, whose owners are those of the namespace.
+pub(crate) fn hold_mapped(folder: &Path, namespace: &OwnedFd, access: Access) -> Result<OwnedFd, Failure> {
+    let tree = root::hold_lower(folder)?;
+    let read_only = if access == Access::ReadOnly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = read_only | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    sys::map_owners(tree.as_fd(), namespace.as_fd(), attributes).step("map the owners of a folder")?;
+    Ok(tree)
 }
 
 /// A copy of this process in new namespaces, waiting for [`child::GO`].

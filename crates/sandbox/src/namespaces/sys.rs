@@ -130,12 +130,16 @@ pub(crate) fn limit(resource: libc::__rlimit_resource_t, value: u64) -> io::Resu
     }
 }
 
-/// Gives up every capability in every set, for this process and all it will ever run.
-pub(crate) fn drop_capabilities() -> io::Result<()> {
+/// Gives up every capability that is not in `kept`, a set of bits below 32, in every set, for this process and all it will
+/// ever run.
+pub(crate) fn drop_capabilities(kept: u32) -> io::Result<()> {
     // SAFETY: prctl takes integers here; capset gets a header and two whole data words that outlive the call.
     unsafe {
         done(i64::from(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)))?;
         for capability in 0..64 {
+            if capability < 32 && kept & (1 << capability) != 0 {
+                continue;
+            }
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
                 // EINVAL: the kernel knows no more capabilities.
                 let error = io::Error::last_os_error();
@@ -146,15 +150,20 @@ pub(crate) fn drop_capabilities() -> io::Result<()> {
             }
         }
         // Running a program as the namespace's root would otherwise try to give capabilities back; with an empty
-        // bounding set it gets none, with these locked bits it does not even try.
-        let bits = libc::SECBIT_NOROOT
+        // bounding set it gets none, with these locked bits it does not even try. Where some are kept, that is how programs
+        // run by root get them, and nobody else.
+        let root = if kept == 0 { libc::SECBIT_NOROOT } else { 0 };
+        let bits = root
             | libc::SECBIT_NOROOT_LOCKED
             | libc::SECBIT_NO_CAP_AMBIENT_RAISE
             | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
         done(i64::from(libc::prctl(libc::PR_SET_SECUREBITS, bits, 0, 0, 0)))?;
         let header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
-        let none = [CapabilityWord { effective: 0, permitted: 0, inheritable: 0 }; 2];
-        done(libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()))
+        let words = [
+            CapabilityWord { effective: kept, permitted: kept, inheritable: 0 },
+            CapabilityWord { effective: 0, permitted: 0, inheritable: 0 },
+        ];
+        done(libc::syscall(libc::SYS_capset, &raw const header, words.as_ptr()))
     }
 }
 
@@ -201,8 +210,18 @@ pub(crate) fn filter_can_return_errors() -> bool {
 
 /// Changes the attributes of a mount and of everything mounted below it.
 pub(crate) fn mount_attributes(mount: BorrowedFd<'_>, set: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    set_mount_attributes(mount, libc::AT_RECURSIVE, set, 0)
+}
+
+/// Makes the owners of what a new mount shows those of this user namespace: who is 0 in the file system is 0 in there.
+pub(crate) fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    let namespace = u64::try_from(namespace.as_raw_fd()).expect("an open descriptor is not negative");
+    set_mount_attributes(mount, 0, set | libc::MOUNT_ATTR_IDMAP, namespace)
+}
+
+fn set_mount_attributes(mount: BorrowedFd<'_>, flags: i32, set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | flags;
     // SAFETY: an empty path and a whole structure of the length given.
     unsafe {
         done(libc::syscall(

@@ -23,11 +23,18 @@ pub(crate) fn memory_bytes(first: i32, limit: u64) -> u64 {
     files + family.iter().map(|pid| proportional(*pid).unwrap_or_else(|| resident(*pid))).sum::<u64>()
 }
 
-/// What the sandbox's tmpfs holds.
+/// What the sandbox's tmpfs holds. Its `/dev` lies in it, whatever the root is; that of a builder lies on the disk, which is
+/// no memory.
 fn written(first: i32) -> u64 {
-    rustix::fs::statvfs(format!("/proc/{first}/root"))
-        .map_or(0, |found| (found.f_blocks - found.f_bfree) * found.f_frsize)
+    let Ok(found) = rustix::fs::statfs(format!("/proc/{first}/root/dev")) else { return 0 };
+    match found.f_type as u64 == TMPFS {
+        true => (found.f_blocks - found.f_bfree) * found.f_bsize as u64,
+        false => 0,
+    }
 }
+
+/// The kernel's number for the kind of file system.
+const TMPFS: u64 = 0x0102_1994;
 
 /// Memory files that are open somewhere, each once.
 fn memory_files(family: &[i32]) -> u64 {

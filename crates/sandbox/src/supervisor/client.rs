@@ -23,13 +23,15 @@ use tools::wire::{
 
 use super::admission::Capacity;
 use super::collect::{BYTES_MAX, FILES_MAX, Incoming, SafePath, Version};
-use super::exits;
 use super::place::{Place, Program};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
+use super::{build, exits};
 use crate::doctor::Report;
 use crate::provider::{
-    Call, Collected, Error, Exits, Occupancy, Pool, Provider, Resources, SandboxId, SandboxInfo,
+    Base, Call, Collected, Error, Exits, Network, Occupancy, Pool, Progress, Provider, Resources, SandboxId,
+    SandboxInfo,
 };
+use crate::shelf::Shelf;
 
 /// Calls at once, from one server.
 const CALLS_MAX: usize = 4096;
@@ -70,6 +72,9 @@ pub struct Settings {
     pub patience: Patience,
     /// How many sandboxes it holds.
     pub capacity: Capacity,
+    /// What a sandbox may reach in which packages are installed: their registries. Without it nothing is installed that is
+    /// not on this machine.
+    pub registries: Option<Network>,
 }
 
 /// How long to wait for an answer, making the connection included. What is not answered by then is
@@ -114,6 +119,7 @@ impl Settings {
             idle_exit: Duration::from_secs(600),
             patience: Patience::default(),
             capacity: Capacity::default(),
+            registries: None,
         }
     }
 }
@@ -263,6 +269,41 @@ impl Supervised {
         }
     }
 
+    async fn provision_in(
+        &self,
+        id: &SandboxId,
+        fence: u64,
+        resources: &Resources,
+        layer: Option<&str>,
+    ) -> Result<(), Error> {
+        let ask = || Ask::Provision {
+            sandbox: id.clone(),
+            fence,
+            resources: resources.clone(),
+            layer: layer.map(str::to_owned),
+        };
+        let Patience { provision, room, .. } = self.settings.patience;
+        done(self.ask_longer(provision, room, ask).await?)
+    }
+
+    /// Makes a sandbox whose stage is the folder of an unfinished layer.
+    pub(crate) async fn provision_builder(
+        &self,
+        id: &SandboxId,
+        resources: &Resources,
+        layer: &str,
+    ) -> Result<(), Error> {
+        self.provision_in(id, 1, resources, Some(layer)).await
+    }
+
+    /// Every sandbox that lives, builders included.
+    pub(crate) async fn list_all(&self) -> Result<Vec<SandboxInfo>, Error> {
+        match self.ask(self.settings.patience.control, || Ask::List {}).await? {
+            Answer::List(list) => Ok(list),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn relay(
         &self,
         patience: Duration,
@@ -282,9 +323,12 @@ impl Supervised {
 #[async_trait]
 impl Provider for Supervised {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
-        let ask = || Ask::Provision { sandbox: id.clone(), fence, resources: resources.clone() };
-        let Patience { provision, room, .. } = self.settings.patience;
-        done(self.ask_longer(provision, room, ask).await?)
+        self.provision_in(id, fence, resources, None).await
+    }
+
+    async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {
+        let shelf = Shelf::new(&self.settings.data_dir);
+        build::prepare(self, &shelf, self.settings.registries.clone(), base, progress).await
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
@@ -345,10 +389,9 @@ impl Provider for Supervised {
     }
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
-        match self.ask(self.settings.patience.control, || Ask::List {}).await? {
-            Answer::List(list) => Ok(list),
-            other => Err(unexpected(other)),
-        }
+        let mut list = self.list_all().await?;
+        list.retain(|sandbox| !sandbox.id.as_str().starts_with(build::BUILDER));
+        Ok(list)
     }
 
     async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {

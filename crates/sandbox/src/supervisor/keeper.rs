@@ -27,20 +27,26 @@ use super::memory::Memory;
 use super::passing;
 use super::poller::{Interest, Poller, Token};
 use super::pool::{Errand, Pools, Shape};
+use super::private::Private;
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
 use super::terms::checked;
-use crate::doctor::Report;
+use crate::doctor::{self, Report};
 use crate::namespaces::cgroups::{Controller, Group, Groups};
 use crate::namespaces::child::EXIT;
+use crate::namespaces::profile::Owners;
 use crate::namespaces::profile::Profile;
+use crate::namespaces::stacks::Plan;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Occupancy, Pool, Resources, Rights, SandboxId, SandboxInfo};
+use crate::shelf::{self, Shelf};
 
 /// Requests to one sandbox at once. `tools` has a bound of its own for calls; this one is for everything together.
 const PENDING_MAX: usize = 256;
 /// Bytes that may wait for one sandbox: a few of the largest requests.
 const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
+/// Sandboxes that wait for the first look at the host's files. It takes a second.
+const HELD_BACK_MAX: usize = 256;
 /// Building a root takes milliseconds; after this long it hangs on something.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
@@ -71,6 +77,11 @@ pub(crate) struct Keeper {
     keys: HashMap<SandboxId, u64>,
     next_key: u64,
     ticks: u64,
+    shelf: Shelf,
+    /// What of the host's `/usr` is nobody's business.
+    private: Private,
+    /// Sandboxes that cannot be begun before that is known.
+    held_back: Vec<Asked>,
     slots: Slots,
     graves: Graves,
     next_group: u64,
@@ -100,11 +111,23 @@ pub(crate) struct Keeper {
     ping: Box<RawValue>,
 }
 
-/// A sandbox that is asked for.
+/// A sandbox that somebody asked for.
+pub(crate) struct Asked {
+    pub(crate) waiter: Waiter,
+    pub(crate) id: SandboxId,
+    pub(crate) fence: u64,
+    pub(crate) resources: Resources,
+    /// The layer that is made in it.
+    pub(crate) layer: Option<String>,
+}
+
+/// A sandbox that is asked for, maybe more than once.
 struct Wanted {
     id: SandboxId,
     fence: u64,
     resources: Resources,
+    /// The layer that is made in it.
+    layer: Option<String>,
     waiters: Vec<Waiter>,
 }
 
@@ -165,7 +188,13 @@ enum Pending {
 }
 
 impl Keeper {
-    pub(crate) fn new(only: OnlyThread, poller: Rc<Poller>, profile: Profile, report: Report) -> Self {
+    pub(crate) fn new(
+        only: OnlyThread,
+        poller: Rc<Poller>,
+        profile: Profile,
+        report: Report,
+        shelf: Shelf,
+    ) -> Self {
         let slots = Slots::new(profile.ids.slots());
         let memory = Memory::find(&Groups::own_folders());
         Self {
@@ -177,6 +206,9 @@ impl Keeper {
             keys: HashMap::new(),
             next_key: 0,
             ticks: 0,
+            shelf,
+            private: Private::Unknown,
+            held_back: Vec::new(),
             slots,
             graves: Graves::default(),
             next_group: 0,
@@ -213,7 +245,10 @@ impl Keeper {
             State::Starting { .. } | State::Dying { .. } => true,
             State::Live => watched || !sandbox.pending.is_empty(),
         };
-        !self.unremoved.is_empty() || !self.line.is_empty() || self.sandboxes.values().any(restless)
+        !self.held_back.is_empty()
+            || !self.unremoved.is_empty()
+            || !self.line.is_empty()
+            || self.sandboxes.values().any(restless)
     }
 
     /// Within how long [`Keeper::refill`] wants to be called again; `None` if nothing is to be kept ready.
@@ -257,14 +292,8 @@ impl Keeper {
         }
     }
 
-    pub(crate) fn provision(
-        &mut self,
-        waiter: Waiter,
-        id: SandboxId,
-        fence: u64,
-        resources: Resources,
-        now: Instant,
-    ) {
+    pub(crate) fn provision(&mut self, asked: Asked, now: Instant) {
+        let (waiter, id, fence) = (asked.waiter, asked.id.clone(), asked.fence);
         if let Some(sandbox) = self.keys.get(&id).and_then(|key| self.sandboxes.get_mut(key)) {
             if let Err(error) = sandbox.pass(Some(fence), now) {
                 return self.reply(waiter, Answer::Failed(error));
@@ -293,10 +322,18 @@ impl Keeper {
         }
         let allowed = match self.report.refusal() {
             Some(reason) => Err(Error::Refused { reason }),
-            None => checked(resources),
+            None => checked(asked.resources.clone()),
         };
         match allowed {
-            Ok(resources) => self.admit(Wanted { id, fence, resources, waiters: vec![waiter] }, now),
+            Ok(resources) if self.installs(&resources).is_none() => {
+                if let Err(error) = self.hold_back(Asked { resources, ..asked }, now) {
+                    self.reply(waiter, Answer::Failed(error));
+                }
+            }
+            Ok(resources) => {
+                let layer = asked.layer;
+                self.admit(Wanted { id, fence, resources, layer, waiters: vec![waiter] }, now);
+            }
             Err(error) => self.reply(waiter, Answer::Failed(error)),
         }
     }
@@ -327,16 +364,17 @@ impl Keeper {
     }
 
     fn has_place_for(&self, wanted: &Wanted) -> bool {
-        self.spare_of(&Shape::of(&wanted.resources)).is_some() || self.room().is_ok()
+        self.spare_for(wanted).is_some() || self.room().is_ok()
     }
 
     /// Hands one out that is ready, or begins a new one. There is a place for it.
     fn place(&mut self, wanted: Wanted, now: Instant) {
-        if let Some(key) = self.spare_of(&Shape::of(&wanted.resources)) {
+        if let Some(key) = self.spare_for(&wanted) {
             return self.hand_out(key, wanted, now);
         }
-        let Wanted { id, fence, resources, waiters } = wanted;
-        if let Err((error, waiters)) = self.begin(Some((id, fence)), resources, waiters, now) {
+        let Wanted { id, fence, resources, layer, waiters } = wanted;
+        let begun = self.begin(Some((id, fence)), resources, layer.as_deref(), waiters, now);
+        if let Err((error, waiters)) = begun {
             for waiter in waiters {
                 self.reply(waiter, Answer::Failed(error.clone()));
             }
@@ -345,7 +383,7 @@ impl Keeper {
 
     /// Gives a sandbox that was kept ready its id.
     fn hand_out(&mut self, key: u64, wanted: Wanted, now: Instant) {
-        let Wanted { id, fence, resources, waiters: asked } = wanted;
+        let Wanted { id, fence, resources, layer: _, waiters: asked } = wanted;
         self.spare.retain(|spare| *spare != key);
         self.pools.took(now);
         let sandbox = self.sandboxes.get_mut(&key).expect("what is spare is there");
@@ -361,6 +399,14 @@ impl Keeper {
                 }
                 self.replies.extend(asked.into_iter().map(|waiter| (waiter, Answer::Done {})));
             }
+        }
+    }
+
+    /// One that is kept ready and will do. A layer is made in a sandbox of its own.
+    fn spare_for(&self, wanted: &Wanted) -> Option<u64> {
+        match wanted.layer {
+            None => self.spare_of(&Shape::of(&wanted.resources)),
+            Some(_) => None,
         }
     }
 
@@ -441,7 +487,11 @@ impl Keeper {
                     if hurry || self.report.refusal().is_some() || self.room().is_err() {
                         return;
                     }
-                    match self.begin(None, shape.resources().clone(), Vec::new(), now) {
+                    if self.installs(shape.resources()).is_none() {
+                        // It is begun when that is known.
+                        return self.look_for_private(now);
+                    }
+                    match self.begin(None, shape.resources().clone(), None, Vec::new(), now) {
                         Ok(key) => self.spare.push(key),
                         Err(_) => self.pools.failed(now),
                     }
@@ -469,10 +519,11 @@ impl Keeper {
         &mut self,
         named: Option<(SandboxId, u64)>,
         resources: Resources,
+        layer: Option<&str>,
         waiters: Vec<Waiter>,
         now: Instant,
     ) -> Result<u64, (Error, Vec<Waiter>)> {
-        match self.start(&resources) {
+        match self.start(&resources, layer) {
             Ok(Beginning { key, slot, group, pid, process, control, sync }) => {
                 let (id, fence) = named.unzip();
                 self.keys.extend(id.clone().map(|id| (id, key)));
@@ -505,7 +556,12 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self, resources: &Resources) -> Result<Beginning, Error> {
+    fn start(&mut self, resources: &Resources, layer: Option<&str>) -> Result<Beginning, Error> {
+        let installs = self.installs(resources).unwrap_or(false);
+        let mut plan = self.plan(resources, installs)?;
+        if let Some(key) = layer {
+            plan.stage_on_disk(self.shelf.unfinished(key)?);
+        }
         let Some(slot) = self.slots.take() else {
             return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
         };
@@ -513,7 +569,8 @@ impl Keeper {
         self.next_key += 1;
         let group = self.group(&resources.limits);
         let group = group.inspect_err(|_| self.slots.give_back(slot))?;
-        let started = start(&self.only, &self.profile, &group, slot, resources).map_err(Error::unavailable);
+        let started =
+            start(&self.only, &self.profile, &group, slot, resources, &plan).map_err(Error::unavailable);
         let watched = started.and_then(|Started { pid, process, control, sync }| {
             let control = self.watch(key, &process, control, &sync).map_err(Error::unavailable)?;
             Ok((pid, process, control, sync))
@@ -527,6 +584,83 @@ impl Keeper {
                 self.slots.give_back(slot);
                 Err(error)
             }
+        }
+    }
+
+    /// What the root of a sandbox is made of.
+    fn plan(&self, resources: &Resources, installs: bool) -> Result<Plan, Error> {
+        let found = self.shelf.find(&resources.base, self.shape())?;
+        let needs_owners = found.image.is_some() || found.layer.is_some();
+        if needs_owners && self.profile.owners == Owners::AsTheyAre && self.profile.ids.are_ranges() {
+            return Err(Error::refused(
+                "images and packages need mounts with mapped owners, which this kernel or file system has not",
+            ));
+        }
+        match &found.image {
+            Some(image) => Ok(Plan::over_image(image, &found, installs)),
+            None => {
+                let masked = matches!(self.private, Private::Known { masked } if masked > 0);
+                Plan::over_host(&self.profile.layout, &found, installs, masked).map_err(Error::unavailable)
+            }
+        }
+    }
+
+    fn shape(&self) -> shelf::Shape {
+        let installs = self.profile.installs && !matches!(self.private, Private::Failed);
+        if installs { shelf::Shape::Installs } else { shelf::Shape::Plain }
+    }
+
+    /// Whether root inside is given what installing takes; `None` as long as it is not known what of the host it must
+    /// not see then.
+    fn installs(&self, resources: &Resources) -> Option<bool> {
+        let installs = self.profile.installs && resources.rights == Rights::Install;
+        if !installs || resources.base.image.is_some() {
+            return Some(installs);
+        }
+        match &self.private {
+            Private::Known { .. } => Some(true),
+            // As if root inside could not be given it.
+            Private::Failed => Some(false),
+            Private::Unknown | Private::Looking(_) => None,
+        }
+    }
+
+    /// Begins to look what of the host a sandbox must not see that may install.
+    fn look_for_private(&mut self, now: Instant) {
+        if matches!(self.private, Private::Unknown) {
+            self.private = Private::look(&self.only, &self.poller, now);
+        }
+    }
+
+    /// Puts a sandbox off until it is known what of the host it must not see.
+    fn hold_back(&mut self, asked: Asked, now: Instant) -> Result<(), Error> {
+        if self.held_back.len() >= HELD_BACK_MAX {
+            return Err(Error::Busy { reason: format!("{HELD_BACK_MAX} sandboxes wait to be begun") });
+        }
+        self.look_for_private(now);
+        self.held_back.push(asked);
+        if matches!(self.private, Private::Failed) {
+            self.resume(now);
+        }
+        Ok(())
+    }
+
+    /// The look for what is private has something to say.
+    pub(crate) fn masks_ready(&mut self, now: Instant) {
+        self.private.hear(&self.poller);
+        self.resume(now);
+    }
+
+    /// Begins what was put off, if it is known now.
+    fn resume(&mut self, now: Instant) {
+        if matches!(self.private, Private::Looking(_)) {
+            return;
+        }
+        if matches!(self.private, Private::Failed) {
+            self.report.lose(doctor::PACKAGES, "/usr could not be looked through for private files");
+        }
+        for asked in std::mem::take(&mut self.held_back) {
+            self.provision(asked, now);
         }
     }
 
@@ -602,10 +736,20 @@ impl Keeper {
                 for waiter in waited.into_iter().flat_map(|wanted| wanted.waiters) {
                     self.reply(waiter, Answer::Failed(Error::gone(DESTROYED)));
                 }
+                self.forget_held_back(&id);
                 // Remembered too: whoever provisions it after this is late, and must not make what nobody will destroy.
                 self.graves.dig(id, DESTROYED.to_owned());
                 self.reply(waiter, Answer::Done {});
             }
+        }
+    }
+
+    fn forget_held_back(&mut self, id: &SandboxId) {
+        let (gone, kept) = std::mem::take(&mut self.held_back).into_iter().partition(|asked| asked.id == *id);
+        self.held_back = kept;
+        let gone: Vec<Asked> = gone;
+        for asked in gone {
+            self.reply(asked.waiter, Answer::Failed(Error::gone(DESTROYED)));
         }
     }
 
@@ -736,6 +880,10 @@ impl Keeper {
 
     /// Looks at deadlines, memory and what is left of the dead.
     pub(crate) fn tick(&mut self, now: Instant) {
+        if self.private.is_late(now) {
+            self.private.give_up(&self.poller);
+            self.resume(now);
+        }
         self.unremoved.retain(|group| !group.remove());
         self.make_ready();
         let watched = !self.profile.groups.limits(Controller::Memory);

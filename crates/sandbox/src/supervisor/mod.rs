@@ -10,11 +10,13 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`, `admission`, `memory`, `pool`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
+//! owns and decides; `books`, `terms`, `admission`, `memory`, `pool`, `private`), `client` (the server's side, [`Supervised`]),
+//! `collect` (deliverables onto the host's disk), `build` (package layers),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
 pub(crate) mod admission;
 pub(crate) mod books;
+pub(crate) mod build;
 pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;
@@ -25,6 +27,7 @@ pub(crate) mod passing;
 pub(crate) mod place;
 pub(crate) mod poller;
 pub(crate) mod pool;
+pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod protocol;
 pub(crate) mod terms;

@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
+use crate::shelf::Shelf;
+
 const SOCKET: &str = "supervisor.sock";
 const LOCK: &str = "supervisor.lock";
 const LOG: &str = "supervisor.log";
@@ -80,6 +82,11 @@ impl Place {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
         format!("{hash:016x}")
+    }
+
+    /// The images and layers of this data directory.
+    pub(crate) fn shelf(&self) -> Shelf {
+        Shelf::new(self.folder.parent().unwrap_or(Path::new("/")))
     }
 
     pub(crate) fn work(&self) -> PathBuf {

@@ -19,6 +19,8 @@ pub(crate) enum Token {
     Sync(u64),
     /// The end of a sandbox's process 1.
     Process(u64),
+    /// The look for what of the host's is private.
+    Masks,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -31,6 +33,7 @@ impl Token {
             Self::Control(key) => (2, key),
             Self::Sync(key) => (3, key),
             Self::Process(key) => (4, key),
+            Self::Masks => (5, 0),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -42,7 +45,8 @@ impl Token {
             1 => Self::Connection(key),
             2 => Self::Control(key),
             3 => Self::Sync(key),
-            _ => Self::Process(key),
+            4 => Self::Process(key),
+            _ => Self::Masks,
         }
     }
 }

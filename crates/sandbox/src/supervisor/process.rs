@@ -18,7 +18,7 @@ use rustix::fs::Mode;
 use tools::wire::encode;
 
 use super::frames::{Flow, Frames};
-use super::keeper::{Keeper, TICK, Waiter};
+use super::keeper::{Asked, Keeper, TICK, Waiter};
 use super::passing::Outgoing;
 use super::place::{Lock, Place, peer_is_own_user};
 use super::poller::{Interest, Poller, Token};
@@ -167,7 +167,7 @@ impl Supervisor {
         let poller = Rc::new(Poller::new()?);
         let listener = place.listen(lock)?;
         poller.add(&listener, Token::Listener)?;
-        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report);
+        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report, place.shelf());
         Ok(Self {
             poller,
             listener,
@@ -200,6 +200,7 @@ impl Supervisor {
                     Token::Control(key) => self.keeper.control_ready(key, now),
                     Token::Sync(key) => self.keeper.sync_ready(key, now),
                     Token::Process(key) => self.keeper.process_ended(key, now),
+                    Token::Masks => self.keeper.masks_ready(now),
                 }
             }
             for key in behind {
@@ -319,8 +320,8 @@ impl Supervisor {
                 self.respond(waiter, Answer::Failed(Error::Refused { reason }));
             }
             (Ask::Report {}, _) => self.respond(waiter, Answer::Report(self.keeper.report().clone())),
-            (Ask::Provision { sandbox, fence, resources }, _) => {
-                self.keeper.provision(waiter, sandbox, fence, resources, now);
+            (Ask::Provision { sandbox, fence, resources, layer }, _) => {
+                self.keeper.provision(Asked { waiter, id: sandbox, fence, resources, layer }, now);
             }
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);

@@ -47,6 +47,9 @@ pub(crate) enum Ask {
         sandbox: SandboxId,
         fence: u64,
         resources: Resources,
+        /// The key of the layer that is made in it, in whose unfinished folder it writes.
+        #[serde(default)]
+        layer: Option<String>,
     },
     /// Hand this operation ([`tools::wire::Op`], not looked into) to the sandbox's `tools`.
     Relay {

@@ -1,7 +1,7 @@
 //! What a sandbox can be asked to be.
 
 use crate::namespaces::root;
-use crate::provider::{Error, Limits, Resources};
+use crate::provider::{Error, Limits, Resources, Rights};
 
 /// The least memory in which `tools` and a shell can start.
 const MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -33,6 +33,9 @@ pub(crate) fn checked(mut resources: Resources) -> Result<Resources, Error> {
     }
     // Files live in memory. A full disk must be an error of a write, not the death of whoever asks for memory next.
     resources.limits.disk_bytes = disk_bytes.min(memory_bytes / 4 * 3);
+    if !resources.base.packages.is_empty() {
+        resources.rights = Rights::Install;
+    }
     Ok(resources)
 }
 

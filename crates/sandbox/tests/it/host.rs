@@ -55,6 +55,13 @@ impl Host {
         host
     }
 
+    pub(crate) fn with_registries(network: sandbox::Network) -> Self {
+        let mut host = Self::new();
+        host.settings.registries = Some(network);
+        host.provider = host.another();
+        host
+    }
+
     /// The supervisor's program.
     pub(crate) fn program(&self) -> PathBuf {
         self.settings.program.path.clone()

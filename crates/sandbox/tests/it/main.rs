@@ -6,7 +6,9 @@
 
 mod attacks;
 mod host;
+mod images;
 mod ordinary_user;
+mod packages;
 mod provider;
 mod room;
 mod supervisor;

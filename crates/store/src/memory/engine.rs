@@ -318,6 +318,14 @@ impl Engine for Memory {
         Ok(self.open()?.resources.pooled_environments(limit))
     }
 
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        Ok(self.open()?.resources.environments_after(after.as_ref(), limit))
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

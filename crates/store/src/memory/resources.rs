@@ -127,6 +127,17 @@ impl Resources {
         found
     }
 
+    pub(super) fn environments_after(&self, after: Option<&EnvironmentId>, limit: usize) -> Vec<Environment> {
+        let all = self.environments.values().map(|(_, environment)| environment);
+        let after =
+            |environment: &&Environment| after.is_none_or(|after| environment.id.as_str() > after.as_str());
+        let mut found: Vec<Environment> =
+            all.filter(|environment| environment.archived_at.is_none()).filter(after).cloned().collect();
+        found.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
+        found.truncate(limit);
+        found
+    }
+
     pub(super) fn delete_environment(&mut self, id: &EnvironmentId) {
         self.environments.remove(id);
     }

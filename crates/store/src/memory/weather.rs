@@ -288,6 +288,14 @@ impl Engine for Weathered {
         self.memory.pooled_environments(limit).await
     }
 
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        self.memory.environments_after(after, limit).await
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

@@ -441,6 +441,14 @@ impl Engine for Postgres {
         Ok(resources::pooled_environments(self.db(), limit).await?)
     }
 
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        Ok(resources::environments_after(self.db(), after.as_ref(), limit).await?)
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

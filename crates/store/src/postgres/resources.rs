@@ -236,6 +236,23 @@ pub(crate) async fn pooled_environments(db: &Db, limit: usize) -> Result<Vec<Env
     db.query(POOLED_ONES, &params).await?.iter().map(|row| json(row, 0)).collect()
 }
 
+/// Environments of all workspaces that are not archived, by id.
+pub(crate) async fn environments_after(
+    db: &Db,
+    after: Option<&EnvironmentId>,
+    limit: usize,
+) -> Result<Vec<Environment>, Fault> {
+    let mut conditions = Conditions::default();
+    conditions.and_text("id COLLATE \"C\" > ?", after.map_or("", EnvironmentId::as_str));
+    conditions.and("archived_at IS NULL", []);
+    let sql = format!(
+        "SELECT body FROM environment{} ORDER BY id COLLATE \"C\" LIMIT {}",
+        conditions.text(),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    );
+    db.query(&sql, &conditions.params()).await?.iter().map(|row| json(row, 0)).collect()
+}
+
 /// Changes an environment, unless somebody else did meanwhile.
 pub(crate) async fn change_environment(
     db: &Db,

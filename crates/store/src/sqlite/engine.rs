@@ -311,6 +311,14 @@ impl Engine for Sqlite {
         self.readers.read(move |conn| environments::pooled(conn, limit)).await
     }
 
+    async fn environments_after(
+        &self,
+        after: Option<EnvironmentId>,
+        limit: usize,
+    ) -> Result<Vec<Environment>, Error> {
+        self.readers.read(move |conn| environments::after(conn, after.as_ref(), limit)).await
+    }
+
     async fn change_environment(
         &self,
         workspace: &WorkspaceId,

@@ -101,6 +101,23 @@ pub(crate) fn pooled(conn: &Connection, limit: usize) -> Result<Vec<Environment>
     Ok(found)
 }
 
+/// Environments of all workspaces that are not archived, by id.
+pub(crate) fn after(
+    conn: &Connection,
+    after: Option<&EnvironmentId>,
+    limit: usize,
+) -> Result<Vec<Environment>, Fault> {
+    const AFTER: &str =
+        "SELECT body FROM environment WHERE id > ?1 AND archived_at IS NULL ORDER BY id LIMIT ?2";
+    let mut statement = conn.prepare_cached(AFTER)?;
+    let mut rows = statement.query(params![after.map_or("", EnvironmentId::as_str), limit_of(limit)])?;
+    let mut page = Vec::new();
+    while let Some(row) = rows.next()? {
+        page.push(json(row, 0)?);
+    }
+    Ok(page)
+}
+
 /// Deletes an environment that no session was made in.
 pub(crate) fn delete(
     conn: &Connection,

@@ -1,0 +1,363 @@
+//! Images: root file systems that the operator has named, below `images/` of the data directory.
+//!
+//! An image is imported once and never written again. It comes from a folder, from an archive of a root file system, or
+//! from what `docker save` and other tools write (OCI image layout): then its layers are laid over each other here, and what
+//! has a digest is checked against it. Whatever the source says, files are made only below the new image, devices and
+//! privileges are left out, and a half made image is thrown away.
+//!
+//! It refuses to fetch anything from anywhere; that is for the tools that know registries and their credentials.
+
+mod tarball;
+mod tree;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use ring::digest::{Context, SHA256};
+
+use crate::packages::hex;
+pub use crate::shelf::ImageCard;
+use crate::shelf::{LAYER_FILE, ROOT, Shelf, card, file_name, image_name, write_card};
+use crate::supervisor::build::remove_tree;
+use tree::Tree;
+
+/// Why an image could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name is none.
+    #[error(
+        "`{0}` is no name for an image: it is 1 to 128 letters, digits, `.`, `-`, `_`, `/`, `:` or `@`, not beginning with `.`, `-` or `/`"
+    )]
+    Name(String),
+    /// There is one of this name.
+    #[error("there is an image {0} already; remove it with `posthouse images prune --image {0}`")]
+    Exists(String),
+    /// What it is made from is not an image, or not a whole one.
+    #[error("this is no image: {0}")]
+    NoImage(String),
+    /// A tool that makes root file systems failed.
+    #[error("{program} failed: {lines}")]
+    Tool {
+        /// Which.
+        program: String,
+        /// Its last words.
+        lines: String,
+    },
+    /// Reading or writing failed.
+    #[error("{doing}")]
+    Io {
+        /// What was being done, and to what.
+        doing: String,
+        /// What the kernel said.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl From<io::Error> for Error {
+    fn from(cause: io::Error) -> Self {
+        Self::Io { doing: "the files of the image could not be made".to_owned(), cause }
+    }
+}
+
+/// An image, or the packages that were installed for an environment, on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The image's name; of a layer, its key.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Where it came from: a source, or the packages.
+    pub about: String,
+    /// Bytes on the disk.
+    pub size_bytes: u64,
+    /// How long ago a sandbox was last made from it; an image in which no packages were installed counts from its making.
+    pub unused: Duration,
+    folder: PathBuf,
+}
+
+/// What lies on the shelf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A root file system.
+    Image,
+    /// Installed packages.
+    Layer,
+}
+
+/// The images and layers of a data directory.
+pub struct Images {
+    shelf: Shelf,
+}
+
+impl Images {
+    /// Those of this data directory.
+    #[must_use]
+    pub fn new(data_dir: &Path) -> Self {
+        Self { shelf: Shelf::new(data_dir) }
+    }
+
+    /// Whether there is an image of this name.
+    #[must_use]
+    pub fn holds(&self, name: &str) -> bool {
+        self.shelf.image(name).is_some_and(|folder| card(&folder).is_some())
+    }
+
+    /// Makes an image from a folder or from an archive: of a root file system, or of an image as other tools save it; each may
+    /// be compressed by gzip or zstd.
+    pub fn import(&self, name: &str, source: &Path) -> Result<ImageCard, Error> {
+        let found = fs::metadata(source)
+            .map_err(|cause| Error::Io { doing: format!("{} cannot be read", source.display()), cause })?;
+        let about = format!("{}", source.display());
+        self.make(name, &about, |scratch, root| match found.is_dir() {
+            true => Tree::new(root)?.copy(source, &|_| true),
+            false => tarball::unpack(source, scratch, root),
+        })
+    }
+
+    /// Makes a Debian root file system with these packages by `mmdebstrap` or `debootstrap`, where one of them is
+    /// installed. Otherwise the image is a copy of this machine's tools as everybody may read them (and then there can be no
+    /// further packages).
+    pub fn build(&self, name: &str, suite: &str, packages: &[String]) -> Result<ImageCard, Error> {
+        let plain = |text: &str| {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+.-:=_".contains(&byte);
+            !text.is_empty() && !text.starts_with('-') && text.bytes().all(fits)
+        };
+        if let Some(odd) = packages.iter().map(String::as_str).chain([suite]).find(|text| !plain(text)) {
+            return Err(Error::NoImage(format!("`{odd}` is no package of Debian, nor a suite")));
+        }
+        match bootstrapper() {
+            Some(program) => self.make(name, &format!("{program} {suite}"), |_, root| {
+                bootstrap(program, suite, packages, root)
+            }),
+            None if packages.is_empty() => self.make(name, "this machine's tools", |_, root| copy_host(root)),
+            None => Err(Error::NoImage(
+                "packages need `mmdebstrap` or `debootstrap` on this machine, and neither is installed; \
+                 an environment can list packages too"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        about: &str,
+        fill: impl FnOnce(&Path, &Path) -> Result<(), Error>,
+    ) -> Result<ImageCard, Error> {
+        let file_name = file_name(name).ok_or_else(|| Error::Name(name.to_owned()))?;
+        let images = self.shelf.images();
+        let place = images.join(&file_name);
+        if place.exists() {
+            return Err(Error::Exists(name.to_owned()));
+        }
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
+        let new = images.join(format!(".new-{}-{file_name}", std::process::id()));
+        remove_tree(&new)?;
+        fs::DirBuilder::new().mode(0o755).create(&new)?;
+        let made = (|| {
+            let (scratch, root) = (new.join("scratch"), new.join(ROOT));
+            fs::DirBuilder::new().mode(0o700).create(&scratch)?;
+            fs::DirBuilder::new().mode(0o755).create(&root)?;
+            let mask = rustix::process::umask(rustix::fs::Mode::empty());
+            let filled = fill(&scratch, &root);
+            rustix::process::umask(mask);
+            filled?;
+            remove_tree(&scratch)?;
+            if fs::symlink_metadata(root.join("bin")).is_err()
+                && fs::symlink_metadata(root.join("usr")).is_err()
+            {
+                return Err(Error::NoImage("it has neither /bin nor /usr".to_owned()));
+            }
+            let measured = measure(&root)?;
+            let card =
+                ImageCard { digest: measured.digest, source: about.to_owned(), size_bytes: measured.bytes };
+            write_card(&new, &card)?;
+            rustix::fs::syncfs(fs::File::open(&new)?).map_err(io::Error::from)?;
+            // Whoever was faster keeps the name.
+            rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                &new,
+                rustix::fs::CWD,
+                &place,
+                rustix::fs::RenameFlags::NOREPLACE,
+            )
+            .map_err(|error| match error {
+                rustix::io::Errno::EXIST => Error::Exists(name.to_owned()),
+                other => io::Error::from(other).into(),
+            })?;
+            Ok(card)
+        })();
+        if made.is_err() {
+            remove_tree(&new)?;
+        }
+        made
+    }
+
+    /// All of them, images first.
+    pub fn list(&self) -> io::Result<Vec<Kept>> {
+        let mut kept = Vec::new();
+        for (name, folder) in folders(&self.shelf.images())? {
+            let Some(ImageCard { digest: _, source, size_bytes }) = card(&folder) else { continue };
+            let unused = unused(&folder);
+            let name = image_name(&name);
+            kept.push(Kept { name, kind: Kind::Image, about: source, size_bytes, unused, folder });
+        }
+        for (name, folder) in folders(&self.shelf.layers())? {
+            let Ok(about) = fs::read_to_string(folder.join(LAYER_FILE)) else { continue };
+            let about: serde_json::Value = serde_json::from_str(&about).unwrap_or_default();
+            let unused = unused(&folder);
+            let size_bytes = measure_size(&folder)?;
+            let about = describe(&about);
+            kept.push(Kept { name, kind: Kind::Layer, about, size_bytes, unused, folder });
+        }
+        Ok(kept)
+    }
+
+    /// Removes one. A sandbox that lies over it keeps what it has open and may miss the rest, so it should be one that no
+    /// sandbox uses.
+    pub fn remove(&self, kept: &Kept) -> io::Result<()> {
+        // Out of everybody's sight at once, and only then file by file.
+        let gone =
+            kept.folder.with_file_name(format!(".gone-{}-{}", std::process::id(), file_part(&kept.folder)));
+        fs::rename(&kept.folder, &gone)?;
+        remove_tree(&gone)
+    }
+}
+
+fn file_part(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn folders(place: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = match fs::read_dir(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().into_string()
+            && !name.starts_with('.')
+        {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn unused(folder: &Path) -> Duration {
+    let used = fs::metadata(folder).and_then(|found| found.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    used.elapsed().unwrap_or_default()
+}
+
+fn describe(card: &serde_json::Value) -> String {
+    let packages = card["packages"].as_object().into_iter().flatten();
+    let lists = packages.filter_map(|(manager, list)| {
+        let list: Vec<&str> = list.as_array()?.iter().filter_map(serde_json::Value::as_str).collect();
+        (!list.is_empty()).then(|| format!("{manager}: {}", list.join(" ")))
+    });
+    let lists = lists.collect::<Vec<_>>().join(", ");
+    match card["image"].as_str() {
+        Some(image) => format!("{lists} over {image}"),
+        None => lists,
+    }
+}
+
+struct Measured {
+    digest: String,
+    bytes: u64,
+}
+
+/// Adds up the files of a tree, and digests what each is: names, kinds, modes, sizes and times. Two images that differ in
+/// nothing of this are not told apart.
+fn measure(root: &Path) -> io::Result<Measured> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let (mut digest, mut bytes) = (Context::new(&SHA256), 0);
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        let mut names: Vec<_> = fs::read_dir(root.join(&folder))?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<_>>()?;
+        names.sort_unstable();
+        for name in names {
+            let path = folder.join(name);
+            let found = fs::symlink_metadata(root.join(&path))?;
+            digest.update(path.as_os_str().as_bytes());
+            digest.update(&[0]);
+            for figure in [u64::from(found.mode()), found.size(), found.mtime() as u64] {
+                digest.update(&figure.to_le_bytes());
+            }
+            bytes += found.blocks() * 512;
+            if found.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(Measured { digest: format!("sha256:{}", hex(digest.finish().as_ref())), bytes })
+}
+
+fn measure_size(folder: &Path) -> io::Result<u64> {
+    Ok(measure(folder)?.bytes)
+}
+
+/// The tool that makes a Debian root on this machine.
+fn bootstrapper() -> Option<&'static str> {
+    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin", "/usr/local/sbin"];
+    ["mmdebstrap", "debootstrap"]
+        .into_iter()
+        .find(|program| folders.iter().any(|folder| Path::new(folder).join(program).is_file()))
+}
+
+fn bootstrap(program: &str, suite: &str, packages: &[String], root: &Path) -> Result<(), Error> {
+    let mut include = vec!["ca-certificates".to_owned()];
+    include.extend(packages.iter().cloned());
+    let output = Command::new(program)
+        .arg("--variant=minbase")
+        .arg(format!("--include={}", include.join(",")))
+        .arg(suite)
+        .arg(root)
+        .output()
+        .map_err(|cause| Error::Io { doing: format!("{program} cannot be run"), cause })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    let lines = lines[lines.len().saturating_sub(20)..].join("\n");
+    Err(Error::Tool { program: program.to_owned(), lines })
+}
+
+/// What of this machine makes its tools work elsewhere.
+const HOST_FOLDERS: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "var/lib/dpkg"];
+
+/// Copies this machine's tools, without what is not for everybody and without `/usr/local`, which is its people's. `/etc` is
+/// the one that every sandbox gets.
+fn copy_host(root: &Path) -> Result<(), Error> {
+    let tree = Tree::new(root)?;
+    for name in HOST_FOLDERS {
+        let source = Path::new("/").join(name);
+        let Ok(found) = fs::symlink_metadata(&source) else { continue };
+        if found.is_symlink() {
+            tree.link(Path::new(name), &fs::read_link(&source)?)?;
+            continue;
+        }
+        for parent in Path::new(name).ancestors().skip(1).collect::<Vec<_>>().into_iter().rev() {
+            if !parent.as_os_str().is_empty() {
+                tree.folder(parent, 0o755)?;
+            }
+        }
+        tree.copy_to(&source, Path::new(name), &|path| path != Path::new("local"))?;
+    }
+    let etc = root.join("etc");
+    Ok(crate::namespaces::etc::curate(Path::new("/etc"), &etc)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,317 @@
+//! Making a package layer: the managers run in a sandbox of their own, and what they write is kept.
+//!
+//! A builder is a sandbox like any other, with a network for package managers only, whose stage is a folder of the disk
+//! instead of one in memory, so a layer may be larger than the memory. When every step has succeeded the folder is cleared of
+//! what each sandbox makes anew, made durable, and moved into its place; until then it is nothing, and whoever comes
+//! next throws it away. A lock on a file, let go by the kernel however its holder ends, makes that one builder at a time,
+//! of all servers on this data directory.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
+use tools::wire::{Content, Output};
+
+use super::client::Supervised;
+use crate::doctor::PACKAGES;
+use crate::packages::{Manager, Packages, Step, blamed};
+use crate::provider::{Base, Call, Error, Limits, Network, Progress, Provider, Resources, Rights, SandboxId};
+use crate::shelf::{LAYER_FILE, Shape, Shelf};
+
+/// One manager's whole work: a compiler may be part of it.
+const STEP_TIME_MAX: Duration = Duration::from_secs(45 * 60);
+/// Between two looks at whether another builder is done.
+const LOCK_PAUSE: Duration = Duration::from_millis(250);
+/// Between two looks at the disk.
+const DISK_PAUSE: Duration = Duration::from_secs(2);
+/// What a builder leaves free on the disk. Nothing but this bounds the size of a layer.
+const DISK_FREE_MIN: u64 = 1 << 30;
+/// The last lines of a manager that failed, and how long each may be: enough for a compiler's error.
+const LINES_MAX: usize = 20;
+const LINE_CHARS_MAX: usize = 400;
+/// What the ids of builders begin with. They are nobody's sandboxes, and no list shows them.
+pub(crate) const BUILDER: &str = "builder-";
+/// What the folder of a layer that is being made begins with.
+const UNFINISHED: &str = ".new-";
+
+/// What of a builder's stage is no part of a layer.
+const OF_THE_STAGE: &[&str] = &["w", "l", "d", "e"];
+/// Below its plain folders, and below the upper folder of an image.
+const OF_THE_SANDBOX: &[&str] = &[
+    "dev",
+    "proc",
+    "sys",
+    "tmp",
+    "run",
+    "workspace",
+    "mnt/session",
+    "root/.cache",
+    "root/.npm",
+    "root/.cargo/registry",
+    "var/tmp",
+];
+
+/// Makes the layer of a base that has packages, unless it is there.
+pub(crate) async fn prepare(
+    hands: &Supervised,
+    shelf: &Shelf,
+    network: Option<Network>,
+    base: &Base,
+    progress: &Progress<'_>,
+) -> Result<(), Error> {
+    let steps = base.packages.steps().map_err(|odd| Error::Packages {
+        manager: odd.manager,
+        package: Some(odd.package),
+        lines: vec![odd.rule.to_owned()],
+    })?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let report = hands.report().await?;
+    let shape = if report.can(PACKAGES) { Shape::Installs } else { Shape::Plain };
+    let layer = shelf.layer(base, shape)?;
+    if layer.join(LAYER_FILE).is_file() {
+        return Ok(());
+    }
+    if shape == Shape::Plain && !base.packages.of(Manager::Apt).is_empty() {
+        let why = report.abilities.iter().find(|ability| ability.name == PACKAGES);
+        let lines = vec![why.map_or_else(String::new, |ability| ability.detail.clone())];
+        return Err(Error::Packages { manager: Manager::Apt, package: None, lines });
+    }
+    let key = layer.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let _lock = lock(shelf, &key, progress).await?;
+    if layer.join(LAYER_FILE).is_file() {
+        return Ok(());
+    }
+    let builder = Builder { hands, shelf, network, key };
+    builder.clear().await?;
+    let built = builder.build(base, &steps, progress).await;
+    if built.is_err() {
+        // What failed is not looked at again; the reason is in the error.
+        builder.clear().await?;
+    }
+    built
+}
+
+/// The lock of one layer.
+async fn lock(shelf: &Shelf, key: &str, progress: &Progress<'_>) -> Result<fs::File, Error> {
+    let layers = shelf.layers();
+    let open = || -> io::Result<fs::File> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&layers)?;
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(layers.join(format!(".lock-{key}")))
+    };
+    let file = open().map_err(Error::unavailable)?;
+    let mut told = false;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                if !std::mem::replace(&mut told, true) {
+                    progress("waiting for another server that installs the same packages");
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Err(error) => return Err(Error::unavailable(error)),
+        }
+    }
+}
+
+struct Builder<'a> {
+    hands: &'a Supervised,
+    shelf: &'a Shelf,
+    network: Option<Network>,
+    key: String,
+}
+
+impl Builder<'_> {
+    /// What the ids of this layer's builders begin with.
+    fn prefix(&self) -> String {
+        format!("{BUILDER}{}-", &self.key[..16])
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.shelf.layers().join(unfinished(&self.key))
+    }
+
+    /// Ends builders whose servers are gone, and throws away what they made. The lock is held, so nobody's is at work.
+    async fn clear(&self) -> Result<(), Error> {
+        for sandbox in self.hands.list_all().await? {
+            if sandbox.id.as_str().starts_with(&self.prefix()) {
+                self.hands.destroy(&sandbox.id).await?;
+            }
+        }
+        let folder = self.folder();
+        on_disk(move || remove_tree(&folder)).await
+    }
+
+    async fn build(&self, base: &Base, steps: &[Step], progress: &Progress<'_>) -> Result<(), Error> {
+        let folder = self.folder();
+        // Open to all, below a folder that is open to us alone, as the supervisor's own work folder is.
+        on_disk(move || fs::DirBuilder::new().mode(0o755).create(folder)).await?;
+        let mut unique = [0; 8];
+        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut unique)
+            .map_err(|_| Error::unavailable("no randomness"))?;
+        let name = format!("{}{}", self.prefix(), crate::packages::hex(&unique));
+        let id = SandboxId::parse(&name).expect("letters, digits and hyphens");
+        let resources = Resources {
+            limits: Limits { file_size_bytes: 8 << 30, ..Limits::default() },
+            network: self.network.clone(),
+            rights: Rights::Install,
+            base: Base { image: base.image.clone(), packages: Packages::default() },
+            ..Resources::default()
+        };
+        self.hands.provision_builder(&id, &resources, &self.key).await?;
+        let mut done = Ok(());
+        for step in steps {
+            let list = base.packages.of(step.manager);
+            progress(&format!("{} installs {}", step.manager, list.join(", ")));
+            done = self.step(&id, step, list).await;
+            if done.is_err() {
+                break;
+            }
+        }
+        // The end of its processes is the end of its writing.
+        self.hands.destroy(&id).await?;
+        done?;
+        progress("keeping what was installed");
+        let (folder, layer) = (self.folder(), self.shelf.layers().join(&self.key));
+        let card = serde_json::to_vec_pretty(&json!({"image": base.image, "packages": base.packages}))
+            .map_err(Error::unavailable)?;
+        on_disk(move || finish(&folder, &layer, &card)).await
+    }
+
+    async fn step(
+        &self,
+        id: &SandboxId,
+        Step { manager, command }: &Step,
+        list: &[String],
+    ) -> Result<(), Error> {
+        // The manager's words go to a file: what a call returns is bounded from the front.
+        let command = format!(
+            "{{ {command}; }} > /tmp/install.log 2>&1 < /dev/null; status=$?; tail -n {LINES_MAX} /tmp/install.log; \
+             (exit $status)"
+        );
+        let call = Call {
+            sandbox: id.clone(),
+            call_id: format!("install-{manager}"),
+            fence: 1,
+            name: "bash".to_owned(),
+            input: json!({"command": command, "timeout_ms": STEP_TIME_MAX.as_millis() as u64}),
+            timeout: STEP_TIME_MAX,
+        };
+        let full = disk_runs_full(self.shelf.layers());
+        let output = tokio::select! {
+            output = self.hands.execute(call) => output,
+            () = full => {
+                let lines = vec!["less than 1 GiB is left on the disk".to_owned()];
+                return Err(Error::Packages { manager: *manager, package: None, lines });
+            }
+        };
+        // A builder that died has told why; for whoever waits that is a failed install.
+        let output = output.unwrap_or_else(|error| Output::error(error.to_string()));
+        if !output.is_error {
+            return Ok(());
+        }
+        let lines = last_lines(&output);
+        let package = blamed(list, &lines).map(str::to_owned);
+        Err(Error::Packages { manager: *manager, package, lines })
+    }
+}
+
+/// The folder of a layer that is being made.
+pub(crate) fn unfinished(key: &str) -> String {
+    format!("{UNFINISHED}{key}")
+}
+
+fn last_lines(output: &Output) -> Vec<String> {
+    let texts = output.content.iter().map(|block| match block {
+        Content::Text { text } => text.as_str(),
+        Content::Image { .. } | Content::Document { .. } => "",
+    });
+    let text: String = texts.collect();
+    let shown = |line: &str| line.chars().filter(|char| !char.is_control()).take(LINE_CHARS_MAX).collect();
+    let lines: Vec<String> =
+        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(shown).collect();
+    lines[lines.len().saturating_sub(LINES_MAX)..].to_vec()
+}
+
+/// Ends when too little of the disk is left.
+async fn disk_runs_full(folder: PathBuf) {
+    loop {
+        tokio::time::sleep(DISK_PAUSE).await;
+        let free = rustix::fs::statvfs(&folder).map(|found| found.f_bavail * found.f_frsize);
+        if free.is_ok_and(|free| free < DISK_FREE_MIN) {
+            return;
+        }
+    }
+}
+
+/// Turns a builder's stage into a layer.
+fn finish(stage: &Path, layer: &Path, card: &[u8]) -> io::Result<()> {
+    for name in OF_THE_STAGE {
+        remove_tree(&stage.join(name))?;
+    }
+    for name in OF_THE_SANDBOX {
+        for top in ["r", "u/image"] {
+            remove_below(&stage.join(top), name)?;
+        }
+    }
+    // The builder's plain folders have those of the overlays in them, empty.
+    fs::write(stage.join(LAYER_FILE), card)?;
+    let folder = fs::File::open(stage)?;
+    rustix::fs::syncfs(&folder)?;
+    // What an older version left in this place.
+    remove_tree(layer)?;
+    fs::rename(stage, layer)
+}
+
+/// Removes what lies at a plain path below a folder that a sandbox has written: a link on the way would lead out of it.
+fn remove_below(folder: &Path, path: &str) -> io::Result<()> {
+    let mut target = folder.to_owned();
+    for part in Path::new(path) {
+        match fs::symlink_metadata(&target) {
+            Ok(found) if found.is_dir() => target.push(part),
+            _ => return Ok(()),
+        }
+    }
+    remove_tree(&target)
+}
+
+/// Removes a tree, or a file, or nothing. The kernel leaves folders in it that even their owner may not enter.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if !found.is_dir() {
+        return fs::remove_file(path);
+    }
+    if found.permissions().mode() & 0o700 != 0o700 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    }
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            for entry in fs::read_dir(path)? {
+                remove_tree(&entry?.path())?;
+            }
+            fs::remove_dir(path)
+        }
+        done => done,
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(Error::unavailable)?;
+    done.map_err(Error::unavailable)
+}
