@@ -54,6 +54,9 @@ fn bash(command: &str) -> Reply {
     Reply::tool("bash", json!({"command": command}))
 }
 
+/// How one session differs from another.
+type Change = fn(&mut Record);
+
 fn policy(policy: Policy) -> impl FnOnce(&mut Record) {
     move |record| record.hands.policy = policy
 }
@@ -127,9 +130,8 @@ async fn it_is_made_ahead_only_for_those_who_want_it() {
     };
     let lazy = |record: &mut Record| record.hands.policy = Policy::Lazy;
     let pool = |record: &mut Record| record.hands.policy = Policy::Pool { size: 1 };
-    let changes: [(&str, fn(&mut Record)); 3] =
-        [("lazy", lazy), ("pool", pool), ("no tool that needs one", without_tools)];
-    for (who, change) in changes {
+    let (lazy, pool): (Change, Change) = (lazy, pool);
+    for (who, change) in [("lazy", lazy), ("pool", pool), ("no tool that needs one", without_tools)] {
         // Longer than a sandbox ahead would let the request go first.
         let scene = Scene::set([Reply::text("hello").pace(50, 0)]).await;
         let session = scene.session(change).await;

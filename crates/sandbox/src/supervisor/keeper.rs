@@ -103,6 +103,9 @@ pub(crate) struct Keeper {
     pools: Pools,
     /// What is kept ready, the oldest first: sandboxes without an id that are not dying.
     spare: Vec<u64>,
+    /// When it is to be looked at the pools again; `None`: at once, something has changed. Not with every event, because the
+    /// look compares everything that is ready with everything that is wished for.
+    refill_at: Option<Instant>,
     /// When it was last looked whether there is memory for them.
     looked: Option<Instant>,
     /// When it was last said that somebody waits.
@@ -223,6 +226,7 @@ impl Keeper {
             line: Line::new(),
             pools: Pools::default(),
             spare: Vec::new(),
+            refill_at: None,
             looked: None,
             said: None,
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
@@ -254,12 +258,14 @@ impl Keeper {
     /// Within how long [`Keeper::refill`] wants to be called again; `None` if nothing is to be kept ready.
     pub(crate) fn refill_due(&self, now: Instant) -> Option<Duration> {
         let idle = self.pools.is_empty() && self.spare.is_empty();
-        (!idle).then(|| self.pools.rest(now).unwrap_or(READY_LOOK))
+        let wait = || self.refill_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        (!idle).then(wait)
     }
 
     /// From now on this machine holds so many.
     pub(crate) fn hold(&mut self, capacity: Capacity, now: Instant) {
         self.capacity = capacity.bounded();
+        self.refill_at = None;
         self.admit_waiting(now);
     }
 
@@ -270,11 +276,13 @@ impl Keeper {
             Some(Pool { resources: checked(resources).ok()?, count })
         });
         self.pools.wish(connection, checked.collect());
+        self.refill_at = None;
     }
 
     /// A server is gone. It waits for nothing any more and wishes for nothing.
     pub(crate) fn forget(&mut self, connection: u64) {
         self.pools.forget(connection);
+        self.refill_at = None;
         self.line.leave(|wanted| {
             wanted.waiters.retain(|waiter| waiter.connection != connection);
             wanted.waiters.is_empty()
@@ -386,6 +394,7 @@ impl Keeper {
         let Wanted { id, fence, resources, layer: _, waiters: asked } = wanted;
         self.spare.retain(|spare| *spare != key);
         self.pools.took(now);
+        self.refill_at = None;
         let sandbox = self.sandboxes.get_mut(&key).expect("what is spare is there");
         sandbox.id = Some(id.clone());
         sandbox.network = resources.network;
@@ -468,10 +477,16 @@ impl Keeper {
 
     /// Makes or ends one of those that are kept ready, where nobody is in a hurry.
     pub(crate) fn refill(&mut self, now: Instant) {
-        if self.pools.is_empty() && self.spare.is_empty() {
+        let idle = self.pools.is_empty() && self.spare.is_empty();
+        if idle || self.refill_at.is_some_and(|at| now < at) {
             return;
         }
         self.release_memory(now);
+        self.run_errands(now);
+        self.refill_at = Some(now + self.pools.rest(now).unwrap_or(READY_LOOK));
+    }
+
+    fn run_errands(&mut self, now: Instant) {
         loop {
             let shapes: Vec<&Shape> = self.spare.iter().map(|key| &self.sandboxes[key].shape).collect();
             match self.pools.errand(&shapes, self.capacity.ready_max, now) {
@@ -813,6 +828,8 @@ impl Keeper {
         sandbox.hear_first_steps();
         let Some(sync) = sandbox.sync.take() else { return };
         self.poller.remove(&sync);
+        // Refilling waits while anything starts.
+        self.refill_at = None;
         let message = std::mem::take(&mut sandbox.complaint);
         let State::Starting { waiters } = &mut sandbox.state else { return };
         let waiters = std::mem::take(waiters);
@@ -848,6 +865,7 @@ impl Keeper {
         if self.spare.contains(&key) {
             self.pools.failed(now);
         }
+        self.refill_at = None;
         self.kill(key, ENDED);
         let Some(sandbox) = self.sandboxes.get(&key) else { return };
         if !sandbox.process.reap() {
