@@ -120,6 +120,7 @@ pub struct Supervised {
     /// Changes with each new link.
     connected: watch::Sender<()>,
     calls: Semaphore,
+    failures: build::Failures,
 }
 
 /// Exits that wait for whoever serves them. They wait with the supervisor, too.
@@ -134,6 +135,7 @@ impl Supervised {
             link: tokio::sync::Mutex::new(None),
             connected: watch::Sender::new(()),
             calls: Semaphore::new(CALLS_MAX),
+            failures: build::Failures::default(),
         }
     }
 
@@ -272,7 +274,8 @@ impl Provider for Supervised {
 
     async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {
         let shelf = Shelf::new(&self.settings.data_dir);
-        build::prepare(self, &shelf, self.settings.registries.clone(), base, progress).await
+        let registries = self.settings.registries.clone();
+        build::prepare(self, &shelf, &self.failures, registries, base, progress).await
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {

@@ -1,6 +1,8 @@
 //! Using more than its share: processes, memory, disk, processor, output, time.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sandbox::doctor::{CPU_LIMIT, MEMORY_LIMIT};
@@ -335,11 +337,12 @@ async fn join_all<T>(futures: Vec<impl Future<Output = T>>) {
     .await;
 }
 
-/// What lies in a folder, all in all.
-fn used_bytes(folder: &std::path::Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
-        .map(|(path, metadata)| if metadata.is_dir() { used_bytes(&path) } else { metadata.len() })
-        .sum()
+/// What lies below this folder, in bytes of the disk.
+fn used_bytes(folder: &Path) -> u64 {
+    let below = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => used_bytes(&entry.path()),
+        Ok(found) => found.blocks() * 512,
+        Err(_) => 0,
+    };
+    fs::read_dir(folder).into_iter().flatten().flatten().map(below).sum()
 }
