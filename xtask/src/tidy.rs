@@ -23,7 +23,21 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["protocol", "session", "store"]),
     ("client", &["protocol"]),
     ("testkit", &["protocol", "sandbox", "tools"]),
-    ("cli", &["protocol", "session", "store", "sandbox", "tools", "harness", "background", "api", "client"]),
+    (
+        "cli",
+        &[
+            "protocol",
+            "session",
+            "store",
+            "sandbox",
+            "tools",
+            "egress",
+            "harness",
+            "background",
+            "api",
+            "client",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
