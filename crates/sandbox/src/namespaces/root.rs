@@ -461,8 +461,8 @@ fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack) -> Result<(), Failur
         if covered || (stack.target != "usr" && !path.starts_with("usr/local")) {
             continue;
         }
-        make_if_missing(&upper)?;
-        make_if_missing(&upper.join(below))?;
+        // The first of them is the upper folder itself.
+        make_if_missing(&if below.as_os_str().is_empty() { upper.clone() } else { upper.join(below) })?;
     }
     let target = format!("{ROOT}/{}", stack.target);
     if plan.installs {

@@ -6,14 +6,17 @@
 //! next throws it away. A lock on a file, let go by the kernel however its holder ends, makes that one builder at a time,
 //! of all servers on this data directory.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
+use tokio::time::Instant;
 use tools::wire::{Content, Output};
 
 use super::client::Supervised;
@@ -55,10 +58,41 @@ const OF_THE_SANDBOX: &[&str] = &[
     "var/tmp",
 ];
 
+/// What could not be installed a moment ago, so that a session that asks again and again does not keep the machine busy with
+/// it, and does not hear another reason than the one before.
+#[derive(Default)]
+pub(crate) struct Failures(Mutex<HashMap<Base, (Instant, Error)>>);
+
+/// How long a failed install is not tried again.
+const FAILURE_KEPT: Duration = Duration::from_secs(30);
+/// Bases that fail at once; beyond it the list starts anew.
+const FAILURES_MAX: usize = 1_000;
+
+impl Failures {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Base, (Instant, Error)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, base: &Base) -> Option<Error> {
+        let failures = self.lock();
+        let (_, error) = failures.get(base).filter(|(at, _)| at.elapsed() < FAILURE_KEPT)?;
+        Some(error.clone())
+    }
+
+    fn keep(&self, base: &Base, error: &Error) {
+        let mut failures = self.lock();
+        if failures.len() >= FAILURES_MAX {
+            failures.clear();
+        }
+        failures.insert(base.clone(), (Instant::now(), error.clone()));
+    }
+}
+
 /// Makes the layer of a base that has packages, unless it is there.
 pub(crate) async fn prepare(
     hands: &Supervised,
     shelf: &Shelf,
+    failures: &Failures,
     network: Option<Network>,
     base: &Base,
     progress: &Progress<'_>,
@@ -87,10 +121,17 @@ pub(crate) async fn prepare(
     if layer.join(LAYER_FILE).is_file() {
         return Ok(());
     }
+    // Whoever held the lock before may have failed.
+    if let Some(error) = failures.find(base) {
+        return Err(error);
+    }
     let builder = Builder { hands, shelf, network, key };
     builder.clear().await?;
     let built = builder.build(base, &steps, progress).await;
-    if built.is_err() {
+    if let Err(error) = &built {
+        if matches!(error, Error::Packages { .. }) {
+            failures.keep(base, error);
+        }
         // What failed is not looked at again; the reason is in the error.
         builder.clear().await?;
     }

@@ -133,6 +133,7 @@ pub struct Supervised {
     calls: Semaphore,
     /// What is to be kept ready. Each new link is told.
     wish: Mutex<Vec<Pool>>,
+    failures: build::Failures,
 }
 
 /// Exits that wait for whoever serves them. They wait with the supervisor, too.
@@ -148,6 +149,7 @@ impl Supervised {
             connected: watch::Sender::new(()),
             calls: Semaphore::new(CALLS_MAX),
             wish: Mutex::default(),
+            failures: build::Failures::default(),
         }
     }
 
@@ -328,7 +330,8 @@ impl Provider for Supervised {
 
     async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {
         let shelf = Shelf::new(&self.settings.data_dir);
-        build::prepare(self, &shelf, self.settings.registries.clone(), base, progress).await
+        let registries = self.settings.registries.clone();
+        build::prepare(self, &shelf, &self.failures, registries, base, progress).await
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {

@@ -20,6 +20,14 @@ use tools::wire::{Content, encode, read_frame};
 /// Names the supervisor program where the one that cargo built cannot be reached.
 pub(crate) const SUPERVISOR: &str = "POSTHOUSE_TEST_SUPERVISOR";
 
+/// Gives every sandbox the rights to install packages.
+pub(crate) const INSTALLS: &str = "POSTHOUSE_TEST_INSTALLS";
+
+/// Whether every sandbox has them in this run.
+pub(crate) fn installs() -> bool {
+    std::env::var_os(INSTALLS).is_some()
+}
+
 pub(crate) struct Host {
     pub(crate) provider: Supervised,
     settings: Settings,
@@ -143,7 +151,10 @@ impl Host {
     }
 
     /// A new sandbox with these resources.
-    pub(crate) async fn sandbox(&self, resources: Resources) -> Sandbox<'_> {
+    pub(crate) async fn sandbox(&self, mut resources: Resources) -> Sandbox<'_> {
+        if installs() {
+            resources.rights = sandbox::Rights::Install;
+        }
         let id = fresh_id();
         self.provider.provision(&id, 1, &resources).await.unwrap();
         Sandbox { provider: &self.provider, id }

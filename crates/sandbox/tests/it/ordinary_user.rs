@@ -1,11 +1,11 @@
-//! All of it once more as an ordinary user, when the tests run as root.
+//! All of it once more as an ordinary user, and the attacks once more with the rights to install packages.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::host::SUPERVISOR;
+use crate::host::{INSTALLS, SUPERVISOR};
 
 /// Nobody's id on a machine that was set up in an ordinary way.
 const ORDINARY: u32 = 54_321;
@@ -37,4 +37,17 @@ fn everything_holds_for_an_ordinary_user_too() {
     let printed = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
     println!("{printed}");
+}
+
+#[test]
+fn every_attack_fails_with_the_rights_to_install_packages_too() {
+    if std::env::var_os(INSTALLS).is_some() {
+        // This very run is the one with those rights.
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap()).arg("attacks::").env(INSTALLS, "1").output();
+    let output = output.unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(printed.contains("attack_26"), "{printed}");
 }

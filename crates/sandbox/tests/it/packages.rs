@@ -122,7 +122,7 @@ async fn package_managers_work_through_the_exit_with_no_setting() {
             "apt-get",
             "http://deb.debian.org/debian/dists/stable/InRelease",
             "apt",
-            "apt-get -qq update 2>&1 && apt-get -qq install hello >/tmp/apt 2>&1 && hello || cat /tmp/apt",
+            "apt-get -qq update 2>&1 && apt-get -qq install hello >/tmp/apt 2>&1 && hello && apt-get -qq install --reinstall hostname >/tmp/apt 2>&1 || cat /tmp/apt",
             "Hello, world!",
         ),
     ];
