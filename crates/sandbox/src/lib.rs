@@ -17,7 +17,7 @@ pub mod supervisor;
 
 pub use provider::{
     Access, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources,
-    SandboxId, SandboxInfo,
+    SandboxId, SandboxInfo, Saved,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -19,6 +19,8 @@ pub(crate) enum Token {
     Sync(u64),
     /// The end of a sandbox's process 1.
     Process(u64),
+    /// The end of whoever writes a sandbox's snapshot.
+    Packer(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -31,6 +33,7 @@ impl Token {
             Self::Control(key) => (2, key),
             Self::Sync(key) => (3, key),
             Self::Process(key) => (4, key),
+            Self::Packer(key) => (5, key),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -42,7 +45,8 @@ impl Token {
             1 => Self::Connection(key),
             2 => Self::Control(key),
             3 => Self::Sync(key),
-            _ => Self::Process(key),
+            4 => Self::Process(key),
+            _ => Self::Packer(key),
         }
     }
 }
@@ -113,6 +117,7 @@ mod tests {
             Token::Control(1),
             Token::Sync(1 << 40),
             Token::Process(0),
+            Token::Packer(3),
         ];
         assert_eq!(tokens.map(|token| Token::from_number(token.number())), tokens);
     }

@@ -193,6 +193,7 @@ impl Supervisor {
                     Token::Control(key) => self.keeper.control_ready(key, now),
                     Token::Sync(key) => self.keeper.sync_ready(key),
                     Token::Process(key) => self.keeper.process_ended(key),
+                    Token::Packer(key) => self.keeper.packer_ended(key, now),
                 }
             }
             if now.duration_since(ticked) >= TICK {
@@ -297,6 +298,9 @@ impl Supervisor {
             }
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
+            }
+            (Ask::Save { sandbox, fence, into }, _) => {
+                self.keeper.save(waiter, &sandbox, fence, &into, now);
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),

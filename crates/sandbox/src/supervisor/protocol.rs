@@ -6,14 +6,16 @@
 //! `Hello` and `End` keep their form for ever, so that a server can retire a supervisor of any version; anything else may
 //! change together with [`PROTOCOL`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::doctor::Report;
-use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo, Saved};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
@@ -54,6 +56,12 @@ pub(crate) enum Ask {
         fence: Option<u64>,
         op: Box<RawValue>,
     },
+    /// Write the private layer into this new file.
+    Save {
+        sandbox: SandboxId,
+        fence: u64,
+        into: PathBuf,
+    },
     Destroy {
         sandbox: SandboxId,
     },
@@ -80,6 +88,7 @@ pub(crate) enum Answer {
     /// What `tools` replied ([`tools::wire::Reply`], not looked into).
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
+    Saved(Saved),
     /// The socket comes with the frame's first byte.
     Exit {
         sandbox: SandboxId,

@@ -8,6 +8,7 @@ mod attacks;
 mod host;
 mod ordinary_user;
 mod provider;
+mod snapshots;
 mod supervisor;
 
 /// The promise of Cargo.toml, where the crate allows `unsafe`.
