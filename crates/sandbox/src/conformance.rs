@@ -216,7 +216,7 @@ async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, 
     make(provider, id).await;
     bash(provider, id, "a", "echo kept > file").await;
     let saved = provider.save(id, 1, &file).await.expect("it can be saved");
-    assert_eq!(std::fs::metadata(&file).expect("the file is there").len(), saved.size_bytes);
+    assert_eq!(std::fs::metadata(&file).expect("the file is there").len(), saved.written.size_bytes);
     // Whatever it does after that is not saved, but it does it.
     assert_eq!(bash(provider, id, "b", "cat file; echo later > file").await, "kept");
     let resources = Resources { restore: Some(file.clone()), ..Resources::default() };

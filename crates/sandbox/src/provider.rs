@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tools::wire::Output;
 
-pub use crate::archive::Saved;
+use crate::archive::Written;
 
 /// The name of one sandbox, chosen by the caller before the sandbox exists.
 ///
@@ -88,6 +88,14 @@ pub struct Resources {
     /// A file that [`Provider::save`] wrote, of a sandbox with the same base: everything in its private layer is there again.
     /// `None`: an empty workspace.
     pub restore: Option<PathBuf>,
+}
+
+impl Resources {
+    /// What the private layer of such a sandbox lies on. A snapshot fits only on the base that it was taken on.
+    #[must_use]
+    pub fn base(&self) -> String {
+        "host".to_owned()
+    }
 }
 
 impl Default for Resources {
@@ -251,6 +259,15 @@ pub struct Collected {
     pub path: PathBuf,
     /// Its size.
     pub size_bytes: u64,
+}
+
+/// A sandbox that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file.
+    pub written: Written,
+    /// What a sandbox must be built on for it: [`Resources::base`].
+    pub base: String,
 }
 
 /// A maker of sandboxes.

@@ -22,7 +22,7 @@ use tools::archive::{Bounds, Scope};
 use super::child::{Failure, Step};
 use super::root::STAGE;
 use super::sys;
-use crate::archive::{self, Saved};
+use crate::archive::{self, Written};
 use crate::provider::Limits;
 
 /// What of the stage is the sandbox's own. The folders left out are made anew each time.
@@ -41,7 +41,7 @@ pub(crate) fn hold_stage() -> Result<OwnedFd, Failure> {
 }
 
 /// Writes the private layer into a file. For a process with the sandbox's ids and nothing else to do.
-pub(crate) fn pack(stage: &OwnedFd, into: &File) -> Result<Saved, archive::Error> {
+pub(crate) fn pack(stage: &OwnedFd, into: &File) -> Result<Written, archive::Error> {
     // Whoever waits for an answer comes first.
     let _ = rustix::process::nice(19);
     // Readable, which what the sandbox handed out is not.

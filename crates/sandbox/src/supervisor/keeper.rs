@@ -34,7 +34,7 @@ use crate::namespaces::child::{EXIT, STAGE, UNRESTORABLE};
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo, Saved};
 
 /// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
 const SANDBOXES_MAX: usize = 4096;
@@ -97,6 +97,8 @@ struct Sandbox {
     used: Instant,
     slot: u32,
     limits: Limits,
+    /// What its private layer lies on.
+    base: String,
     start_time_max: Duration,
     pid: i32,
     process: Process,
@@ -263,6 +265,7 @@ impl Keeper {
             born: now,
             used: now,
             slot,
+            base: resources.base(),
             limits: resources.limits,
             start_time_max: match resources.restore {
                 None => START_TIME_MAX,
@@ -420,7 +423,10 @@ impl Keeper {
         self.poller.remove(packing.descriptor());
         let (waiter, saved) = packing.finish();
         match saved {
-            Ok(saved) => self.reply(waiter, Answer::Saved(saved)),
+            Ok(written) => {
+                let base = sandbox.base.clone();
+                self.reply(waiter, Answer::Saved(Saved { written, base }));
+            }
             Err(error) => {
                 self.stir(key, now);
                 self.reply(waiter, Answer::Failed(error));

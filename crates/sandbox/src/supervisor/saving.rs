@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::keeper::Waiter;
-use crate::archive::Saved;
+use crate::archive::Written;
 use crate::namespaces::child::GO;
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{Launched, OnlyThread, Process, launch, map_ids};
@@ -85,7 +85,7 @@ pub(super) struct Packing {
 /// What the packer says at its end.
 #[derive(Serialize, Deserialize)]
 enum Outcome {
-    Saved(Saved),
+    Saved(Written),
     Failed(String),
 }
 
@@ -125,7 +125,7 @@ impl Packing {
     }
 
     /// How it went, and who wants to know. The packer has ended.
-    pub(super) fn finish(mut self) -> (Waiter, Result<Saved, Error>) {
+    pub(super) fn finish(mut self) -> (Waiter, Result<Written, Error>) {
         let mut said = Vec::new();
         // It ends where the packer has not written.
         let _ = self.sync.read_to_end(&mut said);

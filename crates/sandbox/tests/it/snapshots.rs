@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use sandbox::{Access, Error, Limits, Mount, Provider, Resources, Saved};
+use sandbox::archive::Written;
+use sandbox::{Access, Error, Limits, Mount, Provider, Resources};
 use serde_json::json;
 use tools::archive::Scope;
 
@@ -20,10 +21,10 @@ fn snapshots() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-async fn save(sandbox: &Sandbox<'_>, folder: &Path) -> (PathBuf, Saved) {
+async fn save(sandbox: &Sandbox<'_>, folder: &Path) -> (PathBuf, Written) {
     let file = folder.join(sandbox.id.to_string());
     let saved = sandbox.provider.save(&sandbox.id, 1, &file).await.unwrap();
-    (file, saved)
+    (file, saved.written)
 }
 
 fn restoring(file: &Path) -> Resources {
@@ -48,7 +49,7 @@ async fn a_workspace_with_files_of_every_kind_is_restored() {
         mkdir -p /opt/top && echo top > /opt/top/file)"#,
     );
     assert_eq!(built.await, "(no output)");
-    let list = r#"cd /; find workspace root tmp srv opt/top ! -name socket ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\n' | LC_ALL=C sort; find workspace root tmp srv opt/top -type d -printf '%p %m %U:%G %T@\n' | LC_ALL=C sort; sha1sum workspace/hard workspace/sealed/in workspace/closed; stat -c '%b blocks' workspace/sparse"#;
+    let list = r#"(cd /; find workspace root tmp srv opt/top ! -name socket ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\n' | LC_ALL=C sort; find workspace root tmp srv opt/top -type d -printf '%p %m %U:%G %T@\n' | LC_ALL=C sort; sha1sum workspace/hard workspace/sealed/in workspace/closed; stat -c '%b blocks' workspace/sparse)"#;
     let before = sandbox.bash(list).await;
     assert!(before.lines().count() > 25, "{before}");
     let (file, saved) = save(&sandbox, folder.path()).await;
