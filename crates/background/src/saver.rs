@@ -45,8 +45,8 @@ const WAKE_TIME_MAX: Duration = Duration::from_secs(1);
 /// What is kept, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaverOptions {
-    /// A sandbox that nobody has used for this long is put away.
-    pub idle: Duration,
+    /// A sandbox that nobody has used for this long is put away; `None`: none ever is.
+    pub idle: Option<Duration>,
     /// A workspace is kept for this long from when it was begun, however often it is used.
     pub keep: Duration,
     /// A larger snapshot is not kept; its sandbox lives on.
@@ -95,7 +95,8 @@ impl Saver {
     }
 
     async fn save_for_ever(&self) {
-        let mut looks = interval((self.options.idle / 4).clamp(EVERY_MIN, EVERY_MAX));
+        let mut looks =
+            interval(self.options.idle.map_or(EVERY_MAX, |idle| (idle / 4).clamp(EVERY_MIN, EVERY_MAX)));
         let mut tidies = interval(TIDY_EVERY);
         for ticks in [&mut looks, &mut tidies] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -110,6 +111,7 @@ impl Saver {
 
     /// Looks once, and puts away what has been idle for long enough.
     pub async fn put_away_idle(&self) {
+        let Some(idle_min) = self.options.idle else { return };
         let living = match self.hands.list().await {
             Ok(living) => living,
             Err(error) => {
@@ -117,7 +119,7 @@ impl Saver {
                 return;
             }
         };
-        let is_idle = |info: &SandboxInfo| info.idle >= self.options.idle && info.calls == 0;
+        let is_idle = |info: &SandboxInfo| info.idle >= idle_min && info.calls == 0;
         let idle: HashSet<SandboxId> = living
             .iter()
             .filter(|info| is_idle(info))

@@ -18,6 +18,7 @@ mod serve;
 mod server;
 mod sessions;
 mod settings;
+mod snapshots;
 
 use std::process::ExitCode;
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
+use background::{Saver, SaverOptions};
 use harness::model::{Listed, ProviderConfig, Providers};
-use harness::{Brain, Options};
+use harness::{Brain, Options, Snapshots};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::demo;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
+use crate::snapshots::SnapshotSettings;
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -69,8 +71,11 @@ impl Server {
         let mut work = JoinSet::new();
         if let Some(hands) = hands {
             let hands: Arc<dyn Provider> = hands;
+            let blobs = settings.snapshots.open()?;
             if roles.has(Role::Brain) {
-                let options = brain_options(settings);
+                let snapshots =
+                    Snapshots { blobs: blobs.clone(), scratch: settings.snapshots.scratch.clone() };
+                let options = Options { snapshots: Some(snapshots), ..brain_options(settings) };
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
                 let brain = Arc::new(brain).run(draining.clone());
                 work.spawn(async move {
@@ -79,10 +84,12 @@ impl Server {
                 });
             }
             if roles.has(Role::Background) {
-                let reaper = background::Reaper::new(store.clone(), hands);
+                let reaper = background::Reaper::new(store.clone(), Arc::clone(&hands));
                 let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
+                let saver =
+                    Saver::new(store.clone(), hands, blobs, saver_options(settings)).run(draining.clone());
                 work.spawn(async move {
-                    reaper.await;
+                    tokio::join!(reaper, saver);
                     "background"
                 });
             }
@@ -202,6 +209,19 @@ fn brain_options(settings: &Settings) -> Options {
         // Of a short time for the drain three quarters, of a long one all but what handing over takes.
         finish_time_max: timeout.saturating_sub(HAND_OVER.min(timeout / 4)),
         ..Options::new(settings.data_dir.join("outputs"))
+    }
+}
+
+fn saver_options(settings: &Settings) -> SaverOptions {
+    let SnapshotSettings { idle, keep, session_bytes_max, total_bytes_max, scratch, .. } =
+        &settings.snapshots;
+    SaverOptions {
+        idle: *idle,
+        keep: *keep,
+        session_bytes_max: *session_bytes_max,
+        total_bytes_max: *total_bytes_max,
+        scratch: scratch.clone(),
+        holder: holder(),
     }
 }
 

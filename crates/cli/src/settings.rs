@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::load::{Load, LoadOptions};
+use crate::snapshots::{SnapshotOptions, SnapshotSettings, SnapshotTable};
 
 /// Where everything lasts. For every command that opens a store.
 #[derive(Args, Clone, Debug, Default)]
@@ -63,6 +64,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
+
+    #[command(flatten)]
+    pub(crate) snapshots: SnapshotOptions,
 }
 
 /// What a process of a fleet does, and how it ends.
@@ -238,6 +242,8 @@ struct File {
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
     sandbox: sandbox::Limits,
+    blobs: Option<String>,
+    snapshots: SnapshotTable,
 }
 
 /// What a server runs with.
@@ -256,6 +262,7 @@ pub(crate) struct Settings {
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) limits: sandbox::Limits,
+    pub(crate) snapshots: SnapshotSettings,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -328,6 +335,7 @@ impl ServerOptions {
             false => DEFAULT_LISTEN_PROBES,
         };
         Ok(Settings {
+            snapshots: self.snapshots.over(file.snapshots, file.blobs, &data_dir)?,
             data_dir,
             database: shared_database(database.or(file.database), database_listen.or(file.database_listen))?,
             listen: self.listen.or(file.listen).unwrap_or_else(|| listen.parse().expect("a valid address")),
