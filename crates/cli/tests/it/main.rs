@@ -7,6 +7,7 @@ mod fleet;
 mod flows;
 mod keys;
 mod kill_nine;
+mod put_away;
 mod roles;
 mod run;
 mod server;

@@ -6,4 +6,5 @@ mod drain;
 mod limits;
 mod model;
 mod simulation;
+mod workspace;
 mod world;
