@@ -116,7 +116,8 @@ impl Blobs {
         Ok(Self { store: Arc::new(store), place: Place::Folder(folder.canonicalize()?) })
     }
 
-    /// Puts a local file under a key: all of it or nothing. A blob that is there already is replaced.
+    /// Puts a local file under a key: all of it or nothing. A blob that is there already is replaced. The file must not be written
+    /// afterwards: in a folder of the same file system the blob is a second name of it.
     pub async fn put(&self, key: &str, file: &Path) -> Result<(), Error> {
         let path = parse(key)?;
         if let Place::Folder(folder) = &self.place {

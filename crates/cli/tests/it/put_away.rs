@@ -68,7 +68,17 @@ async fn an_idle_sandbox_is_put_away_and_its_workspace_comes_back_and_can_be_for
     let client = server.client();
     let look = "cat note /usr/local/bin/thing; echo more >> note";
     let end = || Reply::text("done");
-    models.script(MODEL, vec![bash("echo one > note; echo two > /usr/local/bin/thing"), end(), bash(look), end(), bash("cat note"), end()]);
+    models.script(
+        MODEL,
+        vec![
+            bash("echo one > note; echo two > /usr/local/bin/thing"),
+            end(),
+            bash(look),
+            end(),
+            bash("cat note"),
+            end(),
+        ],
+    );
     let agent = json!({"name": "a", "model": MODEL, "tools": [{"type": "agent_toolset_20260401"}]});
     let agent = client.create_agent(agent).await.expect("made");
     let environment = client.create_environment(json!({"name": "e"})).await.expect("made");
