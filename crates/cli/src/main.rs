@@ -21,6 +21,7 @@ mod serve;
 mod server;
 mod sessions;
 mod settings;
+mod snapshots;
 
 use std::process::ExitCode;
 

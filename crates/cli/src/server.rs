@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
+use background::{Saver, SaverOptions};
 use harness::model::{Listed, ProviderConfig, Providers};
 use harness::web::{SearchProvider, Web};
-use harness::{Brain, Options};
+use harness::{Brain, Options, Snapshots};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::demo;
 use crate::exits;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
+use crate::snapshots::SnapshotSettings;
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -77,8 +79,15 @@ impl Server {
                 served.await;
                 "egress"
             });
+            let blobs = settings.snapshots.open()?;
             if roles.has(Role::Brain) {
-                let options = Options { web: Some(web(settings)?), ..brain_options(settings) };
+                let snapshots =
+                    Snapshots { blobs: blobs.clone(), scratch: settings.snapshots.scratch.clone() };
+                let options = Options {
+                    snapshots: Some(snapshots),
+                    web: Some(web(settings)?),
+                    ..brain_options(settings)
+                };
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
                 let brain = Arc::new(brain).run(draining.clone());
                 work.spawn(async move {
@@ -94,10 +103,13 @@ impl Server {
                     installer.await;
                     "installer"
                 });
-                let reaper = background::Reaper::new(store.clone(), hands).every(settings.reap_every);
+                let reaper =
+                    background::Reaper::new(store.clone(), Arc::clone(&hands)).every(settings.reap_every);
                 let reaper = reaper.and_outputs(settings.data_dir.join("outputs")).run(draining.clone());
+                let saver =
+                    Saver::new(store.clone(), hands, blobs, saver_options(settings)).run(draining.clone());
                 work.spawn(async move {
-                    reaper.await;
+                    tokio::join!(reaper, saver);
                     "background"
                 });
             }
@@ -249,6 +261,19 @@ fn web(settings: &Settings) -> anyhow::Result<Web> {
         tracing::info!("no search provider is configured: models are not offered web_search");
     }
     Web::new(Arc::new(settings.network.guard()), search).context("no client for fetching pages can be made")
+}
+
+fn saver_options(settings: &Settings) -> SaverOptions {
+    let SnapshotSettings { idle, keep, session_bytes_max, total_bytes_max, scratch, .. } =
+        &settings.snapshots;
+    SaverOptions {
+        idle: *idle,
+        keep: *keep,
+        session_bytes_max: *session_bytes_max,
+        total_bytes_max: *total_bytes_max,
+        scratch: scratch.clone(),
+        holder: holder(),
+    }
 }
 
 /// Names this process among those of all machines, for people who read leases.

@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::load::{Load, LoadOptions};
 use crate::network::{Network, NetworkFile, NetworkOptions};
+use crate::snapshots::{SnapshotOptions, SnapshotSettings, SnapshotTable};
 
 /// Where everything lasts. For every command that opens a store.
 #[derive(Args, Clone, Debug, Default)]
@@ -75,6 +76,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) web: WebOptions,
+
+    #[command(flatten)]
+    pub(crate) snapshots: SnapshotOptions,
 }
 
 /// What `web_search` asks.
@@ -338,6 +342,8 @@ struct File {
     sandbox: SandboxFile,
     search: Option<SearchConfig>,
     images: ImagesFile,
+    blobs: Option<String>,
+    snapshots: SnapshotTable,
 }
 
 /// What the configuration file says of images.
@@ -369,6 +375,7 @@ pub(crate) struct Settings {
     pub(crate) capacity: sandbox::Capacity,
     /// The image that sandboxes start from whose environments name none; the host's tools if `None`.
     pub(crate) image: Option<String>,
+    pub(crate) snapshots: SnapshotSettings,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -441,6 +448,7 @@ impl ServerOptions {
             false => DEFAULT_LISTEN_PROBES,
         };
         Ok(Settings {
+            snapshots: self.snapshots.over(file.snapshots, file.blobs, &data_dir)?,
             data_dir,
             database: shared_database(database.or(file.database), database_listen.or(file.database_listen))?,
             listen: self.listen.or(file.listen).unwrap_or_else(|| listen.parse().expect("a valid address")),

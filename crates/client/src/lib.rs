@@ -126,6 +126,11 @@ impl Client {
         self.post(&["v1", "sessions", id, "archive"], &json!({})).await
     }
 
+    /// What is saved of a session's workspace, as the extension shows it.
+    pub async fn list_snapshots(&self, id: &str) -> Result<Value, Error> {
+        self.get(&["v1", "sessions", id, "snapshots"], &[]).await
+    }
+
     /// Deletes a session.
     pub async fn delete_session(&self, id: &str) -> Result<Deleted, Error> {
         self.delete(&["v1", "sessions", id]).await

@@ -165,6 +165,8 @@ impl Transcript {
             | Body::ModelRequestEnd { .. }
             | Body::Sandbox { .. }
             | Body::SandboxLost { .. }
+            | Body::Snapshot { .. }
+            | Body::SnapshotLost { .. }
             | Body::OutputsCollected {}
             | Body::Unknown(_) => {}
         }

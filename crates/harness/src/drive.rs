@@ -35,6 +35,7 @@ use crate::model;
 use crate::speculation::{self, Ahead, Speculation, obtain, once_polled};
 use crate::speech::Speech;
 use crate::web;
+use crate::workspace::{self, Beginning, Unmade};
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
@@ -447,7 +448,7 @@ impl Drive<'_> {
 
     fn is_sandbox_wanted_ahead(&self) -> bool {
         let has_one = self.view.state.sandbox.is_some() || self.speculation.is_some();
-        !has_one && speculation::is_wanted(&self.view.record)
+        !has_one && speculation::is_wanted(&self.view.record, self.view.state.snapshot.as_ref())
     }
 
     fn sandbox_ahead(&self) -> Ahead {
@@ -457,7 +458,16 @@ impl Drive<'_> {
             hands: Arc::clone(&brain.hands),
             sandbox: brain.store.ids().make(),
             fence: self.token.epoch,
-            resources: hands::resources(&brain.options.resources, &self.view.record),
+            beginning: self.beginning(),
+        }
+    }
+
+    /// What the session's next sandbox is made of.
+    fn beginning(&self) -> Beginning {
+        Beginning {
+            resources: hands::resources(&self.brain.options.resources, &self.view.record),
+            snapshot: self.view.state.snapshot.clone(),
+            snapshots: self.brain.options.snapshots.clone(),
         }
     }
 
@@ -466,11 +476,11 @@ impl Drive<'_> {
         let (brain, token) = (self.brain, self.token);
         let mut begun = self.speculation.take();
         let new = brain.store.ids().make();
-        let resources = hands::resources(&brain.options.resources, &self.view.record);
+        let beginning = self.beginning();
         let obtaining = async {
             loop {
                 let mut obtaining =
-                    std::pin::pin!(obtain(begun.as_mut(), &*brain.hands, &new, token.epoch, &resources));
+                    std::pin::pin!(obtain(begun.as_mut(), &*brain.hands, &new, token.epoch, &beginning));
                 let obtained = match timeout(WAIT_SHOWN_AFTER, &mut obtaining).await {
                     Ok(obtained) => obtained,
                     Err(_) => {
@@ -478,13 +488,14 @@ impl Drive<'_> {
                         obtaining.await
                     }
                 };
-                let Err(Outcome::Failed { error: sandbox::Error::Unprepared {} }) = obtained else {
+                let Err(Unmade::Outcome(Outcome::Failed { error: sandbox::Error::Unprepared {} })) = obtained
+                else {
                     return obtained;
                 };
                 say_waiting(brain, token, Some(WaitsFor::Packages)).await;
-                let prepared = hands::prepare(&*brain.hands, &resources.base).await;
+                let prepared = hands::prepare(&*brain.hands, &beginning.resources.base).await;
                 say_waiting(brain, token, None).await;
-                prepared?;
+                prepared.map_err(Unmade::Outcome)?;
             }
         };
         let woken = self.wait_for(obtaining).await;
@@ -502,10 +513,13 @@ impl Drive<'_> {
         }
         speculation::destroy(&brain.errands, &brain.hands, new.clone());
         match woken? {
-            Woken::Done(Err(Outcome::Fenced)) => Err(Halt::Lost),
-            Woken::Done(Err(outcome)) => {
+            Woken::Done(Err(Unmade::Outcome(Outcome::Fenced))) => Err(Halt::Lost),
+            Woken::Done(Err(Unmade::Outcome(outcome))) => {
                 tracing::warn!(session.id = %token.session, ?outcome, "a call got no sandbox");
-                Ok(Obtained::Not(self.drafts(hands::results(call, &new, outcome))))
+                Ok(Obtained::Not(self.drafts(hands::results(call, &new, None, outcome))))
+            }
+            Woken::Done(Err(Unmade::Lost { snapshot, reason })) => {
+                Ok(Obtained::Not(self.drafts(workspace::lost(call, snapshot, reason))))
             }
             Woken::Done(Ok(_)) => unreachable!("that was above"),
             Woken::Interrupted => Ok(Obtained::Not(Vec::new())),
@@ -544,7 +558,8 @@ impl Drive<'_> {
             Woken::Done(Outcome::Fenced) => Err(Halt::Lost),
             Woken::Done(outcome) => {
                 brain.faults.reached(Point::CallDone).await;
-                Ok(self.drafts(hands::results(&call, &sandbox, outcome)))
+                let snapshot = self.view.state.snapshot.as_ref();
+                Ok(self.drafts(hands::results(&call, &sandbox, snapshot, outcome)))
             }
             Woken::Interrupted => {
                 // The result that the model sees is the interrupt's; what the tool still says does not matter, only

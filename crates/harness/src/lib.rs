@@ -21,6 +21,8 @@ mod speculation;
 mod speech;
 mod toolset;
 pub mod web;
+mod workspace;
 
 pub use brain::{Brain, Options};
 pub use permits::ModelLimits;
+pub use workspace::Snapshots;

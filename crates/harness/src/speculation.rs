@@ -15,15 +15,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use protocol::agent::{AgentSpec, BuiltinTool};
+use protocol::event::Snapshot;
 use protocol::hands::Policy;
 use protocol::id::SandboxId;
-use sandbox::{Provider, Resources};
+use sandbox::Provider;
 use session::Record;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 
-use crate::hands::{self, Outcome};
+use crate::hands;
+use crate::workspace::{Beginning, Unmade};
 
 /// How long a request has the processor to itself once it has been asked for: on a connection that is there it has left
 /// long before, and where one must be made first it mostly waits for the network.
@@ -31,6 +33,9 @@ const HEAD_START: Duration = Duration::from_millis(2);
 /// How often one that no call has needed yet is asked for again, so that the reaper sees that it is not forgotten: well
 /// within its grace, which is a minute unless it is told to look more often, and never less than sixteen seconds.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
+
+/// A larger snapshot is restored when a call needs it: that takes long enough to be a loss if none does.
+const RESTORED_BYTES_MAX: u64 = 64 << 20;
 
 /// A sandbox that is being made, or was made, and is not in the log.
 pub(crate) struct Speculation {
@@ -50,9 +55,10 @@ impl Drop for AbortOnDrop {
 }
 
 /// Whether a sandbox is worth making before a call asks for one.
-pub(crate) fn is_wanted(record: &Record) -> bool {
+pub(crate) fn is_wanted(record: &Record, snapshot: Option<&Snapshot>) -> bool {
+    let is_light = snapshot.is_none_or(|snapshot| snapshot.size_bytes <= RESTORED_BYTES_MAX);
     match record.hands.policy {
-        Policy::Speculative => needs_sandbox(&record.agent.spec),
+        Policy::Speculative => is_light && needs_sandbox(&record.agent.spec),
         Policy::Lazy | Policy::Pool { .. } => false,
     }
 }
@@ -70,25 +76,28 @@ pub(crate) struct Ahead {
     pub(crate) hands: Arc<dyn Provider>,
     pub(crate) sandbox: SandboxId,
     pub(crate) fence: u64,
-    pub(crate) resources: Resources,
+    pub(crate) beginning: Beginning,
 }
 
 impl Ahead {
     /// Begins, in a moment.
     pub(crate) fn begin(self) -> Speculation {
-        let Self { tracker, hands, sandbox, fence, resources } = self;
+        let Self { tracker, hands, sandbox, fence, beginning } = self;
         let (said, made) = watch::channel(None);
         let id = sandbox.clone();
         let task: JoinHandle<()> = tracker.spawn(async move {
             tokio::time::sleep(HEAD_START).await;
-            let mut is_made = Ok(());
+            let mut is_made = beginning.provision(&*hands, &id, fence).await;
             while is_made.is_ok() {
-                is_made = hands::provision(&*hands, &id, fence, &resources).await;
-                said.send_replace(Some(is_made.is_ok()));
+                said.send_replace(Some(true));
                 tokio::time::sleep(TOUCH_EVERY).await;
+                // It is there: what it was made of does not matter any more.
+                let touched = hands::provision(&*hands, &id, fence, &beginning.resources).await;
+                is_made = touched.map_err(Unmade::Outcome);
             }
-            if let Err(outcome) = is_made {
-                tracing::debug!(sandbox.id = %id, ?outcome, "no sandbox was made ahead of the first call");
+            said.send_replace(Some(false));
+            if let Err(unmade) = is_made {
+                tracing::debug!(sandbox.id = %id, ?unmade, "no sandbox was made ahead of the first call");
             }
         });
         Speculation { sandbox, made, task: AbortOnDrop(task.abort_handle()) }
@@ -127,14 +136,14 @@ pub(crate) async fn obtain(
     hands: &dyn Provider,
     new: &SandboxId,
     fence: u64,
-    resources: &Resources,
-) -> Result<SandboxId, Outcome> {
+    beginning: &Beginning,
+) -> Result<SandboxId, Unmade> {
     if let Some(begun) = begun
         && begun.is_made().await
     {
         return Ok(begun.sandbox.clone());
     }
-    hands::provision(hands, new, fence, resources).await.map(|()| new.clone())
+    beginning.provision(hands, new, fence).await.map(|()| new.clone())
 }
 
 /// Awaits `act`, and does `then` when it has been polled for the first time.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::agent::{Agent, SessionAgent, Tool};
 use crate::agent_request::{AgentOverrides, empty_list, tools};
 use crate::event::Body;
-use crate::id::{AgentId, EnvironmentId};
+use crate::id::{AgentId, EnvironmentId, SessionId};
 use crate::metadata::{Metadata, MetadataPatch};
 use crate::parse::{
     Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, metadata, metadata_patch, text,
@@ -27,6 +27,8 @@ pub struct SessionCreate {
     pub metadata: Metadata,
     /// What it starts with.
     pub initial_events: Vec<Body>,
+    /// The session whose saved workspace it begins with: an extension, `{"workspace": {"from_session": "sesn_…"}}`.
+    pub workspace_from: Option<SessionId>,
 }
 
 impl SessionCreate {
@@ -39,6 +41,7 @@ impl SessionCreate {
             title: fields.optional("title", text(0..=TITLE_CHARS_MAX))?,
             metadata: fields.optional("metadata", metadata)?.unwrap_or_default(),
             initial_events: fields.optional("initial_events", send::parse_initial)?.unwrap_or_default(),
+            workspace_from: fields.optional("workspace", workspace_from)?,
         };
         refuse_budget(&mut fields)?;
         empty_list(&mut fields, "resources", "a non-empty `resources`")?;
@@ -46,6 +49,13 @@ impl SessionCreate {
         fields.finish()?;
         Ok(create)
     }
+}
+
+fn workspace_from(value: Value, path: &str) -> Parsed<SessionId> {
+    let mut fields = Fields::new(value, path)?;
+    let from = SessionId::from_text(fields.required("from_session", id_text)?);
+    fields.finish()?;
+    Ok(from)
 }
 
 /// Which agent a session runs: one version of it, and what is different in this session.

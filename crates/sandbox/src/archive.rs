@@ -27,7 +27,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 
 /// A snapshot that was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct Written {
     /// The whole file.
     pub size_bytes: u64,
     /// The SHA-256 of the file's compressed part, in hexadecimal. It stands in the file's trailer too.
@@ -64,7 +64,7 @@ impl From<archive::Error> for Error {
 }
 
 /// Writes the tree below `root` into the empty file `into`, and makes it durable.
-pub fn save(root: BorrowedFd<'_>, scope: &Scope, into: &File) -> Result<Saved, Error> {
+pub fn save(root: BorrowedFd<'_>, scope: &Scope, into: &File) -> Result<Written, Error> {
     let hashed = Hashed { file: into, digest: Context::new(&SHA256), length: 0 };
     let compressor = zstd::Encoder::new(hashed, LEVEL)?;
     let mut stream = BufWriter::with_capacity(BUFFER_BYTES, compressor);
@@ -77,7 +77,7 @@ pub fn save(root: BorrowedFd<'_>, scope: &Scope, into: &File) -> Result<Saved, E
     trailer.extend(digest.as_ref());
     file.write_all(&trailer)?;
     file.sync_data()?;
-    Ok(Saved {
+    Ok(Written {
         size_bytes: length + TRAILER_BYTES as u64,
         sha256: hexadecimal(digest.as_ref()),
         entries,

@@ -22,7 +22,7 @@ pub mod supervisor;
 pub use packages::{Manager, Packages};
 pub use provider::{
     Access, Base, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network,
-    Occupancy, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
+    Occupancy, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo, Saved,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -10,7 +10,7 @@
 //!            provision                 destroy, limit, crash
 //! (unknown) ───────────▶ live ─────────────────────────────▶ gone
 //!                        │ ▲                                  (an id never comes back)
-//!                        └─┘ execute, cancel, collect_outputs
+//!                        └─┘ execute, cancel, collect_outputs, save
 //! ```
 
 use std::fmt;
@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tools::wire::Output;
 
+use crate::archive::Written;
 use crate::packages::{Manager, Packages};
 
 /// The name of one sandbox, chosen by the caller before the sandbox exists.
@@ -89,6 +90,9 @@ pub struct Resources {
     pub rights: Rights,
     /// What it starts from.
     pub base: Base,
+    /// A file that [`Provider::save`] wrote, of a sandbox with the same base: everything in its private layer is there again.
+    /// `None`: an empty workspace.
+    pub restore: Option<PathBuf>,
 }
 
 impl Default for Resources {
@@ -100,6 +104,7 @@ impl Default for Resources {
             network: None,
             rights: Rights::default(),
             base: Base::default(),
+            restore: None,
         }
     }
 }
@@ -124,6 +129,18 @@ pub struct Base {
     pub image: Option<String>,
     /// What is installed. A base with any must be prepared ([`Provider::prepare`]) before a sandbox can start from it.
     pub packages: Packages,
+}
+
+impl Base {
+    /// Says in a few words what this is. A snapshot fits only on a base of the same name as the one that it was taken on.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let root = self.image.as_deref().map_or_else(|| "host".to_owned(), |image| format!("image {image}"));
+        match self.packages.is_empty() {
+            true => root,
+            false => format!("{root} with packages {}", self.packages.key("")),
+        }
+    }
 }
 
 /// What a sandbox may reach, in the words of whoever serves its [`Exit`]. A provider does not look into it.
@@ -309,6 +326,15 @@ pub struct Occupancy {
     pub sandboxes_max: usize,
 }
 
+/// A sandbox that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file.
+    pub written: Written,
+    /// What a sandbox must be built on for it: [`Base::name`].
+    pub base: String,
+}
+
 /// A maker of sandboxes.
 ///
 /// Contract, for every implementation:
@@ -316,7 +342,7 @@ pub struct Occupancy {
 /// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
 ///   still happen.
 /// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
-/// - `provision`, `execute` and `cancel` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
+/// - `provision`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
 ///   [`Error::Fenced`] and does nothing.
 /// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
 ///   every server.
@@ -328,6 +354,9 @@ pub trait Provider: Send + Sync {
     ///
     /// Where there is no room it may wait, for a bounded time and in the order of asking, and is [`Error::Busy`]
     /// then. `destroy` ends the wait, too.
+    ///
+    /// With [`Resources::restore`] it starts with everything that the snapshot holds, or not at all: what cannot be restored is
+    /// [`Error::Unrestorable`], and nothing is made.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
     /// Makes ready what sandboxes of this base start from, by installing its packages, and says meanwhile how far it is. Once
@@ -352,6 +381,14 @@ pub trait Provider: Send + Sync {
     /// bounded size in all. The folder is made, for this user alone, if there is anything to copy. Nothing is written
     /// outside `into`, whatever the sandbox says.
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error>;
+
+    /// Writes everything in the sandbox's private layer (its workspace, what was installed, whatever else it wrote) into the new
+    /// file `into`, for [`Resources::restore`]. Processes are not saved. Refused as [`Error::Busy`] while a call runs.
+    ///
+    /// From then on the sandbox stands still, so that what was saved stays all there is, until it is destroyed or used again;
+    /// provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
+    /// After any error no file is left and the sandbox goes on unharmed. Saving does not count as a use.
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error>;
 
     /// Ends the sandbox and everything in it. Unknown and dead ones count as destroyed.
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error>;
@@ -413,6 +450,13 @@ pub enum Error {
         /// The manager's last lines.
         lines: Vec<String>,
     },
+    /// No sandbox can be made of this snapshot: it is missing, corrupt, or holds what is not allowed or too much. Nothing was
+    /// made.
+    #[error("the snapshot cannot be restored: {reason}")]
+    Unrestorable {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// This machine cannot hold what a sandbox promises, or the request is not allowed.
     #[error("refused: {reason}")]
     Refused {
@@ -431,7 +475,8 @@ impl Error {
             | Self::Busy { .. }
             | Self::Refused { .. }
             | Self::Unprepared {}
-            | Self::Packages { .. } => false,
+            | Self::Packages { .. }
+            | Self::Unrestorable { .. } => false,
         }
     }
 
@@ -444,7 +489,8 @@ impl Error {
             | Self::Fenced { .. }
             | Self::Refused { .. }
             | Self::Unprepared {}
-            | Self::Packages { .. } => false,
+            | Self::Packages { .. }
+            | Self::Unrestorable { .. } => false,
         }
     }
 

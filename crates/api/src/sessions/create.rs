@@ -5,10 +5,13 @@ use axum::extract::State;
 use protocol::agent::{Agent, SessionAgent};
 use protocol::environment::{Environment, EnvironmentConfig};
 use protocol::environment_request::ENVIRONMENT_ARCHIVED;
+use protocol::event::Snapshot;
 use protocol::hands::HandsSettings;
+use protocol::id::SessionId;
 use protocol::parse::Invalid;
-use protocol::session::Session;
+use protocol::session::{Session, Status};
 use protocol::session_request::SessionCreate;
+use protocol::time::Timestamp;
 use session::Record;
 use store::NewSession;
 
@@ -24,7 +27,7 @@ pub(crate) async fn create(
     _: NoQuery,
     Body(body): Body,
 ) -> Result<Json<Session>, Error> {
-    let SessionCreate { agent: choice, environment_id, title, metadata, initial_events } =
+    let SessionCreate { agent: choice, environment_id, title, metadata, initial_events, workspace_from } =
         SessionCreate::parse(body)?;
     let store = &door.app.store;
 
@@ -39,6 +42,10 @@ pub(crate) async fn create(
     refuse_unbuilt(&environment)?;
 
     let now = store.now();
+    let snapshot = match workspace_from {
+        None => None,
+        Some(from) => Some(saved_workspace(&door, &caller, &from, now).await?),
+    };
     let record = Record {
         id: store.ids().make(),
         agent,
@@ -58,9 +65,33 @@ pub(crate) async fn create(
         initial: initial_events,
     };
     let id = new.record.id.clone();
-    let made = store.create_session(new).await.map_err(|error| Error::change(error, SESSION, id))?;
+    let made =
+        store.create_session_with(new, snapshot).await.map_err(|error| Error::change(error, SESSION, id))?;
     Ok(Json(shown(&made, store)))
 }
+
+/// What was saved of that session's workspace last. How long this one's is kept counts from now.
+async fn saved_workspace(
+    door: &Door,
+    caller: &Caller,
+    from: &SessionId,
+    now: Timestamp,
+) -> Result<Snapshot, Error> {
+    let path = "workspace.from_session";
+    let found = door.app.store.get_session(&caller.workspace, from).await?;
+    let found = found.ok_or_else(|| Invalid::new(path, format!("there is no session {from}")))?;
+    let snapshot = found.state.snapshot.filter(|_| found.state.status != Status::Terminated).ok_or_else(|| {
+        let rule = format!(
+            "{from} has no saved workspace: one is saved when nobody has used its sandbox for a while, and is kept as long as \
+             the session is not over"
+        );
+        Invalid::new(path, rule).with_code(NO_SNAPSHOT)
+    })?;
+    Ok(Snapshot { begun_at: now, ..snapshot })
+}
+
+/// The code of a refusal: that session has nothing saved.
+const NO_SNAPSHOT: &str = "workspace_not_saved";
 
 fn refuse_archived(agent: &Agent) -> Result<(), Invalid> {
     match agent.archived_at {

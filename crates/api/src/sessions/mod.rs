@@ -5,6 +5,7 @@ mod create;
 mod delete;
 mod list;
 mod retrieve;
+mod snapshots;
 mod update;
 
 use protocol::id::SessionId;
@@ -16,6 +17,7 @@ pub(crate) use create::create;
 pub(crate) use delete::delete;
 pub(crate) use list::{list, statuses};
 pub(crate) use retrieve::retrieve;
+pub(crate) use snapshots::snapshots;
 pub(crate) use update::update;
 
 use crate::Door;

@@ -15,7 +15,9 @@ use protocol::agent::{
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::id::{AgentId, EnvironmentId, SessionId, WorkspaceId};
-use sandbox::{Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{
+    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo, Saved,
+};
 use session::Draft;
 use session::record::Record;
 use store::{NewSession, Store};
@@ -25,22 +27,22 @@ use tokio_util::sync::CancellationToken;
 
 const GRACE: Duration = Duration::from_secs(60);
 
-struct World {
-    store: Store,
-    hands: Arc<FakeHands>,
-    workspace: WorkspaceId,
-    dir: TempDir,
+pub(crate) struct World {
+    pub(crate) store: Store,
+    pub(crate) hands: Arc<FakeHands>,
+    pub(crate) workspace: WorkspaceId,
+    pub(crate) dir: TempDir,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let dir = TempDir::new().expect("a directory can be made");
         let store = Store::open(dir.path(), store::Options::default()).expect("opens");
         let workspace = store.ensure_workspace().await.expect("a workspace");
         Self { store, hands: Arc::default(), workspace, dir }
     }
 
-    fn reaper(&self) -> Reaper {
+    pub(crate) fn reaper(&self) -> Reaper {
         Reaper::new(self.store.clone(), self.hands.clone())
     }
 
@@ -53,7 +55,7 @@ impl World {
     }
 
     /// An old sandbox, and the session that has it on record.
-    async fn owned(&self, name: &str) -> SessionId {
+    pub(crate) async fn owned(&self, name: &str) -> SessionId {
         self.orphan(name, 2 * GRACE).await;
         let session = self.session().await;
         let lease = self.store.try_claim(&session, "test").await.expect("works").expect("free");
@@ -65,7 +67,7 @@ impl World {
         session
     }
 
-    async fn session(&self) -> SessionId {
+    pub(crate) async fn session(&self) -> SessionId {
         let now = self.store.now();
         let record = Record {
             id: self.store.ids().make(),
@@ -86,16 +88,16 @@ impl World {
         id
     }
 
-    async fn archive(&self, session: &SessionId) {
+    pub(crate) async fn archive(&self, session: &SessionId) {
         self.store.archive_session(&self.workspace, session).await.expect("archived");
     }
 
-    async fn delete(&self, session: &SessionId) {
+    pub(crate) async fn delete(&self, session: &SessionId) {
         self.store.delete_session(&self.workspace, session).await.expect("deleted");
     }
 
     /// The sandboxes that live, in the order of their names.
-    async fn living(&self) -> Vec<String> {
+    pub(crate) async fn living(&self) -> Vec<String> {
         let living = self.hands.list().await.expect("listed");
         let mut names: Vec<_> = living.into_iter().map(|info| info.id.to_string()).collect();
         names.sort();
@@ -207,6 +209,10 @@ impl Provider for Stuck {
     }
 
     async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
+        std::future::pending().await
+    }
+
+    async fn save(&self, _: &SandboxId, _: u64, _: &Path) -> Result<Saved, Error> {
         std::future::pending().await
     }
 

@@ -8,4 +8,5 @@ mod model;
 mod simulation;
 mod speculation;
 mod web;
+mod workspace;
 mod world;

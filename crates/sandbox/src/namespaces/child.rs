@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags, open};
 use super::cgroups::Doors;
 use super::profile::{Owners, Profile};
 use super::stacks::Plan;
-use super::{etc, landlock, root, sys};
+use super::{etc, landlock, root, snapshot, sys};
 use crate::provider::{Access, EXIT_PORT, Limits, Mount, Resources};
 use crate::supervisor::passing;
 
@@ -46,6 +46,10 @@ pub(crate) const GO: u8 = b'g';
 
 /// The byte that brings the exit to the parent.
 pub(crate) const EXIT: u8 = 0;
+/// The byte that brings the bare stage.
+pub(crate) const STAGE: u8 = 1;
+/// The byte before a complaint that says: no sandbox can be made of this snapshot.
+pub(crate) const UNRESTORABLE: u8 = 2;
 
 /// The byte that brings a folder below a layer from the parent, who comes before [`GO`] with all of them.
 pub(crate) const LOWER: u8 = b'l';
@@ -99,6 +103,9 @@ pub(crate) fn become_sandbox(
         lock_in(profile, resources, plan, doors, control, &sync)
     }));
     let message = match attempt {
+        Ok(Err(failure)) if failure.step == snapshot::RESTORE => {
+            format!("{}{}", char::from(UNRESTORABLE), failure.source)
+        }
         Ok(Err(failure)) => failure.to_string(),
         Ok(Ok(never)) => match never {},
         Err(_) => "cannot build the sandbox: a step panicked".to_owned(),
@@ -115,7 +122,7 @@ fn lock_in(
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Resources { limits, mounts, hostname, network, rights: _, base: _ } = resources;
+    let Resources { limits, mounts, hostname, network, rights: _, base: _, restore } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
 
     doors.enter_early().step("enter the control group")?;
@@ -123,6 +130,7 @@ fn lock_in(
     // With the supervisor's ids still, so that the way to mounted folders is open.
     root::detach_propagation()?;
     let mounted = root::hold(mounts)?;
+    let snapshot = restore.as_deref().map(snapshot::open_snapshot).transpose()?;
     let mut lowers = match profile.owners {
         // The parent brings them.
         Owners::Mapped => Vec::new(),
@@ -144,7 +152,18 @@ fn lock_in(
     }
 
     sys::become_namespace_root(profile.ids.groups()).step("become the namespace's root")?;
-    root::build(root::Parts { layout: &profile.layout, limits, hostname, plan, lowers, mounts: mounted })?;
+    let hand_out = |stage: &OwnedFd| passing::send(sync, &[STAGE], stage.as_fd()).map(drop);
+    let parts = root::Parts {
+        layout: &profile.layout,
+        limits,
+        hostname,
+        plan,
+        lowers,
+        mounts: mounted,
+        snapshot: snapshot.as_ref(),
+    };
+    root::build(parts, hand_out)?;
+    drop(snapshot);
 
     limit(limits)?;
     doors.enter_late().step("enter the control group")?;

@@ -37,7 +37,7 @@ use rustix::process::{chdir, pivot_root, umask};
 
 use super::child::{Failure, Step};
 use super::stacks::{Kind, Lower, Plan, Stack};
-use super::{etc, sys};
+use super::{etc, snapshot, sys};
 use crate::provider::{Access, Limits, Mount};
 
 /// The names inside the working folder. `mountinfo` shows them to the sandbox, so they say nothing.
@@ -320,6 +320,13 @@ pub(crate) fn hold_lower(folder: &Path) -> Result<OwnedFd, Failure> {
     open_tree(CWD, folder, flags).step("take hold of a folder below a layer")
 }
 
+/// Whether the stage starts empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Restored,
+}
+
 /// What one sandbox's root is built from.
 pub(crate) struct Parts<'a> {
     pub(crate) layout: &'a Layout,
@@ -329,12 +336,18 @@ pub(crate) struct Parts<'a> {
     /// The folders of `plan.held`, each a mount that is nowhere yet.
     pub(crate) lowers: Vec<OwnedFd>,
     pub(crate) mounts: Vec<HeldMount>,
+    /// What the stage starts with.
+    pub(crate) snapshot: Option<&'a OwnedFd>,
 }
 
-/// Builds the root and moves into it. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
-/// ids are those of the namespace's root already, so that everything made here belongs to it.
-pub(crate) fn build(parts: Parts<'_>) -> Result<(), Failure> {
-    let Parts { layout, limits, hostname, plan, mut lowers, mounts } = parts;
+/// Builds the root and moves into it, out of a snapshot if there is one. `hand_out` gets the bare stage. The working folder
+/// of the process is the one with [`ETC`] and [`STAGE`]; the ids are those of the namespace's root already, so that
+/// everything made here belongs to it.
+pub(crate) fn build(
+    parts: Parts<'_>,
+    hand_out: impl FnOnce(&OwnedFd) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let Parts { layout, limits, hostname, plan, mut lowers, mounts, snapshot } = parts;
     let mask = umask(Mode::empty());
     match plan.stage.and_then(|_| lowers.pop()) {
         None => mount_stage(limits)?,
@@ -345,47 +358,78 @@ pub(crate) fn build(parts: Parts<'_>) -> Result<(), Failure> {
                 .step("mount the stage")?;
         }
     }
+    hand_out(&snapshot::hold_stage()?).step("hand out the stage")?;
+    let origin = match snapshot {
+        None => Origin::Fresh,
+        Some(snapshot) => {
+            snapshot::restore(snapshot, limits)?;
+            clear_ways(layout, plan, &mounts)?;
+            Origin::Restored
+        }
+    };
     for folder in [ROOT, "stage/u", "stage/w"] {
-        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+        make_if_missing(Path::new(folder))?;
     }
     mount_lowers(lowers)?;
     match plan.kind {
-        Kind::Host => build_over_host(layout, hostname, plan)?,
-        Kind::Image => build_over_image(hostname, plan)?,
+        Kind::Host => build_over_host(layout, hostname, plan, origin)?,
+        Kind::Image => build_over_image(hostname, plan, origin)?,
     }
     mount_devices()?;
     mount_proc(layout)?;
     for held in mounts {
-        mount_held(held, plan.kind)?;
+        mount_held(held, plan.kind, origin)?;
     }
     umask(mask);
     enter()
 }
 
-fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan) -> Result<(), Failure> {
+fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan, origin: Origin) -> Result<(), Failure> {
     make_folders()?;
     // A mount of its own, because only a mount can become the root.
     mount_bind(ROOT, ROOT).step("make the root a mount")?;
-    mount_programs(layout)?;
+    mount_programs(layout, origin)?;
     for stack in &plan.stacks {
-        mount_stack(layout, plan, stack)?;
+        mount_stack(layout, plan, stack, origin)?;
     }
     if plan.installs {
         for name in FOLDERS_OF_PACKAGES {
-            make_if_missing(&Path::new(ROOT).join(name))?;
+            make_below_root(name, origin)?;
         }
     }
-    name_host(layout, hostname)
+    match origin {
+        Origin::Fresh => name_host(layout, hostname),
+        // What the snapshot has is the agent's, links included.
+        Origin::Restored => Ok(()),
+    }
+}
+
+/// Makes a folder of the root, in which overlays may be mounted by now. Those of a snapshot may hold a link on the way.
+fn make_below_root(name: &str, origin: Origin) -> Result<(), Failure> {
+    match origin {
+        Origin::Fresh => make_if_missing(&Path::new(ROOT).join(name)),
+        Origin::Restored => insist_on_way(Path::new(name)),
+    }
+}
+
+/// Makes sure that every step of the way to this path, below the root, is a folder.
+fn insist_on_way(path: &Path) -> Result<(), Failure> {
+    let mut way = PathBuf::from(ROOT);
+    path.components().try_for_each(|step| {
+        way.push(step);
+        insist_on_folder(&way, 0o755, Origin::Restored)
+    })
 }
 
 /// Everything that is touched here by name is made sure of first: an image may hold a link in its place, and until the root
 /// is entered such a link would lead into the host's tree.
-fn build_over_image(hostname: &str, plan: &Plan) -> Result<(), Failure> {
+fn build_over_image(hostname: &str, plan: &Plan, origin: Origin) -> Result<(), Failure> {
     for stack in &plan.stacks {
         mount_layer(plan, stack, ROOT)?;
     }
     for name in IMAGE_FOLDERS {
-        insist_on_folder(&Path::new(ROOT).join(name), if name.ends_with("tmp") { 0o1777 } else { 0o755 })?;
+        let mode = if name.ends_with("tmp") { 0o1777 } else { 0o755 };
+        insist_on_folder(&Path::new(ROOT).join(name), mode, origin)?;
     }
     for (plain, covered) in [("stage/d", "stage/r/dev"), ("stage/e", "stage/r/sys")] {
         mkdirat(CWD, plain, Mode::from_raw_mode(0o755)).step("make folders")?;
@@ -411,8 +455,37 @@ fn mount_lowers(lowers: Vec<OwnedFd>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How many files, folders and links a sandbox may have.
+pub(crate) fn files_max(limits: &Limits) -> u64 {
+    (limits.disk_bytes / BYTES_PER_FILE).max(FILES_MIN)
+}
+
+/// Moves aside whatever a snapshot has where the root is about to be built and that is not a folder: it would be followed out
+/// of the stage. What shows only once overlays are mounted is insisted on then.
+fn clear_ways(layout: &Layout, plan: &Plan, mounts: &[HeldMount]) -> Result<(), Failure> {
+    let root = |name: &str| Path::new("r").join(name);
+    snapshot::clear_way(Path::new("r"))?;
+    for stack in &plan.stacks {
+        snapshot::clear_way(&Path::new("u").join(stack.name()))?;
+        snapshot::clear_way(&root(&stack.target))?;
+    }
+    if plan.kind == Kind::Image {
+        return Ok(());
+    }
+    let programs = layout.folders.iter().filter(|folder| match folder.kind {
+        FolderKind::Link(_) => false,
+        FolderKind::Layer | FolderKind::ReadOnly => true,
+    });
+    let names = EMPTY_FOLDERS.iter().chain(SHARED_FOLDERS).copied().chain(programs.map(|folder| folder.name));
+    names.chain([ETC]).try_for_each(|name| snapshot::clear_way(&root(name)))?;
+    mounts.iter().try_for_each(|mount| {
+        let inside = mount.inside.strip_prefix("/").unwrap_or(&mount.inside);
+        snapshot::clear_way(&Path::new("r").join(inside))
+    })
+}
+
 fn mount_stage(limits: &Limits) -> Result<(), Failure> {
-    let files = (limits.disk_bytes / BYTES_PER_FILE).max(FILES_MIN);
+    let files = files_max(limits);
     let options = format!("size={},nr_inodes={files},mode=755", limits.disk_bytes);
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("sandbox", STAGE, "tmpfs", flags, text(&options).as_c_str()).step("mount the writable tmpfs")
@@ -423,7 +496,7 @@ fn make_folders() -> Result<(), Failure> {
     let mut below_root = |name: &str, mode: u32| {
         path.clear();
         write!(path, "{ROOT}/{name}").expect("a string takes any text");
-        mkdirat(CWD, path.as_str(), Mode::from_raw_mode(mode)).step("make folders")
+        make_with_mode(Path::new(path.as_str()), mode)
     };
     for name in EMPTY_FOLDERS {
         below_root(name, if *name == "root" { 0o700 } else { 0o755 })?;
@@ -432,30 +505,39 @@ fn make_folders() -> Result<(), Failure> {
 }
 
 /// What is no layer. What is gets a folder to be mounted on.
-fn mount_programs(layout: &Layout) -> Result<(), Failure> {
+fn mount_programs(layout: &Layout, origin: Origin) -> Result<(), Failure> {
     for Folder { name, kind } in &layout.folders {
         let target = format!("{ROOT}/{name}");
         match kind {
-            FolderKind::Link(to) => symlinkat(to, CWD, &target).step("link a program folder")?,
+            FolderKind::Link(to) => match symlinkat(to, CWD, &target) {
+                // The snapshot has it, or what the agent put in its place.
+                Err(Errno::EXIST) if origin == Origin::Restored => {}
+                linked => linked.step("link a program folder")?,
+            },
             FolderKind::Layer => {
-                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                make_if_missing(Path::new(&target))?;
             }
             FolderKind::ReadOnly => {
-                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                make_if_missing(Path::new(&target))?;
                 mount_read_only(&format!("/{name}"), &target)?;
             }
         }
     }
-    if layout.etc == Etc::Copy {
+    if layout.etc == Etc::Copy && origin == Origin::Fresh {
         etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
     }
     Ok(())
 }
 
-fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack) -> Result<(), Failure> {
+fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack, origin: Origin) -> Result<(), Failure> {
     let upper = Path::new("stage/u").join(stack.name());
+    let opened = match origin {
+        Origin::Fresh => layout.opened.as_slice(),
+        // The snapshot has them, or the agent's own in their place, which must not be followed.
+        Origin::Restored => &[],
+    };
     // A folder that exists in the upper layer too is the agent's; all in it shows through.
-    for path in &layout.opened {
+    for path in opened {
         let Ok(below) = path.strip_prefix(&stack.target) else { continue };
         let covered = plan.installs && stack.target == "usr";
         if covered || (stack.target != "usr" && !path.starts_with("usr/local")) {
@@ -464,12 +546,11 @@ fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack) -> Result<(), Failur
         // The first of them is the upper folder itself.
         make_if_missing(&if below.as_os_str().is_empty() { upper.clone() } else { upper.join(below) })?;
     }
-    let target = format!("{ROOT}/{}", stack.target);
-    if plan.installs {
+    if plan.installs || origin == Origin::Restored {
         // Below a stack that has just been mounted there may be no such folder.
-        make_if_missing(Path::new(&target))?;
+        make_below_root(&stack.target, origin)?;
     }
-    mount_layer(plan, stack, &target)
+    mount_layer(plan, stack, &format!("{ROOT}/{}", stack.target))
 }
 
 fn mount_read_only(folder: &str, target: &str) -> Result<(), Failure> {
@@ -560,18 +641,24 @@ fn mount_proc(layout: &Layout) -> Result<(), Failure> {
     Ok(())
 }
 
-fn mount_held(HeldMount { tree, is_folder, inside }: HeldMount, kind: Kind) -> Result<(), Failure> {
+fn mount_held(
+    HeldMount { tree, is_folder, inside }: HeldMount,
+    kind: Kind,
+    origin: Origin,
+) -> Result<(), Failure> {
+    // An image or a snapshot may have put links where the way leads.
+    let is_ours = kind == Kind::Host && origin == Origin::Fresh;
     let mut target = PathBuf::from(ROOT);
     let mut components = inside.components().filter(|part| matches!(part, Component::Normal(_))).peekable();
     while let Some(part) = components.next() {
         target.push(part);
         if components.peek().is_some() || is_folder {
-            match kind {
-                Kind::Host => make_if_missing(&target)?,
-                Kind::Image => insist_on_folder(&target, 0o755)?,
+            match is_ours {
+                true => make_if_missing(&target)?,
+                false => insist_on_folder(&target, 0o755, origin)?,
             }
         } else {
-            if kind == Kind::Image {
+            if !is_ours {
                 let _ = unlinkat(CWD, &target, AtFlags::empty());
             }
             make_file(target.to_str().unwrap_or_default())?;
@@ -591,15 +678,20 @@ fn enter() -> Result<(), Failure> {
 }
 
 fn make_if_missing(path: &Path) -> Result<(), Failure> {
-    match mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+    make_with_mode(path, 0o755)
+}
+
+fn make_with_mode(path: &Path, mode: u32) -> Result<(), Failure> {
+    match mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).step("make folders"),
     }
 }
 
 /// Makes a folder of an image if it is missing, and refuses anything but a real one.
-fn insist_on_folder(path: &Path, mode: u32) -> Result<(), Failure> {
-    match mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
+fn insist_on_folder(path: &Path, mode: u32, origin: Origin) -> Result<(), Failure> {
+    let make = || mkdirat(CWD, path, Mode::from_raw_mode(mode));
+    match make() {
         Ok(()) => return Ok(()),
         Err(Errno::EXIST) => {}
         Err(error) => return Err(error).step("make folders"),
@@ -608,9 +700,18 @@ fn insist_on_folder(path: &Path, mode: u32) -> Result<(), Failure> {
     if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
         return Ok(());
     }
-    let inside = path.strip_prefix(ROOT).unwrap_or(path).display();
-    Err(io::Error::other(format!("/{inside} is something else in the image")))
-        .step("use a folder of the image")
+    match origin {
+        Origin::Fresh => {
+            let inside = path.strip_prefix(ROOT).unwrap_or(path).display();
+            Err(io::Error::other(format!("/{inside} is something else in the image")))
+                .step("use a folder of the image")
+        }
+        // The agent's doing; its workspace is worth more than what it put here.
+        Origin::Restored => {
+            unlinkat(CWD, path, AtFlags::empty()).step("clear the way for the root")?;
+            make().step("make folders")
+        }
+    }
 }
 
 fn make_file(path: &str) -> Result<(), Failure> {

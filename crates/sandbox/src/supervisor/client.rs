@@ -29,7 +29,7 @@ use super::{build, exits};
 use crate::doctor::Report;
 use crate::provider::{
     Base, Call, Collected, Error, Exits, Network, Occupancy, Pool, Progress, Provider, Resources, SandboxId,
-    SandboxInfo,
+    SandboxInfo, Saved,
 };
 use crate::shelf::Shelf;
 
@@ -52,6 +52,10 @@ const ROOM_TIME_MAX: Duration = Duration::from_secs(3600);
 const CONTROL_TIME_MAX: Duration = Duration::from_secs(10);
 /// One list or one piece of 4 MiB, read by a sandbox that may have used up its processor time.
 const COLLECT_TIME_MAX: Duration = Duration::from_secs(30);
+/// The supervisor gives up on a snapshot first, by its own word.
+const SAVE_TIME_MAX: Duration = Duration::from_secs(310);
+/// What a snapshot may add to making a sandbox. The supervisor gives up on it first, too.
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 /// A call ends at its own time limit; this is for what comes before and after: waiting for a place in the sandbox, ending
 /// what it started, bringing the output here.
 const EXECUTE_GRACE: Duration = Duration::from_secs(30);
@@ -88,6 +92,10 @@ pub struct Patience {
     pub provision: Duration,
     /// What making a sandbox may take beyond that, if the supervisor is there: it waits for room.
     pub room: Duration,
+    /// What it may take besides where a snapshot is restored.
+    pub restore: Duration,
+    /// Writing a snapshot.
+    pub save: Duration,
     /// Cancelling, listing, destroying.
     pub control: Duration,
     /// Each of the requests that copying deliverables takes.
@@ -102,6 +110,8 @@ impl Default for Patience {
             hello: HELLO_TIME_MAX,
             provision: PROVISION_TIME_MAX,
             room: ROOM_TIME_MAX,
+            restore: RESTORE_TIME_MAX,
+            save: SAVE_TIME_MAX,
             control: CONTROL_TIME_MAX,
             collect: COLLECT_TIME_MAX,
             execute_grace: EXECUTE_GRACE,
@@ -284,8 +294,9 @@ impl Supervised {
             resources: resources.clone(),
             layer: layer.map(str::to_owned),
         };
-        let Patience { provision, room, .. } = self.settings.patience;
-        done(self.ask_longer(provision, room, ask).await?)
+        let Patience { provision, room, restore, .. } = self.settings.patience;
+        let restore = if resources.restore.is_some() { restore } else { Duration::ZERO };
+        done(self.ask_longer(provision, room + restore, ask).await?)
     }
 
     /// Makes a sandbox whose stage is the folder of an unfinished layer.
@@ -385,6 +396,14 @@ impl Provider for Supervised {
             );
         }
         Ok(collected)
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        let ask = || Ask::Save { sandbox: id.clone(), fence, into: into.to_owned() };
+        match self.ask(self.settings.patience.save, ask).await? {
+            Answer::Saved(saved) => Ok(saved),
+            other => Err(unexpected(other)),
+        }
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {

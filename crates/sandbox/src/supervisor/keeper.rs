@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,16 +30,19 @@ use super::poller::{Interest, Poller, Token};
 use super::pool::{Errand, Pools, Shape};
 use super::private::Private;
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
+use super::saving::{Packing, Sheet, Stillness};
 use super::terms::checked;
 use crate::doctor::{self, Report};
 use crate::namespaces::cgroups::{Controller, Group, Groups};
-use crate::namespaces::child::EXIT;
+use crate::namespaces::child::{EXIT, STAGE, UNRESTORABLE};
 use crate::namespaces::profile::Owners;
 use crate::namespaces::profile::Profile;
 use crate::namespaces::stacks::Plan;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Occupancy, Pool, Resources, Rights, SandboxId, SandboxInfo};
+use crate::provider::{
+    Error, Limits, Network, Occupancy, Pool, Resources, Rights, SandboxId, SandboxInfo, Saved,
+};
 use crate::shelf::{self, Shelf};
 
 /// Requests to one sandbox at once. `tools` has a bound of its own for calls; this one is for everything together.
@@ -49,6 +53,8 @@ const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
 const HELD_BACK_MAX: usize = 256;
 /// Building a root takes milliseconds; after this long it hangs on something.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
+/// What restoring a snapshot may add: it may hold gigabytes, or a few hundred thousand files.
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
 /// busy the machine is.
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -91,6 +97,8 @@ pub(crate) struct Keeper {
     ready: Option<(Limits, Group)>,
     /// Control groups whose last process is still on its way out.
     unremoved: Vec<Group>,
+    /// Packers that were killed. One that waits for the disk takes a while to end, and nobody shall wait for it.
+    leaving: Vec<Process>,
     replies: Vec<(Waiter, Answer)>,
     /// Sandboxes with an exit that nobody has been told of.
     untold: Vec<u64>,
@@ -110,8 +118,10 @@ pub(crate) struct Keeper {
     looked: Option<Instant>,
     /// When it was last said that somebody waits.
     said: Option<Instant>,
-    /// The question whether anybody is there, as it goes over the wire.
+    /// What the supervisor itself asks of `tools`, as it goes over the wire.
     ping: Box<RawValue>,
+    pause: Box<RawValue>,
+    resume: Box<RawValue>,
 }
 
 /// A sandbox that somebody asked for.
@@ -143,6 +153,9 @@ struct Sandbox {
     used: Instant,
     slot: u32,
     limits: Limits,
+    /// What its private layer lies on.
+    base: String,
+    start_time_max: Duration,
     pid: i32,
     process: Process,
     control: Frames,
@@ -152,6 +165,9 @@ struct Sandbox {
     complaint: Vec<u8>,
     network: Option<Network>,
     exit: Option<OwnedFd>,
+    /// The bare tmpfs with everything that it writes. Held, it keeps that in memory, but no longer than this struct.
+    stage: Option<OwnedFd>,
+    stillness: Stillness,
     group: Group,
     state: State,
     /// When `tools` last said anything, or was first asked after a silence.
@@ -188,6 +204,8 @@ enum State {
 enum Pending {
     Asked(Waiter),
     Ping,
+    Pause,
+    Resume,
 }
 
 impl Keeper {
@@ -218,6 +236,7 @@ impl Keeper {
             usual: None,
             ready: None,
             unremoved: Vec::new(),
+            leaving: Vec::new(),
             replies: Vec::new(),
             untold: Vec::new(),
             closed: Vec::new(),
@@ -230,6 +249,8 @@ impl Keeper {
             looked: None,
             said: None,
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
+            pause: to_raw_value(&wire::Op::Pause).expect("so is this"),
+            resume: to_raw_value(&wire::Op::Resume).expect("and this"),
         }
     }
 
@@ -247,10 +268,13 @@ impl Keeper {
         let watched = !self.profile.groups.limits(Controller::Memory);
         let restless = |sandbox: &Sandbox| match sandbox.state {
             State::Starting { .. } | State::Dying { .. } => true,
-            State::Live => watched || !sandbox.pending.is_empty(),
+            State::Live => {
+                watched || !sandbox.pending.is_empty() || matches!(sandbox.stillness, Stillness::Packing(_))
+            }
         };
         !self.held_back.is_empty()
             || !self.unremoved.is_empty()
+            || !self.leaving.is_empty()
             || !self.line.is_empty()
             || self.sandboxes.values().any(restless)
     }
@@ -302,10 +326,13 @@ impl Keeper {
 
     pub(crate) fn provision(&mut self, asked: Asked, now: Instant) {
         let (waiter, id, fence) = (asked.waiter, asked.id.clone(), asked.fence);
-        if let Some(sandbox) = self.keys.get(&id).and_then(|key| self.sandboxes.get_mut(key)) {
+        if let Some(key) = self.keys.get(&id).copied() {
+            let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
             if let Err(error) = sandbox.pass(Some(fence), now) {
                 return self.reply(waiter, Answer::Failed(error));
             }
+            self.stir(key, now);
+            let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
             match &mut sandbox.state {
                 State::Starting { waiters } => waiters.push(waiter),
                 State::Live => self.reply(waiter, Answer::Done {}),
@@ -549,7 +576,12 @@ impl Keeper {
                     born: now,
                     used: now,
                     slot,
+                    base: resources.base.name(),
                     limits: resources.limits,
+                    start_time_max: match resources.restore {
+                        None => START_TIME_MAX,
+                        Some(_) => START_TIME_MAX + RESTORE_TIME_MAX,
+                    },
                     pid,
                     process,
                     control,
@@ -558,6 +590,8 @@ impl Keeper {
                     complaint: Vec::new(),
                     network: resources.network,
                     exit: None,
+                    stage: None,
+                    stillness: Stillness::Moving,
                     group,
                     state: State::Starting { waiters },
                     heard: now,
@@ -730,11 +764,131 @@ impl Keeper {
             return self.reply(waiter, Answer::Failed(error));
         };
         let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
-        let sent = sandbox.pass(fence, now).and_then(|()| sandbox.relay(Pending::Asked(waiter), op, now));
-        match sent {
+        if let Err(error) = sandbox.pass(fence, now) {
+            return self.reply(waiter, Answer::Failed(error));
+        }
+        self.stir(key, now);
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        match sandbox.relay(Pending::Asked(waiter), op, now) {
             Ok(()) => self.update_interest(key),
             Err(error) => self.reply(waiter, Answer::Failed(error)),
         }
+    }
+
+    /// Begins to write a sandbox's snapshot: its processes stand still first.
+    pub(crate) fn save(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, into: &Path, now: Instant) {
+        let Some(key) = self.keys.get(id).copied() else {
+            let error = Error::gone(self.graves.reason(id).unwrap_or(UNKNOWN));
+            return self.reply(waiter, Answer::Failed(error));
+        };
+        let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
+        let begun = sandbox.may_be_saved(fence).and_then(|()| Sheet::open(waiter, into, now));
+        let begun = begun.and_then(|sheet| match sandbox.stillness {
+            // Its last snapshot went where it is of no use any more.
+            Stillness::Still => {
+                sandbox.stillness = Stillness::Pausing(sheet);
+                Ok(true)
+            }
+            Stillness::Moving | Stillness::Pausing(_) | Stillness::Packing(_) => {
+                sandbox.relay(Pending::Pause, &self.pause, now)?;
+                sandbox.stillness = Stillness::Pausing(sheet);
+                Ok(false)
+            }
+        });
+        match begun {
+            Ok(true) => self.pack(key, now),
+            Ok(false) => self.update_interest(key),
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
+        }
+    }
+
+    /// The processes of a sandbox stand still; now their files are written down.
+    fn pack(&mut self, key: u64, now: Instant) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let sheet = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Pausing(sheet) => sheet,
+            // It has been used meanwhile.
+            other => {
+                sandbox.stillness = other;
+                return;
+            }
+        };
+        let waiter = sheet.waiter;
+        let started = match &sandbox.stage {
+            Some(stage) => Packing::start(&self.only, &self.profile, sandbox.slot, stage, sheet),
+            None => Err((Error::unavailable("this sandbox has not handed out its files"), sheet)),
+        };
+        let watched = started.map_err(|(error, _sheet)| error).and_then(|packing| {
+            self.poller.add(packing.descriptor(), Token::Packer(key)).map_err(Error::unavailable)?;
+            Ok(packing)
+        });
+        match watched {
+            Ok(packing) => sandbox.stillness = Stillness::Packing(packing),
+            Err(error) => {
+                self.stir(key, now);
+                self.reply(waiter, Answer::Failed(error));
+            }
+        }
+    }
+
+    /// A snapshot is written, or will never be.
+    pub(crate) fn packer_ended(&mut self, key: u64, now: Instant) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let packing = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Packing(packing) => packing,
+            other => {
+                sandbox.stillness = other;
+                return;
+            }
+        };
+        self.poller.remove(packing.descriptor());
+        let (waiter, saved) = packing.finish();
+        match saved {
+            Ok(written) => {
+                let base = sandbox.base.clone();
+                self.reply(waiter, Answer::Saved(Saved { written, base }));
+            }
+            Err(error) => {
+                self.stir(key, now);
+                self.reply(waiter, Answer::Failed(error));
+            }
+        }
+    }
+
+    /// Lets a sandbox go on that was saved or is being saved.
+    fn stir(&mut self, key: u64, now: Instant) {
+        self.stop_saving(key, &Error::Busy { reason: "the sandbox is used again".to_owned() });
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        match std::mem::replace(&mut sandbox.stillness, Stillness::Moving) {
+            Stillness::Moving => {}
+            Stillness::Pausing(_) | Stillness::Packing(_) | Stillness::Still => {
+                // Where there is no room for it, whatever comes next is refused, too, and the one after that tries again.
+                if sandbox.relay(Pending::Resume, &self.resume, now).is_err() {
+                    sandbox.stillness = Stillness::Still;
+                }
+                self.update_interest(key);
+            }
+        }
+    }
+
+    /// Ends what is being saved, and leaves the sandbox standing still.
+    fn stop_saving(&mut self, key: u64, error: &Error) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let waiter = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Still => return,
+            Stillness::Moving => {
+                sandbox.stillness = Stillness::Moving;
+                return;
+            }
+            Stillness::Pausing(sheet) => sheet.waiter,
+            Stillness::Packing(packing) => {
+                self.poller.remove(packing.descriptor());
+                let waiter = packing.sheet.waiter;
+                self.leaving.push(packing.abandon());
+                waiter
+            }
+        };
+        self.reply(waiter, Answer::Failed(error.clone()));
     }
 
     pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId) {
@@ -779,9 +933,14 @@ impl Keeper {
     pub(crate) fn control_ready(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         let mut replies = Vec::new();
-        let talked = sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, now));
+        let mut has_paused = false;
+        let talked =
+            sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, &mut has_paused, now));
         for (waiter, answer) in replies {
             self.reply(waiter, answer);
+        }
+        if has_paused {
+            self.pack(key, now);
         }
         match talked {
             Ok(Flow::Open) => self.update_interest(key),
@@ -833,10 +992,14 @@ impl Keeper {
         let message = std::mem::take(&mut sandbox.complaint);
         let State::Starting { waiters } = &mut sandbox.state else { return };
         let waiters = std::mem::take(waiters);
+        let (unrestorable, message) = match message.strip_prefix(&[UNRESTORABLE]) {
+            Some(message) => (true, message),
+            None => (false, message.as_slice()),
+        };
         let reason = if message.is_empty() {
             reason.to_owned()
         } else {
-            String::from_utf8_lossy(&message).into_owned()
+            String::from_utf8_lossy(message).into_owned()
         };
         let answer = if reason.is_empty() {
             sandbox.state = State::Live;
@@ -851,7 +1014,10 @@ impl Keeper {
                 self.pools.failed(now);
             }
             self.kill(key, &reason);
-            Answer::Failed(Error::Unavailable { reason })
+            Answer::Failed(match unrestorable {
+                true => Error::Unrestorable { reason },
+                false => Error::Unavailable { reason },
+            })
         };
         for waiter in waiters {
             self.reply(waiter, answer.clone());
@@ -903,6 +1069,7 @@ impl Keeper {
             self.resume(now);
         }
         self.unremoved.retain(|group| !group.remove());
+        self.leaving.retain(|packer| !packer.reap());
         self.make_ready();
         let watched = !self.profile.groups.limits(Controller::Memory);
         self.ticks += 1;
@@ -916,6 +1083,17 @@ impl Keeper {
             .collect();
         for (key, reason) in verdicts {
             self.kill(key, &reason);
+        }
+        let overdue = |sandbox: &Sandbox| match &sandbox.stillness {
+            Stillness::Moving | Stillness::Still => false,
+            Stillness::Pausing(sheet) => sheet.is_overdue(now),
+            Stillness::Packing(packing) => packing.sheet.is_overdue(now),
+        };
+        let overdue: Vec<u64> =
+            self.sandboxes.iter().filter(|(_, sandbox)| overdue(sandbox)).map(|(key, _)| *key).collect();
+        for key in overdue {
+            self.stop_saving(key, &Error::unavailable("saving took too long"));
+            self.stir(key, now);
         }
         let silent: Vec<u64> = self
             .sandboxes
@@ -965,6 +1143,8 @@ impl Keeper {
         }
         sandbox.process.kill();
         self.spare.retain(|spare| *spare != key);
+        self.stop_saving(key, &Error::gone(reason));
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         // The kernel does not say whom it killed, so neither do we.
         let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
             true => format!(
@@ -982,7 +1162,7 @@ impl Keeper {
         let calling =
             std::mem::take(&mut sandbox.pending).into_values().filter_map(|pending| match pending {
                 Pending::Asked(waiter) => Some(waiter),
-                Pending::Ping => None,
+                Pending::Ping | Pending::Pause | Pending::Resume => None,
             });
         self.replies.extend(
             starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
@@ -1016,7 +1196,27 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Takes in what the first steps have to say: the exit, and why they failed if they did.
+    /// Whether the holder of this fencing token may save this sandbox now. Not a use.
+    fn may_be_saved(&mut self, fence: u64) -> Result<(), Error> {
+        let used = self.used;
+        self.pass(Some(fence), used)?;
+        match &self.state {
+            State::Dying { reason, .. } => return Err(Error::gone(reason.clone())),
+            State::Starting { .. } => return Err(Error::Busy { reason: "it is being built".to_owned() }),
+            State::Live => {}
+        }
+        if self.pending.values().any(|pending| matches!(pending, Pending::Asked(_))) {
+            return Err(Error::Busy { reason: "calls run in it".to_owned() });
+        }
+        match self.stillness {
+            Stillness::Moving | Stillness::Still => Ok(()),
+            Stillness::Pausing(_) | Stillness::Packing(_) => {
+                Err(Error::Busy { reason: "it is being saved already".to_owned() })
+            }
+        }
+    }
+
+    /// Takes in what the first steps have to say: the exit, the bare stage, and why they failed if they did.
     fn hear_first_steps(&mut self) -> Flow {
         let Some(sync) = &self.sync else { return Flow::Ended };
         let mut descriptors = VecDeque::new();
@@ -1024,12 +1224,22 @@ impl Sandbox {
         loop {
             match passing::receive(sync, &mut bytes, &mut descriptors) {
                 Ok(0) => return Flow::Ended,
-                Ok(count) => self.complaint.extend(bytes[..count].iter().filter(|byte| **byte != EXIT)),
+                Ok(count) => {
+                    // A descriptor comes with its byte, and the kernel lets no reading go beyond that byte.
+                    match descriptors.pop_front().zip(bytes[..count].last()) {
+                        Some((exit, &EXIT)) => {
+                            self.exit.get_or_insert(exit);
+                        }
+                        Some((stage, &STAGE)) => {
+                            self.stage.get_or_insert(stage);
+                        }
+                        Some(_) | None => {}
+                    }
+                    let words = bytes[..count].iter().filter(|byte| !matches!(**byte, EXIT | STAGE));
+                    self.complaint.extend(words);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Flow::Open,
                 Err(_) => return Flow::Ended,
-            }
-            if let Some(exit) = descriptors.pop_front() {
-                self.exit.get_or_insert(exit);
             }
         }
     }
@@ -1067,7 +1277,12 @@ impl Sandbox {
         Ok(())
     }
 
-    fn read_replies(&mut self, replies: &mut Vec<(Waiter, Answer)>, now: Instant) -> io::Result<Flow> {
+    fn read_replies(
+        &mut self,
+        replies: &mut Vec<(Waiter, Answer)>,
+        has_paused: &mut bool,
+        now: Instant,
+    ) -> io::Result<Flow> {
         let flow = self.control.fill()?;
         self.heard = now;
         while let Some(frame) = self.control.next()? {
@@ -1080,8 +1295,10 @@ impl Sandbox {
                 Some(Pending::Asked(waiter)) => {
                     replies.push((waiter, Answer::Relayed(response.reply.to_owned())))
                 }
+                // Whatever the answer is: a process 1 that cannot stop its sandbox is not trusted, and hurts itself only.
+                Some(Pending::Pause) => *has_paused = true,
                 // An answer to nothing is a lie without effect.
-                Some(Pending::Ping) | None => {}
+                Some(Pending::Ping | Pending::Resume) | None => {}
             }
         }
         Ok(flow)
@@ -1101,7 +1318,7 @@ impl Sandbox {
         match &self.state {
             State::Dying { .. } => None,
             State::Starting { .. } => {
-                (now > self.born + START_TIME_MAX).then(|| "it could not be built in time".to_owned())
+                (now > self.born + self.start_time_max).then(|| "it could not be built in time".to_owned())
             }
             State::Live => {
                 if !self.pending.is_empty() && now > self.heard + SILENCE_TIME_MAX {
@@ -1122,7 +1339,8 @@ impl Sandbox {
             idle: now.duration_since(self.used),
             fence: self.fence,
             memory_bytes: self.group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(self.pid, 0))),
-            calls: self.pending.len() as u64,
+            calls: self.pending.values().filter(|pending| matches!(pending, Pending::Asked(_))).count()
+                as u64,
         })
     }
 }

@@ -30,6 +30,7 @@ pub(crate) mod pool;
 pub(crate) mod private;
 pub(crate) mod process;
 pub(crate) mod protocol;
+mod saving;
 pub(crate) mod terms;
 
 pub use admission::Capacity;

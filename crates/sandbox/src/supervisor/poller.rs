@@ -21,6 +21,8 @@ pub(crate) enum Token {
     Process(u64),
     /// The look for what of the host's is private.
     Masks,
+    /// The end of whoever writes a sandbox's snapshot.
+    Packer(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -34,6 +36,7 @@ impl Token {
             Self::Sync(key) => (3, key),
             Self::Process(key) => (4, key),
             Self::Masks => (5, 0),
+            Self::Packer(key) => (6, key),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -46,7 +49,8 @@ impl Token {
             2 => Self::Control(key),
             3 => Self::Sync(key),
             4 => Self::Process(key),
-            _ => Self::Masks,
+            5 => Self::Masks,
+            _ => Self::Packer(key),
         }
     }
 }
@@ -117,6 +121,7 @@ mod tests {
             Token::Control(1),
             Token::Sync(1 << 40),
             Token::Process(0),
+            Token::Packer(3),
         ];
         assert_eq!(tokens.map(|token| Token::from_number(token.number())), tokens);
     }

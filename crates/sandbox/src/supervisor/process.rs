@@ -201,6 +201,7 @@ impl Supervisor {
                     Token::Sync(key) => self.keeper.sync_ready(key, now),
                     Token::Process(key) => self.keeper.process_ended(key, now),
                     Token::Masks => self.keeper.masks_ready(now),
+                    Token::Packer(key) => self.keeper.packer_ended(key, now),
                 }
             }
             for key in behind {
@@ -325,6 +326,9 @@ impl Supervisor {
             }
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
+            }
+            (Ask::Save { sandbox, fence, into }, _) => {
+                self.keeper.save(waiter, &sandbox, fence, &into, now);
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),

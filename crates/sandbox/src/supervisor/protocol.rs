@@ -6,12 +6,14 @@
 //! `Hello` and `End` keep their form for ever, so that a server can retire a supervisor of any version; anything else may
 //! change together with [`PROTOCOL`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::admission::Capacity;
 use crate::doctor::Report;
-use crate::provider::{Error, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo, Saved};
 
 /// The version spoken here.
 pub(crate) const PROTOCOL: u32 = 3;
@@ -58,6 +60,12 @@ pub(crate) enum Ask {
         fence: Option<u64>,
         op: Box<RawValue>,
     },
+    /// Write the private layer into this new file.
+    Save {
+        sandbox: SandboxId,
+        fence: u64,
+        into: PathBuf,
+    },
     Destroy {
         sandbox: SandboxId,
     },
@@ -94,6 +102,7 @@ pub(crate) enum Answer {
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
     Occupancy(Occupancy),
+    Saved(Saved),
     /// The socket comes with the frame's first byte.
     Exit {
         sandbox: SandboxId,

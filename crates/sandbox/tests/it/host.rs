@@ -99,6 +99,8 @@ impl Host {
             hello: soon,
             provision: soon,
             room: soon,
+            restore: soon,
+            save: soon,
             control: soon,
             collect: soon,
             execute_grace: soon,

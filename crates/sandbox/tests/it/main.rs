@@ -11,6 +11,7 @@ mod ordinary_user;
 mod packages;
 mod provider;
 mod room;
+mod snapshots;
 mod supervisor;
 
 /// The promise of Cargo.toml, where the crate allows `unsafe`.

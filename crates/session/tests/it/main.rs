@@ -5,4 +5,5 @@ mod flows;
 mod invariants;
 mod properties;
 mod records;
+mod workspaces;
 mod world;

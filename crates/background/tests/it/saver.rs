@@ -1,0 +1,263 @@
+//! What the saver puts away, what it leaves alone, and what it leaves behind wherever it dies.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use background::{SNAPSHOTS, Saver, SaverOptions};
+use blobs::Blobs;
+use protocol::content::Content;
+use protocol::event::{Body, Snapshot};
+use protocol::id::SessionId;
+use sandbox::{Error, SandboxId};
+use session::Draft;
+use session::state::State;
+use store::Store;
+
+use crate::reaper::World;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Saving {
+    world: World,
+    blobs: Blobs,
+    scratch: PathBuf,
+}
+
+impl Saving {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let blobs = Blobs::in_folder(&world.dir.path().join("blobs")).expect("a folder");
+        let scratch = world.dir.path().join("snapshots");
+        Self { world, blobs, scratch }
+    }
+
+    fn options(&self) -> SaverOptions {
+        SaverOptions {
+            idle: Some(Duration::from_secs(600)),
+            keep: 24 * HOUR,
+            session_bytes_max: 1 << 20,
+            total_bytes_max: 1 << 20,
+            scratch: self.scratch.clone(),
+            holder: "saver".to_owned(),
+        }
+    }
+
+    fn saver(&self) -> Saver {
+        self.saver_with(self.options())
+    }
+
+    fn saver_with(&self, options: SaverOptions) -> Saver {
+        Saver::new(self.world.store.clone(), self.world.hands.clone(), self.blobs.clone(), options)
+    }
+
+    /// A session that rests, with a sandbox that nobody has used for an hour.
+    async fn idle(&self, name: &str) -> SessionId {
+        let session = self.world.owned(name).await;
+        self.world.hands.set_idle(&SandboxId::parse(name).expect("an id"), HOUR);
+        session
+    }
+
+    async fn state(&self, session: &SessionId) -> State {
+        self.world.store.look(session).await.expect("works").expect("is there").state
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<_> =
+            self.blobs.list(SNAPSHOTS).await.expect("lists").into_iter().map(|blob| blob.key).collect();
+        keys.sort();
+        keys
+    }
+
+    async fn say(&self, session: &SessionId) {
+        let said = vec![Body::UserMessage { content: vec![Content::text("hello".to_owned())] }];
+        self.world.store.send_events(&self.world.workspace, session, said).await.expect("sent");
+    }
+}
+
+fn files(folder: &Path) -> usize {
+    std::fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
+    let saving = Saving::new().await;
+    let session = saving.idle("sbox-a").await;
+    let busy = saving.world.owned("sbox-b").await;
+    saving.saver().put_away_idle().await;
+    let state = saving.state(&session).await;
+    let snapshot = state.snapshot.clone().expect("on record");
+    assert_eq!((state.sandbox, saving.keys().await), (None, vec![snapshot.key.clone()]));
+    assert_eq!(saving.world.living().await, ["sbox-b"], "a sandbox in use is left alone");
+    assert_eq!(saving.state(&busy).await.snapshot, None);
+    assert_eq!(files(&saving.scratch), 0);
+    let into = saving.scratch.join("back");
+    let size_bytes = saving.blobs.get(&snapshot.key, &into).await.expect("there");
+    assert_eq!(size_bytes, snapshot.size_bytes);
+    assert_eq!(std::fs::read_to_string(into).expect("there"), "snapshot of sbox-a");
+    // The session can be driven at once.
+    let lease = saving.world.store.try_claim(&session, "brain").await.expect("works").expect("free");
+    saving.world.store.release(lease).await.expect("released");
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_session_is_at_work_or_held_is_left_alone() {
+    let saving = Saving::new().await;
+    let working = saving.idle("sbox-a").await;
+    saving.say(&working).await;
+    let held = saving.idle("sbox-b").await;
+    let lease = saving.world.store.try_claim(&held, "brain").await.expect("works").expect("free");
+    saving.saver().put_away_idle().await;
+    assert_eq!(saving.world.living().await, ["sbox-a", "sbox-b"]);
+    assert!(saving.keys().await.is_empty());
+    saving.world.store.release(lease).await.expect("released");
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_while_its_sandbox_is_saved_does_not_wait() {
+    let saving = Saving::new().await;
+    let session = saving.idle("sbox-a").await;
+    saving.world.hands.hang_saves();
+    let saver = saving.saver();
+    let saves = saver.put_away_idle();
+    let comes_back = async {
+        tokio::task::yield_now().await;
+        saving.say(&session).await;
+    };
+    // Saving never ends by itself here.
+    let both = async { tokio::join!(saves, comes_back) };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("it lets go");
+    let lease = saving.world.store.try_claim(&session, "brain").await.expect("works").expect("it is free");
+    assert_eq!(saving.world.living().await, ["sbox-a"]);
+    assert_eq!(saving.state(&session).await.snapshot, None);
+    saving.world.store.release(lease).await.expect("released");
+}
+
+#[tokio::test]
+async fn what_cannot_be_saved_lives_on() {
+    let saving = Saving::new().await;
+    let session = saving.idle("sbox-a").await;
+    let full = Error::Unavailable { reason: "No space left on device".to_owned() };
+    saving.world.hands.fail_saves(Some(full));
+    saving.saver().put_away_idle().await;
+    saving.world.hands.fail_saves(None);
+    saving.saver_with(SaverOptions { session_bytes_max: 3, ..saving.options() }).put_away_idle().await;
+    std::fs::write(saving.world.dir.path().join("file"), "").expect("written");
+    let elsewhere = saving.world.dir.path().join("file/scratch");
+    saving.saver_with(SaverOptions { scratch: elsewhere, ..saving.options() }).put_away_idle().await;
+    assert_eq!(saving.world.living().await, ["sbox-a"]);
+    let state = saving.state(&session).await;
+    assert_eq!((state.snapshot, state.sandbox.is_some()), (None, true));
+    assert_eq!((saving.keys().await.len(), files(&saving.scratch)), (0, 0));
+}
+
+/// Drops a future when it has been polled so often; whether it was done before.
+async fn cut_after(polls: usize, work: impl Future<Output = ()>) -> bool {
+    let mut work = pin!(work);
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(false);
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(|()| true)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn wherever_the_saver_dies_the_workspace_is_in_a_sandbox_or_in_a_snapshot() {
+    let mut polls = 0;
+    loop {
+        let mut saving = Saving::new().await;
+        let session = saving.idle("sbox-a").await;
+        let saver = saving.saver();
+        let finished = cut_after(polls, saver.put_away_idle()).await;
+        drop(saver);
+        // The process is gone; the next one voids its lease.
+        let dir = saving.world.dir.path().to_owned();
+        saving.world.store.clone().close().await;
+        saving.world.store = Store::open(&dir, store::Options::default()).expect("opens");
+        let state = saving.state(&session).await;
+        let (living, keys) = (saving.world.living().await, saving.keys().await);
+        match (&state.sandbox, &state.snapshot) {
+            (Some(_), None) => assert_eq!(living, ["sbox-a"], "after {polls} polls"),
+            (None, Some(snapshot)) => assert_eq!(keys, [snapshot.key.clone()], "after {polls} polls"),
+            other => panic!("after {polls} polls: {other:?}"),
+        }
+        // Whatever is left over goes, and the work is done.
+        saving.saver().put_away_idle().await;
+        saving.world.reaper().reap(Duration::ZERO).await;
+        saving.saver().tidy(Duration::ZERO).await;
+        let snapshot = saving.state(&session).await.snapshot.expect("on record");
+        assert_eq!((saving.keys().await, saving.world.living().await.len()), (vec![snapshot.key], 0));
+        assert_eq!(files(&saving.scratch), 0, "after {polls} polls");
+        if finished {
+            break;
+        }
+        polls += 1;
+    }
+    assert!(polls > 5, "it was cut {polls} times");
+}
+
+#[tokio::test]
+async fn old_snapshots_are_dropped_and_their_blobs_removed() {
+    let saving = Saving::new().await;
+    let session = saving.idle("sbox-a").await;
+    saving.saver().put_away_idle().await;
+    saving.saver().tidy(Duration::ZERO).await;
+    assert!(saving.state(&session).await.snapshot.is_some(), "it is not old yet");
+    let saver = saving.saver_with(SaverOptions { keep: Duration::ZERO, ..saving.options() });
+    saver.tidy(Duration::ZERO).await;
+    assert_eq!(saving.state(&session).await.snapshot, None);
+    saver.tidy(Duration::ZERO).await;
+    assert!(saving.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn when_there_is_too_much_the_oldest_goes_first() {
+    let saving = Saving::new().await;
+    let mut sessions = Vec::new();
+    for name in ["sbox-1", "sbox-2", "sbox-3"] {
+        sessions.push(saving.idle(name).await);
+        saving.saver().put_away_idle().await;
+    }
+    let one = saving.state(&sessions[0]).await.snapshot.expect("on record").size_bytes;
+    let saver = saving.saver_with(SaverOptions { total_bytes_max: 2 * one, ..saving.options() });
+    saver.tidy(Duration::ZERO).await;
+    let mut kept = Vec::new();
+    for session in &sessions {
+        kept.push(saving.state(session).await.snapshot.is_some());
+    }
+    assert_eq!(kept, [false, true, true]);
+}
+
+#[tokio::test]
+async fn a_blob_goes_with_the_last_session_that_has_it() {
+    let saving = Saving::new().await;
+    let first = saving.idle("sbox-a").await;
+    saving.saver().put_away_idle().await;
+    let snapshot: Snapshot = saving.state(&first).await.snapshot.expect("on record");
+    // Another session's workspace begins with it.
+    let second = saving.world.session().await;
+    let lease = saving.world.store.try_claim(&second, "test").await.expect("works").expect("free");
+    let head = saving.state(&second).await.head;
+    let body = Body::Snapshot { snapshot: snapshot.clone(), put_away: true };
+    let drafts = vec![Draft::New { id: saving.world.store.ids().make(), body }];
+    saving.world.store.append(&lease.token, head, drafts).await.expect("appended");
+    saving.world.store.release(lease).await.expect("released");
+
+    saving.world.delete(&first).await;
+    let saver = saving.saver();
+    saver.tidy(Duration::ZERO).await;
+    saver.tidy(Duration::ZERO).await;
+    assert_eq!(saving.keys().await, [snapshot.key]);
+    saving.world.archive(&second).await;
+    // It must have been nobody's for a while.
+    saver.tidy(HOUR).await;
+    assert_eq!(saving.keys().await.len(), 1);
+    saver.tidy(Duration::ZERO).await;
+    assert!(saving.keys().await.is_empty());
+}

@@ -1,0 +1,80 @@
+//! Blobs in a folder; and in a bucket, where the environment names one.
+
+use std::fs;
+use std::path::Path;
+
+use blobs::{Blobs, Error};
+
+async fn contract(blobs: &Blobs, folder: &Path) {
+    let (file, into) = (folder.join("file"), folder.join("into"));
+    // More than one part of a bucket's upload, and not a round number.
+    let bytes: Vec<u8> =
+        (0..20_000_003_u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[2]).collect();
+    fs::write(&file, &bytes).expect("written");
+    blobs.put("snapshots/a/1", &file).await.expect("put");
+    assert_eq!(blobs.get("snapshots/a/1", &into).await.expect("there"), bytes.len() as u64);
+    assert!(fs::read(&into).expect("there") == bytes, "other bytes came back");
+    let taken = blobs.get("snapshots/a/1", &into).await;
+    assert!(matches!(taken, Err(Error::File(_))), "a file that is there is not touched: {taken:?}");
+
+    fs::write(&file, "small").expect("written");
+    blobs.put("snapshots/a/1", &file).await.expect("replaced");
+    blobs.put("snapshots/b/1", &file).await.expect("put");
+    blobs.put("other/c", &file).await.expect("put");
+    let mut listed: Vec<_> = blobs
+        .list("snapshots")
+        .await
+        .expect("lists")
+        .into_iter()
+        .map(|blob| (blob.key, blob.size_bytes))
+        .collect();
+    listed.sort();
+    assert_eq!(listed, [("snapshots/a/1".to_owned(), 5), ("snapshots/b/1".to_owned(), 5)]);
+
+    blobs.delete("snapshots/a/1").await.expect("deleted");
+    blobs.delete("snapshots/a/1").await.expect("as good as deleted");
+    let gone = blobs.get("snapshots/a/1", &folder.join("gone")).await;
+    assert!(matches!(gone, Err(Error::Missing { .. })), "{gone:?}");
+    assert!(!folder.join("gone").exists());
+    for key in ["../escaped", "/absolute", "a//b", "", ".hidden", "a/../b"] {
+        assert!(blobs.put(key, &file).await.is_err(), "{key}");
+        assert!(blobs.get(key, &folder.join("gone")).await.is_err(), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn blobs_in_a_folder_keep_the_contract() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("deep/blobs");
+    let blobs = Blobs::at(place.to_str().expect("text"), []).expect("opens");
+    contract(&blobs, folder.path()).await;
+    // What was put does not change with the file that it was put from.
+    let file = folder.path().join("file");
+    blobs.put("snapshots/x", &file).await.expect("put");
+    fs::remove_file(&file).expect("ours");
+    assert_eq!(blobs.get("snapshots/x", &folder.path().join("x")).await.expect("there"), 5);
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(fs::metadata(place).expect("there").mode() & 0o777, 0o700);
+}
+
+/// Where an S3 server is at `POSTHOUSE_TEST_S3` (such as `http://127.0.0.1:5000`), with a bucket `posthouse-test`.
+#[tokio::test]
+async fn blobs_in_a_bucket_keep_the_contract() {
+    let Ok(endpoint) = std::env::var("POSTHOUSE_TEST_S3") else { return };
+    let variables = [
+        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let blobs = Blobs::at("s3://posthouse-test/some/prefix", variables).expect("opens");
+    let folder = tempfile::tempdir().expect("a folder");
+    contract(&blobs, folder.path()).await;
+}
+
+#[test]
+fn an_address_that_is_neither_a_folder_nor_a_bucket_is_refused() {
+    let refused = Blobs::at("gs://bucket/x", []).err().expect("refused").to_string();
+    assert!(refused.contains("`gs` is neither a folder nor `s3`"), "{refused}");
+}

@@ -1,0 +1,73 @@
+//! Where the log says that a session's workspace is.
+
+use protocol::event::{Body, Snapshot};
+use protocol::id::{EventId, SandboxId, ThreadId};
+use protocol::time::Timestamp;
+use session::State;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_micros(seconds * 1_000_000)
+}
+
+/// The fold of these events, a second apart.
+fn folded(bodies: &[Body]) -> State {
+    let mut state = State::new(ThreadId::from_text("sthr_1"), "helper".to_owned(), at(0));
+    for (number, body) in (1..).zip(bodies) {
+        state.apply(&EventId::from_text(format!("sevt_{number}")), body, at(number));
+    }
+    state
+}
+
+fn sandbox(name: &str) -> Body {
+    Body::Sandbox { sandbox_id: SandboxId::from_text(name) }
+}
+
+fn snapshot(key: &str) -> Snapshot {
+    Snapshot {
+        key: key.to_owned(),
+        size_bytes: 1,
+        sha256: String::new(),
+        base: "host".to_owned(),
+        saved_at: at(2),
+        begun_at: at(1),
+    }
+}
+
+fn saved(key: &str, put_away: bool) -> Body {
+    Body::Snapshot { snapshot: snapshot(key), put_away }
+}
+
+fn lost(key: &str) -> Body {
+    Body::SnapshotLost { key: key.to_owned(), reason: "it was old".to_owned() }
+}
+
+#[test]
+fn a_workspace_that_is_put_away_is_in_its_snapshot_alone() {
+    let state = folded(&[sandbox("sbx_1"), saved("one", true)]);
+    assert_eq!((state.sandbox, state.snapshot), (None, Some(snapshot("one"))));
+    let state = folded(&[sandbox("sbx_1"), saved("one", false)]);
+    assert_eq!(state.sandbox, Some(SandboxId::from_text("sbx_1")));
+}
+
+#[test]
+fn a_workspace_is_as_old_as_its_first_sandbox_however_often_it_moved() {
+    let fresh = folded(&[sandbox("sbx_1")]);
+    assert_eq!(fresh.workspace_begun_at, Some(at(1)));
+    let moved = folded(&[
+        sandbox("sbx_1"),
+        saved("one", true),
+        sandbox("sbx_2"),
+        saved("two", true),
+        sandbox("sbx_3"),
+    ]);
+    assert_eq!(moved.workspace_begun_at, Some(at(1)));
+    let anew = folded(&[sandbox("sbx_1"), saved("one", true), lost("one"), sandbox("sbx_2")]);
+    assert_eq!((anew.workspace_begun_at, anew.snapshot), (Some(at(4)), None));
+}
+
+#[test]
+fn a_snapshot_outlives_its_sandbox_and_is_lost_only_by_its_own_name() {
+    let died = Body::SandboxLost { sandbox_id: SandboxId::from_text("sbx_2") };
+    let state = folded(&[sandbox("sbx_1"), saved("one", true), sandbox("sbx_2"), died, lost("another")]);
+    assert_eq!((state.sandbox, state.snapshot), (None, Some(snapshot("one"))));
+}
