@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{World, message, scripted};
 
-const ALLOW: PermissionPolicy = PermissionPolicy::AlwaysAllow {};
+pub(crate) const ALLOW: PermissionPolicy = PermissionPolicy::AlwaysAllow {};
 
-fn bash(command: &str) -> serde_json::Value {
+pub(crate) fn bash(command: &str) -> serde_json::Value {
     json!({"tool": "bash", "input": {"command": command}})
 }
 

@@ -11,7 +11,8 @@ use session::Draft;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{ALLOW, World, bash, message, scripted};
+use crate::brain::{ALLOW, bash};
+use crate::world::{World, message, scripted};
 
 struct Saved {
     world: World,
