@@ -39,6 +39,7 @@ pub(crate) struct Way {
 
 /// What a test's proxy is like.
 pub(crate) struct Setup<'a> {
+    pub(crate) sandbox: &'a str,
     pub(crate) policy: Policy,
     pub(crate) private: &'a str,
     pub(crate) table: Table,
@@ -49,6 +50,7 @@ pub(crate) struct Setup<'a> {
 impl Default for Setup<'_> {
     fn default() -> Self {
         Self {
+            sandbox: "sbx_test",
             policy: Policy::Unrestricted {},
             private: "",
             table: Table::default(),
@@ -67,7 +69,7 @@ impl Setup<'_> {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
-        let who = Who { sandbox: "sbx_test".to_owned(), session: Some("sesn_test".to_owned()) };
+        let who = Who { sandbox: self.sandbox.to_owned(), session: Some("sesn_test".to_owned()) };
         let policy = self.policy;
         let serving = tokio::spawn(async move { proxy.serve(listener, who, policy, token).await });
         Way { address, shutdown: shutdown.drop_guard(), serving }

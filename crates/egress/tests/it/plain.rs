@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use egress::{Limits, Policy, Table};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::common::{LOOPBACK, Origin, Setup, limited, read_all, read_head, table};
 
@@ -186,9 +186,14 @@ async fn what_cannot_be_reached_says_so_with_the_status_of_a_gateway() {
 #[tokio::test]
 async fn a_large_upload_that_is_refused_still_reads_its_answer() {
     let way = Setup { policy: limited(&[]), ..Setup::default() }.start();
-    let body = "x".repeat(900_000);
+    // More than the sockets hold, so that the client still writes when it is answered.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(4 * 1024).unwrap();
+    let mut near = socket.connect(way.address).await.unwrap();
+    let body = "x".repeat(1_000_000);
     let request = format!("PUT http://no.test/ HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    assert!(way.ask(request).await.starts_with("HTTP/1.1 403 "));
+    near.write_all(request.as_bytes()).await.unwrap();
+    assert!(read_all(&mut near).await.starts_with("HTTP/1.1 403 "));
 }
 
 #[tokio::test]
