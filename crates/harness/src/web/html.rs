@@ -18,8 +18,11 @@ use html5ever::tokenizer::{
 };
 use reqwest::Url;
 
-/// How large the small document may get: several times the longest text that is given out, as tags take room, too.
-const DOCUMENT_BYTES_MAX: usize = 2 << 20;
+/// How much larger than the text that is wanted the small document may get: tags and entities take room, too. What is
+/// beyond it would be cut off anyway.
+const DOCUMENT_BYTES_PER_BYTE: usize = 4;
+/// A short text may be mostly tags.
+const DOCUMENT_BYTES_MIN: usize = 16 << 10;
 /// How deep lists and quotes may be nested. Each level indents every line within it, so depth multiplies the text.
 const NESTING_MAX: usize = 8;
 /// An address that is longer says nothing to a reader, and could not be fetched.
@@ -38,10 +41,10 @@ pub(super) struct Readable {
     pub(super) is_cut: bool,
 }
 
-/// The readable text of a page that was found at `base`. Takes time and memory in proportion to the page, so it is for a
-/// thread that may be busy for a while.
-pub(super) fn readable(html: &str, base: &Url) -> Readable {
-    let Writer { out, title, is_full, .. } = tokenized(html, base);
+/// The readable text of a page that was found at `base`, of which so many bytes are wanted; it may be several times as
+/// long. Takes time and memory in proportion to the page, so it is for a thread that may be busy for a while.
+pub(super) fn readable(html: &str, base: &Url, wanted_bytes: usize) -> Readable {
+    let Writer { out, title, is_full, .. } = tokenized(html, base, wanted_bytes);
     let options = htmd::options::Options {
         bullet_list_marker: htmd::options::BulletListMarker::Dash,
         ul_bullet_spacing: 1,
@@ -57,7 +60,7 @@ pub(super) fn readable(html: &str, base: &Url) -> Readable {
 /// The text of a fragment in which tags and entities may occur, on one line: what search providers send.
 pub(super) fn plain(fragment: &str) -> String {
     let nowhere = Url::parse("http://localhost/").expect("a constant that parses");
-    let Writer { out, .. } = tokenized(fragment, &nowhere);
+    let Writer { out, .. } = tokenized(fragment, &nowhere, fragment.len());
     // Of what is written, tags are all between these signs, and the text has none of them.
     let mut text = String::with_capacity(out.len());
     let mut rest = out.as_str();
@@ -74,8 +77,9 @@ pub(super) fn plain(fragment: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn tokenized(html: &str, base: &Url) -> Writer {
-    let sink = Sink(RefCell::new(Writer::new(base.clone())));
+fn tokenized(html: &str, base: &Url, wanted_bytes: usize) -> Writer {
+    let limit = wanted_bytes.saturating_mul(DOCUMENT_BYTES_PER_BYTE).max(DOCUMENT_BYTES_MIN);
+    let sink = Sink(RefCell::new(Writer::new(base.clone(), limit)));
     let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
     feed(&tokenizer, html);
     tokenizer.end();
@@ -99,6 +103,9 @@ fn feed(tokenizer: &Tokenizer<Sink>, html: &str) {
         rest = &rest[start..];
         // What is fed up to here tells where the tokenizer is: in text, or in an element that holds no tags.
         let raw = tokenizer.sink.0.borrow().raw.clone();
+        if tokenizer.sink.0.borrow().is_full {
+            return;
+        }
         let is_raw_end = |raw: &str| {
             let name = rest.strip_prefix("</").and_then(|rest| rest.get(..raw.len()));
             name.is_some_and(|name| name.eq_ignore_ascii_case(raw))
@@ -226,6 +233,7 @@ impl Open {
 /// Writes the small document.
 struct Writer {
     out: String,
+    out_bytes_max: usize,
     is_full: bool,
     base: Url,
     title: Option<String>,
@@ -247,9 +255,10 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(base: Url) -> Self {
+    fn new(base: Url, out_bytes_max: usize) -> Self {
         Self {
             out: String::new(),
+            out_bytes_max,
             is_full: false,
             base,
             title: None,
@@ -645,7 +654,7 @@ impl Writer {
     }
 
     fn write(&mut self, text: &str) {
-        if self.out.len() + text.len() > DOCUMENT_BYTES_MAX {
+        if self.is_full || self.out.len() + text.len() > self.out_bytes_max {
             self.is_full = true;
         } else {
             self.out.push_str(text);
@@ -700,12 +709,15 @@ fn is_block(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// The most that is ever wanted.
+    const WANTED: usize = super::super::page::TEXT_BYTES_MAX;
+
     fn base() -> Url {
         Url::parse("https://example.com/dir/page.html").expect("a URL")
     }
 
     fn text(html: &str) -> String {
-        readable(html, &base()).text
+        readable(html, &base(), WANTED).text
     }
 
     #[test]
@@ -720,6 +732,7 @@ mod tests {
              <table><tr><th>Name<th>Age<tr><td><a href=//o.test/q?a=1&b=(2)>Ann</a><td><div>7</div></table>\
              <svg><title>no</title><text>no</text></svg><textarea>no</textarea></body></html>",
             &base(),
+            WANTED,
         );
         assert_eq!(page.title.as_deref(), Some("A page"));
         let expected = "[Home](https://example.com/)\n\n# Top *news*\n\nOne & **two**,  \nthree.\n\n\
@@ -752,6 +765,7 @@ mod tests {
             "Tom & Jerry's \"5 < 6\""
         );
         assert_eq!(plain(""), "");
+        assert_eq!(plain("&"), "&");
     }
 
     #[test]
@@ -818,7 +832,7 @@ mod tests {
         for page in pages {
             let what: String = page.chars().take(24).collect();
             let converting = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
-                let readable = readable(&page, &base());
+                let readable = readable(&page, &base(), WANTED);
                 readable.text.len()
             });
             let length = converting.expect("a thread").join().expect("no panic");

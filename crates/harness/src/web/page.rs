@@ -116,16 +116,16 @@ pub(super) fn content(page: Page, tokens_max: Option<u64>) -> Result<Vec<Content
             format!("it is {what}, though it is called text"),
         ));
     }
+    let limit = tokens_max.map_or(TEXT_BYTES_DEFAULT, |tokens| {
+        usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(BYTES_PER_TOKEN).min(TEXT_BYTES_MAX)
+    });
     let (title, text, is_cut) = match kind {
         Kind::Html => {
-            let html::Readable { title, text, is_cut } = html::readable(&decoded, &url);
+            let html::Readable { title, text, is_cut } = html::readable(&decoded, &url, limit);
             (title, text, is_cut)
         }
         Kind::Text | Kind::Pdf => (None, printable(&decoded), false),
     };
-    let limit = tokens_max.map_or(TEXT_BYTES_DEFAULT, |tokens| {
-        usize::try_from(tokens).unwrap_or(usize::MAX).saturating_mul(BYTES_PER_TOKEN).min(TEXT_BYTES_MAX)
-    });
     let data = shortened(text, limit, is_cut || end == End::Cut);
     let data = if data.trim().is_empty() { "(the page has no text)".to_owned() } else { data };
     let source = Source::Text { media_type: "text/plain".to_owned(), data };

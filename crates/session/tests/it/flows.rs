@@ -515,6 +515,27 @@ fn deliverables_are_collected_before_the_client_hears_of_the_end_and_the_answer_
 }
 
 #[test]
+fn web_tools_leave_no_deliverables_and_searches_that_gave_something_are_counted() {
+    let mut world = asked();
+    world.answer(&[Say::Bash("ls")]);
+    let call = world.call(0);
+    world.result_in_sandbox(&call);
+    world.answer(&[Say::Text("done")]);
+    world.collected();
+    world.send(vec![message("and the web?")]).expect("accepted");
+    world.go();
+    world.answer(&[Say::Web("web_search"), Say::Web("web_fetch"), Say::Web("web_search")]);
+    for _ in 0..2 {
+        let call = world.call(0);
+        world.result(&call);
+    }
+    world.send(vec![interrupt()]).expect("accepted");
+    assert_eq!(world.go(), Act::Rest, "nothing is collected");
+    let used = world.state.usage_at(world.state.last_at).server_tool_use;
+    assert_eq!((used.web_search_requests, used.web_fetch_requests), (1, 0));
+}
+
+#[test]
 fn an_interrupt_of_a_session_whose_initial_message_nobody_took_up_stops_that_message() {
     let mut world = World::with_initial(vec![message("hi")]);
     world.send(vec![interrupt(), message("rather this")]).expect("accepted");

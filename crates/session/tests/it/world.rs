@@ -29,6 +29,7 @@ pub(crate) enum Say<'a> {
     Thinking,
     Bash(&'a str),
     Ask(&'a str),
+    Web(&'a str),
     Denied(&'a str),
     Custom(&'a str),
 }
@@ -280,6 +281,12 @@ fn body_of(say: &Say<'_>) -> Body {
         Say::Bash(command) => builtin(command, Permission::Allow, Some(Evaluation::AlwaysAllow {})),
         Say::Ask(command) => builtin(command, Permission::Ask, Some(Evaluation::AlwaysAsk {})),
         Say::Denied(command) => builtin(command, Permission::Deny, None),
+        Say::Web(name) => Body::AgentToolUse {
+            name: (*name).to_owned(),
+            input: input("x"),
+            evaluated_permission: Permission::Allow,
+            evaluation: Some(Evaluation::AlwaysAllow {}),
+        },
         Say::Custom(name) => Body::AgentCustomToolUse { name: (*name).to_owned(), input: input("x") },
     }
 }

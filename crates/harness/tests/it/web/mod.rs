@@ -6,6 +6,7 @@ mod search;
 mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use egress::{Guard, PrivateHosts, Table};
 use harness::web::{SearchProvider, Times, Web};
@@ -16,6 +17,9 @@ use serde_json::{Value, json};
 
 use self::origin::Origin;
 use crate::world::{World, scripted};
+
+/// What is not about time does not hang on how busy the machine is.
+const PATIENT: Times = Times { fetch_max: Duration::from_secs(600), search_max: Duration::from_secs(600) };
 
 /// A web in which every name below `example` is the origin, and nothing else on this machine may be reached.
 fn web(origin: &Origin, search: Option<SearchProvider>, times: Times) -> Web {

@@ -10,7 +10,7 @@ use protocol::content::{Content, Source};
 use serde_json::json;
 
 use super::origin::{Origin, Reply, html, ok, redirect, status};
-use super::{error_text, fetched, page_text};
+use super::{PATIENT, error_text, fetched, page_text};
 
 const CUT: &str = "[The page goes on; the rest was cut off.]";
 
@@ -23,14 +23,14 @@ fn gzip(body: &[u8]) -> Vec<u8> {
 /// What the model is told of one page.
 async fn told_of(reply: impl Fn(&str) -> Reply + Send + Sync + 'static) -> (Vec<Content>, bool) {
     let origin = Origin::start(reply).await;
-    fetched(&origin, "/page", json!([]), Times::default()).await
+    fetched(&origin, "/page", json!([]), PATIENT).await
 }
 
 #[tokio::test]
 async fn a_page_is_given_as_a_document_of_readable_text() {
     let origin =
         Origin::start(|_| html("<title>News</title><h1>Today</h1><p>Read <a href='/more'>more</a>.")).await;
-    let result = fetched(&origin, "/page", json!([]), Times::default()).await;
+    let result = fetched(&origin, "/page", json!([]), PATIENT).await;
     let [Content::Document { source: Source::Text { media_type, data }, title, context }] =
         result.0.as_slice()
     else {
@@ -59,13 +59,13 @@ async fn a_page_without_end_is_cut_off() {
 async fn the_agents_limit_cuts_text() {
     let origin = Origin::start(|_| ok("text/plain", "0123456789".repeat(10), "")).await;
     let limit = json!([{"name": "web_fetch", "max_content_tokens": 3}]);
-    let result = fetched(&origin, "/page", limit, Times::default()).await;
+    let result = fetched(&origin, "/page", limit, PATIENT).await;
     assert_eq!(page_text(&result), format!("012345678901\n\n{CUT}"));
 }
 
 #[tokio::test]
 async fn a_page_that_never_comes_ends_with_the_time() {
-    let times = Times { fetch_max: Duration::from_millis(300), ..Times::default() };
+    let times = Times { fetch_max: Duration::from_millis(300), ..PATIENT };
     for start in ["", "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 100\r\n\r\n<p>half"] {
         let origin = Origin::start(move |_| Reply::Hold(start.as_bytes().to_vec())).await;
         let result = fetched(&origin, "/page", json!([]), times).await;
@@ -144,7 +144,7 @@ async fn redirects_are_followed_and_checked_one_by_one() {
         _ => ok("text/plain", "arrived", ""),
     })
     .await;
-    let result = fetched(&origin, "/page", json!([]), Times::default()).await;
+    let result = fetched(&origin, "/page", json!([]), PATIENT).await;
     assert_eq!(page_text(&result), "arrived");
     let Content::Document { context, .. } = &result.0[0] else { panic!("{result:?}") };
     assert_eq!(
@@ -172,7 +172,7 @@ async fn a_redirect_does_not_lead_past_the_agents_lists() {
             _ => ok("text/plain", "secret", ""),
         })
         .await;
-        let result = fetched(&origin, "/page", lists, Times::default()).await;
+        let result = fetched(&origin, "/page", lists, PATIENT).await;
         let expected =
             "web_fetch: url_not_allowed: the agent's settings do not allow fetching from other.example";
         assert_eq!(error_text(&result), expected);

@@ -1,11 +1,11 @@
 //! Searching, with providers that speak as the real ones do.
 
-use harness::web::{SearchConfig, SearchKind, SearchProvider, Times};
+use harness::web::{SearchConfig, SearchKind, SearchProvider};
 use protocol::content::Content;
 use serde_json::{Value, json};
 
 use super::origin::{Origin, Reply, ok, status};
-use super::{error_text, results, session, wake, web, world};
+use super::{PATIENT, error_text, results, session, wake, web, world};
 
 const SEARXNG: &str = r#"{"query": "q", "number_of_results": 0, "results": [
     {"url": "https://one.example/a", "title": "One", "content": "About <b>one</b>.", "engine": "x", "engines": ["x"],
@@ -37,7 +37,7 @@ async fn searched(kind: SearchKind, origin: &Origin, settings: Value) -> (Vec<Co
     let mut config = json!({"name": "web_search"});
     config.as_object_mut().expect("object").extend(settings.as_object().expect("object").clone());
     let session = session(&world, json!([config]), "search").await;
-    wake(&world, &session, web(origin, Some(provider(kind, origin)), Times::default())).await;
+    wake(&world, &session, web(origin, Some(provider(kind, origin)), PATIENT)).await;
     let result = results(&world, &session).await.remove(0);
     let used = world.state(&session).await.usage_at(world.store.now()).server_tool_use;
     assert_eq!((used.web_search_requests, used.web_fetch_requests), (u64::from(!result.1), 0));

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use harness::faults::Faults;
-use harness::web::{SearchConfig, SearchKind, SearchProvider, Times};
+use harness::web::{SearchConfig, SearchKind, SearchProvider};
 use protocol::content::Content;
 use protocol::event::{Body, Permission, Verdict};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::origin::{Origin, Reply, html, ok};
-use super::{error_text, page_text, results, session, wake, web, world};
+use super::{PATIENT, error_text, page_text, results, session, wake, web, world};
 use crate::crash::{DieAt, check_log};
 use crate::world::{World, message, scripted};
 
@@ -52,12 +52,12 @@ async fn only_addresses_that_the_session_has_shown_are_fetched() {
     )
     .await;
     let session = session(&world, json!([]), &format!("begin at {}", url("/start"))).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     let waiting = world.state(&session).await.calls.remove(0).id;
     let content = vec![Content::text(format!("it is at {}", url("/custom")))];
     let answer = Body::UserCustomToolResult { custom_tool_use_id: waiting, content, is_error: None };
     world.send(&session, vec![answer]).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     let results = results(&world, &session).await;
     assert!(error_text(&results[0]).starts_with("web_fetch: url_not_in_prior_context: "), "{results:?}");
     assert!(page_text(&results[1]).contains(&url("/next")));
@@ -85,7 +85,7 @@ async fn sources_and_lists_of_the_agent_hold() {
                            "url_sources": {"server_tool_results": "none"}}]);
     let text = format!("begin at {} or {}", url("/start"), origin.url("other.example", "/far"));
     let session = session(&world, settings, &text).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     let results = results(&world, &session).await;
     assert!(!results[0].1);
     assert!(error_text(&results[1]).starts_with("web_fetch: url_not_in_prior_context: "), "{results:?}");
@@ -122,7 +122,7 @@ async fn what_is_found_by_a_search_may_be_fetched() {
     )
     .await;
     let session = session(&world, json!([]), "find it").await;
-    wake(&world, &session, web(&origin, Some(provider), Times::default())).await;
+    wake(&world, &session, web(&origin, Some(provider), PATIENT)).await;
     let results = results(&world, &session).await;
     assert_eq!(page_text(&results[1]), "found");
     assert!(error_text(&results[2]).starts_with("web_search: query_too_long: "), "{results:?}");
@@ -138,7 +138,7 @@ async fn without_a_search_provider_a_search_is_a_call_of_a_tool_that_is_not_ther
     let search = json!({"blocks": [{"tool": "web_search", "input": {"query": "q"}}]});
     let world = world(&dir, json!([search, done()])).await;
     let session = session(&world, json!([{"name": "web_search", "enabled": true}]), "go").await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     let log = world.log(&session).await;
     let permission = log.iter().find_map(|event| match &event.body {
         Body::AgentToolUse { evaluated_permission, .. } => Some(*evaluated_permission),
@@ -171,7 +171,7 @@ async fn bad_input_is_explained_to_the_model() {
     let dir = tempfile::tempdir().expect("a folder");
     let world = world(&dir, json!([{ "blocks": calls }, done()])).await;
     let session = session(&world, json!([]), "http://127.0.0.1/").await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     for (result, (input, error)) in results(&world, &session).await.iter().zip(inputs) {
         assert!(error_text(result).starts_with(&format!("web_fetch: {error}")), "{input}: {result:?}");
     }
@@ -186,7 +186,7 @@ async fn an_interrupt_ends_a_fetch_at_once() {
     let dir = tempfile::tempdir().expect("a folder");
     let world = world(&dir, json!([{"blocks": [fetch(&url)]}, done()])).await;
     let session = session(&world, json!([]), &url).await;
-    let waking = wake(&world, &session, web(&origin, None, Times::default()));
+    let waking = wake(&world, &session, web(&origin, None, PATIENT));
     let interrupting = async {
         origin.until_asked().await;
         world.send(&session, vec![Body::UserInterrupt { session_thread_id: None }]).await;
@@ -207,13 +207,13 @@ async fn a_fetch_that_the_client_is_asked_about_runs_when_it_is_allowed() {
     let world = world(&dir, json!([{"blocks": [fetch(&url)]}, done()])).await;
     let ask = json!([{"name": "web_fetch", "permission_policy": {"type": "always_ask"}}]);
     let session = session(&world, ask, &url).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     assert_eq!(origin.heads().len(), 0);
     let call = world.state(&session).await.calls.remove(0).id;
     let confirmation =
         Body::UserToolConfirmation { tool_use_id: call, result: Verdict::Allow, deny_message: None };
     world.send(&session, vec![confirmation]).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     assert_eq!(page_text(&results(&world, &session).await[0]), "this is /page");
 }
 
@@ -227,7 +227,7 @@ async fn dies_at(n: usize) -> bool {
     let session = session(&world, json!([]), &url).await;
     let faults = DieAt::new(n);
     let brain = world.brain_with(|options| {
-        options.web = Some(web(&origin, None, Times::default()));
+        options.web = Some(web(&origin, None, PATIENT));
         options.faults = Arc::clone(&faults) as Arc<dyn Faults>;
     });
     let shutdown = CancellationToken::new();
@@ -240,7 +240,7 @@ async fn dies_at(n: usize) -> bool {
     drop(world);
 
     let world = World::open(dir.path(), models, Arc::default()).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     let results = results(&world, &session).await;
     assert_eq!(results.len(), 1, "death at point {n}");
     assert_eq!(page_text(&results[0]), "this is /page", "death at point {n}");
@@ -269,10 +269,10 @@ async fn an_address_far_back_in_a_long_session_is_still_known() {
     replies.extend([json!({"blocks": [fetch(&url)]}), done()]);
     let world = world(&dir, json!(replies)).await;
     let session = session(&world, json!([]), &url).await;
-    wake(&world, &session, web(&origin, None, Times::default())).await;
+    wake(&world, &session, web(&origin, None, PATIENT)).await;
     for _ in 0..100 {
         world.send(&session, vec![message("go on")]).await;
-        wake(&world, &session, web(&origin, None, Times::default())).await;
+        wake(&world, &session, web(&origin, None, PATIENT)).await;
     }
     assert_eq!(page_text(&results(&world, &session).await[0]), "this is /page");
 }
