@@ -244,7 +244,7 @@ mod tests {
             lines: vec!["ERROR: No matching distribution found for nonesuch".to_owned()],
         };
         let (call, sandbox) = (EventId::from_text("sevt_a"), SandboxId::from_text("sbx_a"));
-        let told = results(&call, &sandbox, Outcome::Failed { error });
+        let told = results(&call, &sandbox, None, Outcome::Failed { error });
         let [Body::Error { error }, Body::AgentToolResult { is_error: true, content, .. }] = told.as_slice()
         else {
             panic!("{told:?}")

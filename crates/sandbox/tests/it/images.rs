@@ -91,6 +91,10 @@ impl Provider for FromImage<'_> {
         self.0.list().await
     }
 
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        self.0.save(id, fence, into).await
+    }
+
     async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {
         self.0.keep_ready(pools).await
     }
