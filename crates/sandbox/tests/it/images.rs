@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use sandbox::images::{Images, Kind};
 use sandbox::{
     Base, Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
-    Supervised, conformance,
+    Saved, Supervised, conformance,
 };
 
 use crate::host::{Host, fresh_id};
