@@ -103,7 +103,6 @@ def test_empty_lists_ask_for_nothing_and_are_accepted(make_session: Any) -> None
     ("config", "names"),
     [
         ({"type": "self_hosted"}, "self_hosted"),
-        ({"type": "cloud", "packages": {"pip": ["requests"]}}, "packages"),
     ],
 )
 def test_an_environment_that_cannot_run_yet_takes_no_session(
@@ -115,7 +114,7 @@ def test_an_environment_that_cannot_run_yet_takes_no_session(
     client.beta.environments.delete(environment.id)
 
 
-def test_a_session_in_a_limited_network_is_accepted_as_no_sandbox_has_a_network(
+def test_a_session_in_a_limited_network_is_accepted(
     client: anthropic.Anthropic, make_session: Any
 ) -> None:
     environment = client.beta.environments.create(
