@@ -32,6 +32,7 @@ mod report;
 mod room;
 mod samples;
 mod sandbox;
+mod saved;
 mod ttft;
 mod wake;
 

@@ -3,14 +3,18 @@
 //! The limit is a process that is cloned into the same new namespaces, runs a static program and is collected. It has
 //! no root file system, no limits, no filters and nobody to talk to. Sandbox and bare clone take turns.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
+use egress::{Guard, PrivateHosts};
 use sandbox::bench::Bare;
 use sandbox::supervisor::{Capacity, Settings, Supervised};
-use sandbox::{Call, Provider, Resources, SandboxId};
+use sandbox::{Call, Network, Provider, Resources, SandboxId};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::machine::Machine;
 use super::place::Place;
@@ -18,7 +22,8 @@ use super::progress::Progress;
 use super::report::{Aim, Bound, Report, Table};
 use super::room::{self, Handed};
 use super::samples::Samples;
-use super::{Common, runtime};
+use super::{Common, runtime, saved};
+use crate::exits;
 
 /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
 #[derive(Args, Debug)]
@@ -48,36 +53,66 @@ pub(super) fn measure(options: &SandboxOptions) -> anyhow::Result<Report> {
     let place = Place::make(&options.common)?;
     let machine = Machine::look(place.path());
     runtime()?.block_on(async {
-        let hands = Arc::new(supervised(&place.join("data")));
+        let hands = Arc::new(installing(&place.join("data")));
+        let stop = CancellationToken::new();
+        let guard = Guard::new(private_hosts()?, []);
+        let exits = tokio::spawn(exits::serve(hands.clone(), Arc::new(guard), stop.clone()));
         let measured = tokio::select! {
-            report = all(options, &hands, machine) => report,
+            report = all(options, &hands, place.path(), machine) => report,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         };
         let ended = hands.end().await;
+        stop.cancel();
+        exits.await?;
         let report = measured?;
         ended?;
         Ok(report)
     })
 }
 
-/// Hands whose supervisor does not outlive the bench by much.
-pub(super) fn supervised(data: &std::path::Path) -> Supervised {
-    // Where there is no room it is said at once: waiting is no figure.
-    let capacity = Capacity { waiting_max: 0, ..Capacity::default() };
-    Supervised::new(Settings { idle_exit: ORPHAN, capacity, ..Settings::new(data) })
+/// The same whose sandboxes may install packages from the public registries.
+fn installing(data: &Path) -> Supervised {
+    let policy =
+        egress::Policy::Limited { allowed_hosts: vec![], mcp_hosts: vec![], allow_package_managers: true };
+    let registries = Network(egress::Grant { session: None, policy }.to_text());
+    Supervised::new(Settings { registries: Some(registries), ..bench_settings(data) })
 }
 
-async fn all(options: &SandboxOptions, hands: &Arc<Supervised>, machine: Machine) -> anyhow::Result<Report> {
+/// What the operator allows although it is not public, such as a mirror of the registries.
+fn private_hosts() -> anyhow::Result<PrivateHosts> {
+    let text = std::env::var("POSTHOUSE_ALLOW_PRIVATE_HOSTS").unwrap_or_default();
+    text.parse().context("POSTHOUSE_ALLOW_PRIVATE_HOSTS cannot be used")
+}
+
+/// Hands whose supervisor does not outlive the bench by much.
+pub(super) fn supervised(data: &Path) -> Supervised {
+    Supervised::new(bench_settings(data))
+}
+
+fn bench_settings(data: &Path) -> Settings {
+    // Where there is no room it is said at once: waiting is no figure.
+    let capacity = Capacity { waiting_max: 0, ..Capacity::default() };
+    Settings { idle_exit: ORPHAN, capacity, ..Settings::new(data) }
+}
+
+async fn all(
+    options: &SandboxOptions,
+    hands: &Arc<Supervised>,
+    folder: &Path,
+    machine: Machine,
+) -> anyhow::Result<Report> {
     let quick = options.common.quick;
     let provisions = options.provisions.unwrap_or(if quick { 30 } else { 300 }).max(1);
     let idle = options.idle.unwrap_or(if quick { 10 } else { 100 }).max(1);
     let most = options.most.unwrap_or(if quick { 40 } else { 2_000 }).max(1);
-    let progress = Progress::new(5);
+    let progress = Progress::new(6);
     // Starts the supervisor, which probes the machine: once for each server, not for each sandbox.
     let guards = hands.report().await?;
 
     progress.step("provisioning");
     let provisioned = provision(hands, provisions).await?;
+    progress.step("layers and snapshots");
+    let more = saved::starts(hands, folder, provisions.div_ceil(3), quick).await?;
     progress.step("executing");
     let executed = execute(hands, provisions * 3).await?;
     progress.step("idle sandboxes");
@@ -92,7 +127,7 @@ async fn all(options: &SandboxOptions, hands: &Arc<Supervised>, machine: Machine
     let aims = vec![
         Aim {
             what: "provision against the bare clone, p50".to_owned(),
-            bound: Bound::AtMost(4.0),
+            bound: Bound::AtMost(2.5),
             measured: provisioned.provision.p50() / bare,
             unit: "times",
         },
@@ -115,13 +150,19 @@ async fn all(options: &SandboxOptions, hands: &Arc<Supervised>, machine: Machine
             unit: "ms",
         },
         Aim {
+            what: "restore of a workspace of 10 MB, p50".to_owned(),
+            bound: Bound::Below(100.0),
+            measured: more.restore_small_p50(),
+            unit: "ms",
+        },
+        Aim {
             what: "execute in a live sandbox (bash), p50".to_owned(),
             bound: Bound::Below(1.0),
             measured: executed.bash.p50(),
             unit: "ms",
         },
     ];
-    let mut notes = Vec::new();
+    let mut notes = more.notes.clone();
     if memory.0.iter().any(|held| held.by_groups.is_none()) {
         notes.push("No control group counts memory here; only the machine's own count is shown.".to_owned());
     }
@@ -138,6 +179,8 @@ async fn all(options: &SandboxOptions, hands: &Arc<Supervised>, machine: Machine
         ],
         tables: vec![
             starts_table(&provisioned, &handed),
+            more.table(&provisioned.bare),
+            more.saves_table(),
             handed.bursts_table(),
             executes_table(&executed),
             memory.table(idle),
@@ -309,7 +352,6 @@ pub(super) fn available_kib() -> i64 {
     line.and_then(|rest| rest.trim().split(' ').next()?.parse().ok()).unwrap_or_default()
 }
 
-/// A way of starting that is new gets its rows here: from a prepared layer, from a snapshot of so many MB.
 fn starts_table(provisioned: &Provisioned, handed: &Handed) -> Table {
     let title = "Starting one, in turns with the bare clone";
     let columns = [
