@@ -1,9 +1,11 @@
 //! The real binary, driven over its wire.
 
 mod bash;
+mod dial;
 mod files;
 mod hands;
 mod ledger;
 mod outputs;
 mod paths;
 mod process;
+mod sh;
