@@ -83,11 +83,22 @@ pub struct Resources {
     pub hostname: String,
     /// What it may reach. `None`: nothing, and it has no exit either.
     pub network: Option<Network>,
+    /// What a container is made from, where sandboxes are containers; the operator's choice if `None`.
+    pub image: Option<String>,
+    /// What runs a container, where sandboxes are containers; the operator's choice if `None`.
+    pub runtime: Option<String>,
 }
 
 impl Default for Resources {
     fn default() -> Self {
-        Self { limits: Limits::default(), mounts: Vec::new(), hostname: "sandbox".to_owned(), network: None }
+        Self {
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            hostname: "sandbox".to_owned(),
+            network: None,
+            image: None,
+            runtime: None,
+        }
     }
 }
 

@@ -8,7 +8,9 @@
 //!     └──────────────────▲
 //! ```
 //!
-//! and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
+//! and is `Dying` from the decision to kill it until the kernel says that its last process has ended. A container is not the
+//! supervisor's child: it is expected at a door ([`super::guests`]), lives as long as its control socket, and is buried at
+//! once; the engine that started it removes what is left.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -22,6 +24,7 @@ use tools::wire::{self, Reply, encode};
 
 use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
+use super::guests::{Doors, Expected, Guest, Heard, OPEN_TIME_MAX, SLOTS};
 use super::passing;
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
@@ -78,6 +81,10 @@ pub(crate) struct Keeper {
     replies: Vec<(Waiter, Answer)>,
     /// Sandboxes with an exit that nobody has been told of.
     untold: Vec<u64>,
+    doors: Doors,
+    /// Containers that are expected, by the keys that they will have as sandboxes.
+    guests: HashMap<u64, Guest>,
+    guest_slots: Slots,
     /// The question whether anybody is there, as it goes over the wire.
     ping: Box<RawValue>,
 }
@@ -87,10 +94,8 @@ struct Sandbox {
     fence: u64,
     born: Instant,
     used: Instant,
-    slot: u32,
     limits: Limits,
-    pid: i32,
-    process: Process,
+    body: Body,
     control: Frames,
     interest: Interest,
     sync: Option<UnixStream>,
@@ -98,13 +103,20 @@ struct Sandbox {
     complaint: Vec<u8>,
     network: Option<Network>,
     exit: Option<OwnedFd>,
-    group: Group,
     state: State,
     /// When `tools` last said anything, or was first asked after a silence.
     heard: Instant,
     /// By the id of the request to `tools`.
     pending: HashMap<u64, Pending>,
     next_request: u64,
+}
+
+/// What a sandbox consists of, besides its control socket.
+enum Body {
+    /// A process that the supervisor has started.
+    Child { slot: u32, pid: i32, process: Process, group: Group },
+    /// A container that has come to a door.
+    Guest { slot: u32 },
 }
 
 enum State {
@@ -126,7 +138,13 @@ enum Pending {
 }
 
 impl Keeper {
-    pub(crate) fn new(only: OnlyThread, poller: Rc<Poller>, profile: Profile, report: Report) -> Self {
+    pub(crate) fn new(
+        only: OnlyThread,
+        poller: Rc<Poller>,
+        profile: Profile,
+        report: Report,
+        doors: Doors,
+    ) -> Self {
         let slots = Slots::new(profile.ids.slots());
         Self {
             only,
@@ -145,6 +163,9 @@ impl Keeper {
             unremoved: Vec::new(),
             replies: Vec::new(),
             untold: Vec::new(),
+            doors,
+            guests: HashMap::new(),
+            guest_slots: Slots::new(SLOTS),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
         }
     }
@@ -163,9 +184,9 @@ impl Keeper {
         let watched = !self.profile.groups.limits(Controller::Memory);
         let restless = |sandbox: &Sandbox| match sandbox.state {
             State::Starting { .. } | State::Dying { .. } => true,
-            State::Live => watched || !sandbox.pending.is_empty(),
+            State::Live => (watched && sandbox.body.is_child()) || !sandbox.pending.is_empty(),
         };
-        !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
+        !self.guests.is_empty() || !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
     }
 
     pub(crate) fn provision(
@@ -176,26 +197,181 @@ impl Keeper {
         resources: Resources,
         now: Instant,
     ) {
-        if let Some(sandbox) = self.keys.get(&id).and_then(|key| self.sandboxes.get_mut(key)) {
-            if let Err(error) = sandbox.pass(Some(fence), now) {
-                return self.reply(waiter, Answer::Failed(error));
-            }
-            match &mut sandbox.state {
-                State::Starting { waiters } => waiters.push(waiter),
-                State::Live => self.reply(waiter, Answer::Done {}),
-                State::Dying { reason, .. } => {
-                    let error = Error::gone(reason.clone());
-                    self.reply(waiter, Answer::Failed(error));
-                }
-            }
+        if self.is_known(waiter, &id, fence, now) {
             return;
         }
-        if let Some(reason) = self.graves.reason(&id) {
-            let error = Error::gone(reason);
+        if self.guest(&id).is_some() {
+            let error = Error::refused("a container is awaited under this id");
             return self.reply(waiter, Answer::Failed(error));
         }
         if let Err(error) = self.begin(waiter, id, fence, resources, now) {
             self.reply(waiter, Answer::Failed(error));
+        }
+    }
+
+    /// Whether there is or was such a sandbox; whoever asks for it then has an answer, or will have.
+    fn is_known(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) -> bool {
+        let Some(sandbox) = self.keys.get(id).and_then(|key| self.sandboxes.get_mut(key)) else {
+            let Some(reason) = self.graves.reason(id) else { return false };
+            let error = Error::gone(reason);
+            self.reply(waiter, Answer::Failed(error));
+            return true;
+        };
+        let answer = match (sandbox.pass(Some(fence), now), &mut sandbox.state) {
+            (Err(error), _) => Answer::Failed(error),
+            (Ok(()), State::Starting { waiters }) => {
+                waiters.push(waiter);
+                return true;
+            }
+            (Ok(()), State::Live) => Answer::Done {},
+            (Ok(()), State::Dying { reason, .. }) => Answer::Failed(Error::gone(reason.clone())),
+        };
+        self.reply(waiter, answer);
+        true
+    }
+
+    /// Opens a door for a container, or says again where it is.
+    pub(crate) fn adopt(
+        &mut self,
+        waiter: Waiter,
+        id: SandboxId,
+        fence: u64,
+        resources: Resources,
+        first_id: Option<u32>,
+        now: Instant,
+    ) {
+        if self.is_known(waiter, &id, fence, now) {
+            return;
+        }
+        let door = match self.guest(&id) {
+            Some(guest) => pass(&mut guest.fence, Some(fence)).map(|()| {
+                guest.used = now;
+                Answer::Door { folder: guest.folder().to_owned(), slot: guest.slot }
+            }),
+            None => self.expect(id, fence, resources, first_id, now),
+        };
+        self.reply(waiter, door.unwrap_or_else(Answer::Failed));
+    }
+
+    fn expect(
+        &mut self,
+        id: SandboxId,
+        fence: u64,
+        resources: Resources,
+        first_id: Option<u32>,
+        now: Instant,
+    ) -> Result<Answer, Error> {
+        let Resources { limits, network, .. } = checked(resources)?;
+        let slot = match self.sandboxes.len() + self.guests.len() < SANDBOXES_MAX {
+            true => self.guest_slots.take(),
+            false => None,
+        };
+        let Some(slot) = slot else {
+            return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
+        };
+        let peer = first_id.map(|first| first.saturating_add(slot));
+        let expected = Expected { id, fence, slot, limits, network, peer };
+        let key = self.next_key;
+        self.next_key += 1;
+        let guest = Guest::expect(&mut self.doors, expected, now).and_then(|guest| {
+            self.poller.add(guest.descriptor(), Token::Door(key)).map_err(Error::unavailable)?;
+            Ok(guest)
+        });
+        let guest = guest.inspect_err(|_| self.guest_slots.give_back(slot))?;
+        let answer = Answer::Door { folder: guest.folder().to_owned(), slot };
+        self.guests.insert(key, guest);
+        Ok(answer)
+    }
+
+    /// Waits until the container that a door was opened for is there.
+    pub(crate) fn adopted(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) {
+        if self.is_known(waiter, id, fence, now) {
+            return;
+        }
+        let passed = match self.guest(id) {
+            Some(guest) => pass(&mut guest.fence, Some(fence)).map(|()| guest.waiters.push(waiter)),
+            None => Err(Error::gone(UNKNOWN)),
+        };
+        if let Err(error) = passed {
+            self.reply(waiter, Answer::Failed(error));
+        }
+    }
+
+    fn guest(&mut self, id: &SandboxId) -> Option<&mut Guest> {
+        self.guests.values_mut().find(|guest| guest.id == *id)
+    }
+
+    /// Somebody is at a door.
+    pub(crate) fn door_ready(&mut self, key: u64) {
+        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let Some(stream) = guest.answer() else { return };
+        self.poller.remove(guest.descriptor());
+        guest.greet(stream);
+        if let Err(error) = self.poller.add(guest.descriptor(), Token::Greeting(key)) {
+            self.dismiss(key, &format!("it cannot be heard: {error}"));
+        }
+    }
+
+    /// Somebody who has come in says something.
+    pub(crate) fn greeting_ready(&mut self, key: u64, now: Instant) {
+        match self.guests.get_mut(&key).map(Guest::hear) {
+            None | Some(Heard::Open) => {}
+            Some(Heard::Failed(reason)) => self.dismiss(key, &reason),
+            Some(Heard::Ready(stream)) => {
+                if let Err(error) = self.take_in(key, stream, now) {
+                    self.dismiss(key, &format!("it cannot be kept: {error}"));
+                }
+            }
+        }
+    }
+
+    /// A guest becomes a sandbox like any other.
+    fn take_in(&mut self, key: u64, stream: UnixStream, now: Instant) -> io::Result<()> {
+        let control = Frames::new(stream, wire::RESPONSE_BYTES_MAX, WAITING_BYTES_MAX)?;
+        self.poller.add(control.descriptor(), Token::Control(key))?;
+        let Some(mut guest) = self.guests.remove(&key) else { return Ok(()) };
+        self.poller.remove(guest.descriptor());
+        let sandbox = Sandbox {
+            id: guest.id.clone(),
+            fence: guest.fence,
+            born: guest.born,
+            used: now,
+            limits: guest.limits.clone(),
+            body: Body::Guest { slot: guest.slot },
+            control,
+            interest: Interest::Read,
+            sync: None,
+            complaint: Vec::new(),
+            network: guest.network.take(),
+            exit: guest.exit.take(),
+            state: State::Live,
+            heard: now,
+            pending: HashMap::new(),
+            next_request: 1,
+        };
+        if sandbox.exit.is_some() {
+            self.untold.push(key);
+        }
+        self.keys.insert(sandbox.id.clone(), key);
+        self.sandboxes.insert(key, sandbox);
+        for waiter in std::mem::take(&mut guest.waiters) {
+            self.reply(waiter, Answer::Done {});
+        }
+        Ok(())
+    }
+
+    /// Nobody comes through this door any more.
+    fn dismiss(&mut self, key: u64, reason: &str) {
+        let Some(mut guest) = self.guests.remove(&key) else { return };
+        self.poller.remove(guest.descriptor());
+        self.guest_slots.give_back(guest.slot);
+        self.graves.dig(guest.id.clone(), reason.to_owned());
+        let error = match reason == DESTROYED {
+            true => Error::gone(reason),
+            false => Error::unavailable(reason),
+        };
+        for waiter in std::mem::take(&mut guest.waiters) {
+            self.reply(waiter, Answer::Failed(error.clone()));
         }
     }
 
@@ -210,8 +386,14 @@ impl Keeper {
         if let Some(refusal) = self.report.refusal() {
             return Err(Error::Refused { reason: refusal });
         }
+        if resources.image.is_some() || resources.runtime.is_some() {
+            return Err(Error::refused(
+                "sandboxes are no containers here, so they have neither image nor runtime; the operator can make them \
+                 containers with [sandbox] provider = \"docker\"",
+            ));
+        }
         let resources = checked(resources)?;
-        let slot = match self.sandboxes.len() < SANDBOXES_MAX {
+        let slot = match self.sandboxes.len() + self.guests.len() < SANDBOXES_MAX {
             true => self.slots.take(),
             false => None,
         };
@@ -240,17 +422,14 @@ impl Keeper {
             fence,
             born: now,
             used: now,
-            slot,
             limits: resources.limits,
-            pid,
-            process,
+            body: Body::Child { slot, pid, process, group },
             control,
             interest: Interest::Read,
             sync: Some(sync),
             complaint: Vec::new(),
             network: resources.network,
             exit: None,
-            group,
             state: State::Starting { waiters: vec![waiter] },
             heard: now,
             pending: HashMap::new(),
@@ -308,6 +487,10 @@ impl Keeper {
         now: Instant,
     ) {
         let Some(key) = self.keys.get(id).copied() else {
+            if self.guest(id).is_some() {
+                let reason = "its container has not come yet".to_owned();
+                return self.reply(waiter, Answer::Failed(Error::Busy { reason }));
+            }
             let error = Error::gone(self.graves.reason(id).unwrap_or(UNKNOWN));
             return self.reply(waiter, Answer::Failed(error));
         };
@@ -320,6 +503,11 @@ impl Keeper {
     }
 
     pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId) {
+        let guest = self.guests.iter().find(|(_, guest)| guest.id == id).map(|(key, _)| *key);
+        if let Some(key) = guest {
+            self.dismiss(key, DESTROYED);
+            return self.reply(waiter, Answer::Done {});
+        }
         match self.keys.get(&id).copied() {
             Some(key) => {
                 self.kill(key, DESTROYED);
@@ -338,7 +526,8 @@ impl Keeper {
 
     pub(crate) fn list(&self, now: Instant) -> Vec<SandboxInfo> {
         let alive = self.sandboxes.values().filter(|sandbox| !matches!(sandbox.state, State::Dying { .. }));
-        let mut list: Vec<SandboxInfo> = alive.map(|sandbox| sandbox.info(now)).collect();
+        let expected = self.guests.values().map(|guest| guest.info(now));
+        let mut list: Vec<SandboxInfo> = alive.map(|sandbox| sandbox.info(now)).chain(expected).collect();
         list.sort_by(|one, other| one.id.cmp(&other.id));
         list
     }
@@ -423,26 +612,37 @@ impl Keeper {
         self.finish_start(key, "it ended while it was being built");
         self.kill(key, ENDED);
         let Some(sandbox) = self.sandboxes.get(&key) else { return };
-        if !sandbox.process.reap() {
-            return;
+        let Body::Child { process, .. } = &sandbox.body else { return };
+        if process.reap() {
+            self.bury(key);
         }
+    }
+
+    /// Forgets one that has ended, and tells those who wait for that.
+    fn bury(&mut self, key: u64) {
         let Some(sandbox) = self.sandboxes.remove(&key) else { return };
-        self.poller.remove(sandbox.process.descriptor());
         self.poller.remove(sandbox.control.descriptor());
         if let Some(sync) = &sandbox.sync {
             self.poller.remove(sync);
         }
         self.keys.remove(&sandbox.id);
-        self.slots.give_back(sandbox.slot);
-        let State::Dying { reason, waiters } = sandbox.state else { return };
-        self.graves.dig(sandbox.id, reason);
-        for waiter in waiters {
-            self.reply(waiter, Answer::Done {});
+        if let State::Dying { reason, waiters } = sandbox.state {
+            self.graves.dig(sandbox.id, reason);
+            for waiter in waiters {
+                self.reply(waiter, Answer::Done {});
+            }
         }
-        if !sandbox.group.remove() {
-            self.unremoved.push(sandbox.group);
+        match sandbox.body {
+            Body::Child { slot, pid: _, process, group } => {
+                self.poller.remove(process.descriptor());
+                self.slots.give_back(slot);
+                if !group.remove() {
+                    self.unremoved.push(group);
+                }
+                self.make_ready();
+            }
+            Body::Guest { slot } => self.guest_slots.give_back(slot),
         }
-        self.make_ready();
     }
 
     /// Looks at deadlines, memory and what is left of the dead.
@@ -462,6 +662,12 @@ impl Keeper {
         for (key, reason) in verdicts {
             self.kill(key, &reason);
         }
+        let late = |guest: &Guest| now > guest.born + OPEN_TIME_MAX;
+        let late: Vec<u64> =
+            self.guests.iter().filter(|(_, guest)| late(guest)).map(|(key, _)| *key).collect();
+        for key in late {
+            self.dismiss(key, "its container did not come in time");
+        }
         let silent: Vec<u64> = self
             .sandboxes
             .iter()
@@ -480,10 +686,14 @@ impl Keeper {
     pub(crate) fn destroy_all(&mut self) {
         let sandboxes = std::mem::take(&mut self.sandboxes);
         self.keys.clear();
-        sandboxes.values().for_each(|sandbox| sandbox.process.kill());
+        self.guests.clear();
+        self.doors.remove();
+        sandboxes.values().for_each(|sandbox| sandbox.body.kill());
         for (_, sandbox) in sandboxes {
-            drop(sandbox.process);
-            self.unremoved.push(sandbox.group);
+            // A container ends with its control socket, which goes here.
+            let Body::Child { process, group, .. } = sandbox.body else { continue };
+            drop(process);
+            self.unremoved.push(group);
         }
         self.unremoved.extend(self.ready.take().map(|(_, group)| group));
         // The groups empty themselves within moments of the last process; what stays is cleared by the next supervisor.
@@ -503,9 +713,9 @@ impl Keeper {
         if matches!(sandbox.state, State::Dying { .. }) {
             return;
         }
-        sandbox.process.kill();
+        sandbox.body.kill();
         // The kernel does not say whom it killed, so neither do we.
-        let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
+        let reason = match reason == ENDED && sandbox.body.memory_kills() > 0 {
             true => format!(
                 "{ENDED}, after processes in it were killed for want of memory (its limit is {} MiB)",
                 sandbox.limits.memory_bytes >> 20
@@ -526,6 +736,9 @@ impl Keeper {
         self.replies.extend(
             starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
         );
+        if !self.sandboxes[&key].body.is_child() {
+            self.bury(key);
+        }
     }
 
     fn update_interest(&mut self, key: u64) {
@@ -545,12 +758,7 @@ impl Keeper {
 impl Sandbox {
     /// Lets the holder of this fencing token through, or tells it that it is late.
     fn pass(&mut self, fence: Option<u64>, now: Instant) -> Result<(), Error> {
-        if let Some(fence) = fence {
-            if fence < self.fence {
-                return Err(Error::Fenced { seen: self.fence });
-            }
-            self.fence = fence;
-        }
+        pass(&mut self.fence, fence)?;
         self.used = now;
         Ok(())
     }
@@ -647,7 +855,9 @@ impl Sandbox {
                     return Some("it no longer answers".to_owned());
                 }
                 let limit = self.limits.memory_bytes;
-                let over = watched && watchdog::memory_bytes(self.pid, limit) > limit;
+                // A container's is its engine's to limit.
+                let Body::Child { pid, .. } = self.body else { return None };
+                let over = watched && watchdog::memory_bytes(pid, limit) > limit;
                 over.then(|| memory_reason(limit))
             }
         }
@@ -659,9 +869,51 @@ impl Sandbox {
             age: now.duration_since(self.born),
             idle: now.duration_since(self.used),
             fence: self.fence,
-            memory_bytes: self.group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(self.pid, 0))),
+            memory_bytes: self.body.memory_bytes(),
             calls: self.pending.len() as u64,
         }
+    }
+}
+
+impl Body {
+    fn is_child(&self) -> bool {
+        matches!(self, Self::Child { .. })
+    }
+
+    fn kill(&self) {
+        match self {
+            Self::Child { process, .. } => process.kill(),
+            // It ends with its control socket, and its engine sees to the rest.
+            Self::Guest { .. } => {}
+        }
+    }
+
+    fn memory_kills(&self) -> u64 {
+        match self {
+            Self::Child { group, .. } => group.memory_kills(),
+            Self::Guest { .. } => 0,
+        }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Child { pid, group, .. } => {
+                group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(*pid, 0)))
+            }
+            Self::Guest { .. } => None,
+        }
+    }
+}
+
+/// Raises the fence, or says that the caller is late.
+fn pass(seen: &mut u64, fence: Option<u64>) -> Result<(), Error> {
+    match fence {
+        Some(fence) if fence < *seen => Err(Error::Fenced { seen: *seen }),
+        Some(fence) => {
+            *seen = fence;
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

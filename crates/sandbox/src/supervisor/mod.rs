@@ -10,7 +10,7 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
+//! owns and decides; `books`, `terms`, `guests` for sandboxes that an engine of containers starts), `client` (the server's side, [`Supervised`]), `collect` (deliverables onto the host's disk),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
 pub(crate) mod books;
@@ -18,6 +18,7 @@ pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;
 pub(crate) mod frames;
+pub(crate) mod guests;
 pub(crate) mod keeper;
 pub(crate) mod passing;
 pub(crate) mod place;

@@ -19,6 +19,10 @@ pub(crate) enum Token {
     Sync(u64),
     /// The end of a sandbox's process 1.
     Process(u64),
+    /// The door of a container that is expected.
+    Door(u64),
+    /// The first words of one that has come.
+    Greeting(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -31,6 +35,8 @@ impl Token {
             Self::Control(key) => (2, key),
             Self::Sync(key) => (3, key),
             Self::Process(key) => (4, key),
+            Self::Door(key) => (5, key),
+            Self::Greeting(key) => (6, key),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -42,7 +48,9 @@ impl Token {
             1 => Self::Connection(key),
             2 => Self::Control(key),
             3 => Self::Sync(key),
-            _ => Self::Process(key),
+            4 => Self::Process(key),
+            5 => Self::Door(key),
+            _ => Self::Greeting(key),
         }
     }
 }
@@ -113,6 +121,8 @@ mod tests {
             Token::Control(1),
             Token::Sync(1 << 40),
             Token::Process(0),
+            Token::Door(3),
+            Token::Greeting(u64::from(u32::MAX)),
         ];
         assert_eq!(tokens.map(|token| Token::from_number(token.number())), tokens);
     }

@@ -18,6 +18,7 @@ use rustix::fs::Mode;
 use tools::wire::encode;
 
 use super::frames::{Flow, Frames};
+use super::guests::Doors;
 use super::keeper::{Keeper, TICK, Waiter};
 use super::passing::Outgoing;
 use super::place::{Lock, Place, peer_is_own_user};
@@ -28,7 +29,7 @@ use crate::namespaces::cgroups::{self, Groups};
 use crate::namespaces::probe::Findings;
 use crate::namespaces::profile::{Profile, clean_folder};
 use crate::namespaces::start::OnlyThread;
-use crate::namespaces::sys;
+use crate::namespaces::{seccomp, sys};
 use crate::provider::{Error, Network, SandboxId};
 
 /// How long to stay without a server, unless one says otherwise: longer than a restart or an upgrade takes.
@@ -163,7 +164,9 @@ impl Supervisor {
         let poller = Rc::new(Poller::new()?);
         let listener = place.listen(lock)?;
         poller.add(&listener, Token::Listener)?;
-        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report);
+        let filter = profile.filter.is_some().then(seccomp::for_containers);
+        let doors = Doors::new(place.doors(), filter)?;
+        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report, doors);
         Ok(Self {
             poller,
             listener,
@@ -193,6 +196,8 @@ impl Supervisor {
                     Token::Control(key) => self.keeper.control_ready(key, now),
                     Token::Sync(key) => self.keeper.sync_ready(key),
                     Token::Process(key) => self.keeper.process_ended(key),
+                    Token::Door(key) => self.keeper.door_ready(key),
+                    Token::Greeting(key) => self.keeper.greeting_ready(key, now),
                 }
             }
             if now.duration_since(ticked) >= TICK {
@@ -295,6 +300,10 @@ impl Supervisor {
             (Ask::Provision { sandbox, fence, resources }, _) => {
                 self.keeper.provision(waiter, sandbox, fence, resources, now);
             }
+            (Ask::Adopt { sandbox, fence, resources, first_id }, _) => {
+                self.keeper.adopt(waiter, sandbox, fence, resources, first_id, now);
+            }
+            (Ask::Adopted { sandbox, fence }, _) => self.keeper.adopted(waiter, &sandbox, fence, now),
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
             }

@@ -6,6 +6,8 @@
 //! `Hello` and `End` keep their form for ever, so that a server can retire a supervisor of any version; anything else may
 //! change together with [`PROTOCOL`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -13,7 +15,7 @@ use crate::doctor::Report;
 use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
@@ -46,6 +48,21 @@ pub(crate) enum Ask {
         sandbox: SandboxId,
         fence: u64,
         resources: Resources,
+    },
+    /// Open a door for a sandbox that an engine of containers starts. Answered with [`Answer::Door`] as often as it is asked,
+    /// until the sandbox lives.
+    Adopt {
+        sandbox: SandboxId,
+        fence: u64,
+        resources: Resources,
+        /// The lowest of the ids that containers run with; whoever comes must have this one plus the door's slot. `None`
+        /// where the engine translates ids, so that they cannot be foreseen.
+        first_id: Option<u32>,
+    },
+    /// Answered when the sandbox that a door was opened for lives, or will not.
+    Adopted {
+        sandbox: SandboxId,
+        fence: u64,
     },
     /// Hand this operation ([`tools::wire::Op`], not looked into) to the sandbox's `tools`.
     Relay {
@@ -80,6 +97,11 @@ pub(crate) enum Answer {
     /// What `tools` replied ([`tools::wire::Reply`], not looked into).
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
+    /// Mount this folder, and use the ids of this slot.
+    Door {
+        folder: PathBuf,
+        slot: u32,
+    },
     /// The socket comes with the frame's first byte.
     Exit {
         sandbox: SandboxId,
