@@ -139,9 +139,10 @@ impl Plan<'_> {
             ("nofile", open_files),
             ("fsize", file_size_bytes),
             ("core", 0),
-            ("memlock", 8 << 20),
+            // No more than the kernel gives by default: an engine may lack the privilege to raise a hard limit.
+            ("memlock", 64 << 10),
             ("sigpending", 4096),
-            ("msgqueue", 1 << 20),
+            ("msgqueue", 819_200),
         ];
         let masked = MASKED.iter().map(|name| format!("/proc/{name}"));
         let masked = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned()));

@@ -5,15 +5,15 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
-use sandbox::{Error, Limits, Provider, Resources, conformance};
+use sandbox::{Error, Limits, Resources, conformance};
 
 use crate::host::{Host, fresh_id};
 
 #[tokio::test]
 async fn sandboxes_of_namespaces_keep_the_contract() {
     let host = Host::new();
-    conformance::suite(&host.provider, "suite").await;
-    conformance::exits_suite(&host.provider, "suite").await;
+    conformance::suite(&*host.provider, "suite").await;
+    conformance::exits_suite(&*host.provider, "suite").await;
     host.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! Reaching for the socket by which the sandbox is driven, and for the process at its other end.
 
-use sandbox::{Provider, Resources};
+use sandbox::Resources;
 
 use crate::host::{Host, eventually};
 

@@ -1,6 +1,6 @@
 //! Turning to the kernel: system calls that undo namespaces, old and little-tested corners, devices, the machine's settings.
 
-use sandbox::{Provider, Resources};
+use sandbox::Resources;
 
 use crate::host::Host;
 

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use sandbox::{Error, Provider, Resources, SandboxId};
+use sandbox::{Error, Resources, SandboxId};
 use serde_json::json;
 
 use crate::host::{Host, call, text};

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use sandbox::doctor::{CPU_LIMIT, MEMORY_LIMIT};
-use sandbox::{Error, Limits, Provider, Resources};
+use sandbox::{Error, Limits, Resources};
 use serde_json::json;
 
 use crate::host::{Host, Sandbox, eventually, text};
