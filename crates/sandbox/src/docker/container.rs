@@ -113,7 +113,11 @@ impl Plan<'_> {
             // `tools` minds no polite signal, and its end is no loss that a delay could spare.
             stop_signal: Some("SIGKILL".to_owned()),
             labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
-            host_config: Some(self.host(limits)?),
+            host_config: Some(HostConfig {
+                // Programs look themselves up.
+                extra_hosts: Some(vec![format!("{hostname}:127.0.0.1")]),
+                ..self.host(limits)?
+            }),
             ..ContainerCreateBody::default()
         })
     }

@@ -180,8 +180,23 @@ impl Host {
         rustix::net::sockopt::socket_peercred(stream).unwrap().pid
     }
 
-    /// Every process below the supervisor.
+    /// The containers that an engine has of this data directory.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        match &self.engine {
+            Some(engine) => crate::docker::engine::containers_of(&engine.host, &self.instance()),
+            None => Vec::new(),
+        }
+    }
+
+    /// Every process below the supervisor, and in the containers that it keeps.
     pub(crate) fn family(&self) -> Vec<Pid> {
+        if let Some(engine) = &self.engine {
+            let first = crate::docker::engine::pids_of(&engine.host, &self.containers());
+            let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+            let inside: Vec<_> = first.into_iter().filter_map(namespace).collect();
+            let family = processes().filter(|pid| namespace(*pid).is_some_and(|own| inside.contains(&own)));
+            return family.filter_map(Pid::from_raw).collect();
+        }
         let parents: Vec<(i32, i32)> = processes().filter_map(|pid| Some((pid, parent(pid)?))).collect();
         let mut family = vec![self.supervisor().as_raw_nonzero().get()];
         let mut next = 0;
@@ -215,6 +230,7 @@ impl Host {
         let groups = fs::read_to_string(self.data().join("supervisor/control-groups")).unwrap();
         self.provider.end().await.unwrap();
         eventually("the supervisor ends", || !Self::is_alive(supervisor)).await;
+        eventually("no container is left", || self.containers().is_empty()).await;
         let left: Vec<_> = family.into_iter().filter(|pid| Self::is_alive(*pid)).collect();
         assert!(left.is_empty(), "processes left: {left:?}");
         let left: Vec<_> = groups.lines().filter(|folder| Path::new(folder).exists()).collect();

@@ -169,14 +169,6 @@ impl Engine {
             .map_err(|never| format!("{never}; it says:\n{}\n{HOW}", self.last_words()))
     }
 
-    /// The names of all containers, whatever their state.
-    pub(crate) fn containers(&self) -> Vec<String> {
-        let client = client(&self.socket()).unwrap();
-        let options = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
-        let found = block_on(async move { client.list_containers(Some(options)).await.unwrap() });
-        found.into_iter().flat_map(|container| container.names.unwrap_or_default()).collect()
-    }
-
     pub(crate) fn client(&self) -> Client {
         client(&self.socket()).unwrap()
     }
@@ -231,6 +223,30 @@ impl Drop for Engine {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
+}
+
+/// The names of all containers of a data directory, whatever their state.
+pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
+    let client = client(Path::new(socket)).unwrap();
+    let options = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
+    let found = block_on(async move { client.list_containers(Some(options)).await.unwrap() });
+    let names = found.into_iter().flat_map(|container| container.names.unwrap_or_default());
+    let names = names.map(|name| name.trim_start_matches('/').to_owned());
+    names.filter(|name| name.starts_with(&format!("posthouse-{instance}-"))).collect()
+}
+
+/// Process 1 of each of these containers that runs, as the host numbers it.
+pub(crate) fn pids_of(socket: &str, names: &[String]) -> Vec<i32> {
+    let client = client(Path::new(socket)).unwrap();
+    let names = names.to_vec();
+    block_on(async move {
+        let mut pids = Vec::new();
+        for name in names {
+            let found = client.inspect_container(&name, None).await.ok();
+            pids.extend(found.and_then(|found| i32::try_from(found.state?.pid?).ok()).filter(|pid| *pid > 0));
+        }
+        pids
+    })
 }
 
 fn client(socket: &Path) -> Result<Client, bollard::errors::Error> {
