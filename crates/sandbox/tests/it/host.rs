@@ -46,16 +46,22 @@ fn engine_at(socket: String) -> docker::Settings {
 pub(crate) struct Hands {
     provider: Arc<dyn Provider>,
     supervised: Arc<Supervised>,
+    docker: Option<Arc<Docker>>,
 }
 
 impl Hands {
     fn new(settings: &Settings, engine: Option<&docker::Settings>) -> Self {
         let supervised = Arc::new(Supervised::new(settings.clone()));
-        let provider: Arc<dyn Provider> = match engine {
-            Some(engine) => Arc::new(Docker::new(Arc::clone(&supervised), engine.clone())),
+        let docker = engine.map(|engine| Arc::new(Docker::new(Arc::clone(&supervised), engine.clone())));
+        let provider: Arc<dyn Provider> = match &docker {
+            Some(docker) => Arc::clone(docker) as _,
             None => Arc::clone(&supervised) as _,
         };
-        Self { provider, supervised }
+        Self { provider, supervised, docker }
+    }
+
+    pub(crate) fn docker(&self) -> &Docker {
+        self.docker.as_ref().expect("its sandboxes are containers")
     }
 
     pub(crate) async fn report(&self) -> Result<Report, Error> {

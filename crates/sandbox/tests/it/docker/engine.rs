@@ -32,7 +32,8 @@ folder=$1; shift
 while read -r word; do
     case $word in
     start) unshare --net dockerd "$@" >> "$folder/log" 2>&1 & pid=$! ;;
-    kill) kill -KILL $pid; wait $pid 2> /dev/null; echo killed > "$folder/killed" ;;
+    # Both halves; what watches over the containers lives on.
+    kill) kill -KILL $pid $(cat "$folder/exec/containerd/containerd.pid"); rm "$folder/exec/containerd/containerd.pid"; wait $pid 2> /dev/null; echo killed > "$folder/killed" ;;
     esac
 done
 kill -TERM $pid; wait $pid
@@ -194,7 +195,7 @@ impl Engine {
         let small = self.folder.join("small");
         fs::create_dir_all(small.join("bin")).unwrap();
         fs::copy("/bin/busybox", small.join("bin/busybox")).unwrap();
-        for name in ["sh", "cat", "ls", "echo", "id", "head"] {
+        for name in ["sh", "cat", "ls", "echo", "id", "head", "wc"] {
             std::os::unix::fs::symlink("busybox", small.join("bin").join(name)).unwrap();
         }
         let tar =
