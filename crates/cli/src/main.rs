@@ -9,6 +9,7 @@ mod database;
 mod demo;
 mod descriptors;
 mod doctor;
+mod hands;
 mod keys;
 mod load;
 mod out;

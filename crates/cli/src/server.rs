@@ -10,7 +10,6 @@ use harness::{Brain, Options};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
-use sandbox::supervisor::{self, Supervised};
 use sandbox::{Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
@@ -18,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::demo;
+use crate::hands::Hands;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
 
 /// A server that runs.
@@ -62,13 +62,13 @@ impl Server {
         })?;
         let url = format!("http://{}", listener.local_addr()?);
         let hands = (roles.has(Role::Brain) || roles.has(Role::Background))
-            .then(|| Arc::new(Supervised::new(supervisor::Settings::new(&settings.data_dir))));
+            .then(|| Hands::new(&settings.data_dir, &settings.sandboxes));
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
         let mut work = JoinSet::new();
         if let Some(hands) = hands {
-            let hands: Arc<dyn Provider> = hands;
+            let hands: Arc<dyn Provider> = hands.provider();
             if roles.has(Role::Brain) {
                 let options = brain_options(settings);
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
@@ -212,12 +212,7 @@ fn holder() -> String {
 }
 
 /// What the probes look at.
-fn health(
-    settings: &Settings,
-    store: &Store,
-    hands: Option<&Arc<Supervised>>,
-    draining: &CancellationToken,
-) -> Health {
+fn health(settings: &Settings, store: &Store, hands: Option<&Hands>, draining: &CancellationToken) -> Health {
     let asked = store.clone();
     let mut health = Health::new(draining.clone()).with("database", move || database(asked.clone()));
     if settings.database.is_some() {
@@ -230,13 +225,13 @@ fn health(
         });
     }
     if let Some(hands) = hands.filter(|_| settings.roles.has(Role::Brain)) {
-        let hands = Arc::clone(hands);
+        let hands = hands.clone();
         // Clients are served without hands, and a brain can do little without them.
         let without = match settings.roles.has(Role::Api) {
             true => Condition::Degraded,
             false => Condition::Down,
         };
-        health = health.with("hands", move || look_at_hands(Arc::clone(&hands), without));
+        health = health.with("hands", move || look_at_hands(hands.clone(), without));
     }
     health
 }
@@ -251,15 +246,15 @@ async fn database(store: Store) -> Condition {
     }
 }
 
-async fn look_at_hands(hands: Arc<Supervised>, without: fn(&'static str) -> Condition) -> Condition {
+async fn look_at_hands(hands: Hands, without: fn(&'static str) -> Condition) -> Condition {
     match tokio::time::timeout(HANDS_LOOK_MAX, hands.report()).await {
         Ok(Ok(report)) if report.refusal().is_none() => Condition::Ok,
         Ok(Ok(_)) => Condition::Degraded("this machine allows no sandbox; `posthouse doctor` says why"),
         Ok(Err(error)) => {
             tracing::debug!(%error, "the supervisor does not answer");
-            without("the supervisor can neither be reached nor started")
+            without("what keeps the sandboxes can neither be reached nor started")
         }
-        Err(_) => without("the supervisor does not answer in time"),
+        Err(_) => without("what keeps the sandboxes does not answer in time"),
     }
 }
 

@@ -169,10 +169,26 @@ pub(crate) struct Database {
     pub(crate) listen: Option<DatabaseUrl>,
 }
 
-/// What each sandbox may use.
+/// What sandboxes are, and what each may use.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Sandboxes (what each may use)")]
+#[command(next_help_heading = "Sandboxes (what they are, and what each may use)")]
 pub(crate) struct SandboxOptions {
+    /// What a sandbox is: Linux namespaces, or a container of an engine on this machine. [default: namespaces]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_PROVIDER", value_name = "KIND")]
+    sandbox_provider: Option<SandboxProvider>,
+
+    /// Containers: the engine's socket, Docker's or Podman's. [default: $DOCKER_HOST, or /var/run/docker.sock]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_HOST", value_name = "SOCKET")]
+    sandbox_docker_host: Option<String>,
+
+    /// Containers: the image, which is never pulled. [default: debian:stable-slim]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_IMAGE", value_name = "IMAGE")]
+    sandbox_docker_image: Option<String>,
+
+    /// Containers: the runtime, such as runc, crun or runsc. [default: the engine's]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_RUNTIME", value_name = "NAME")]
+    sandbox_docker_runtime: Option<String>,
+
     /// Memory, files included. [default: 2147483648]
     #[arg(long, env = "POSTHOUSE_SANDBOX_MEMORY_BYTES", value_name = "BYTES")]
     sandbox_memory_bytes: Option<u64>,
@@ -198,7 +214,46 @@ pub(crate) struct SandboxOptions {
     sandbox_cpu_percent: Option<u32>,
 }
 
+/// What a sandbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SandboxProvider {
+    /// Namespaces, made by the supervisor.
+    #[default]
+    Namespaces,
+    /// A container, made by an engine that speaks the Docker API.
+    Docker,
+}
+
+/// What sandboxes are.
+#[derive(Clone, Debug)]
+pub(crate) enum Sandboxes {
+    Namespaces,
+    Docker(sandbox::docker::Settings),
+}
+
 impl SandboxOptions {
+    fn sandboxes(&self, kind: Option<SandboxProvider>, file: DockerFile) -> Sandboxes {
+        match self.sandbox_provider.or(kind).unwrap_or_default() {
+            SandboxProvider::Namespaces => Sandboxes::Namespaces,
+            SandboxProvider::Docker => {
+                let DockerFile { host, image, runtime, images, runtimes } = file;
+                let usual = sandbox::docker::Settings::default();
+                let of_docker = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+                let host = self.sandbox_docker_host.clone().or(host).or_else(of_docker);
+                let image = self.sandbox_docker_image.clone().or(image);
+                Sandboxes::Docker(sandbox::docker::Settings {
+                    host: host.unwrap_or(usual.host),
+                    image: image.unwrap_or(usual.image),
+                    runtime: self.sandbox_docker_runtime.clone().or(runtime),
+                    images,
+                    runtimes,
+                    provision_time_max: usual.provision_time_max,
+                })
+            }
+        }
+    }
+
     fn over(self, file: sandbox::Limits) -> sandbox::Limits {
         sandbox::Limits {
             memory_bytes: self.sandbox_memory_bytes.unwrap_or(file.memory_bytes),
@@ -237,7 +292,28 @@ struct File {
     log_format: Option<LogFormat>,
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
-    sandbox: sandbox::Limits,
+    sandbox: SandboxFile,
+}
+
+/// `[sandbox]` of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct SandboxFile {
+    provider: Option<SandboxProvider>,
+    docker: DockerFile,
+    #[serde(flatten)]
+    limits: sandbox::Limits,
+}
+
+/// `[sandbox.docker]` of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DockerFile {
+    host: Option<String>,
+    image: Option<String>,
+    runtime: Option<String>,
+    images: Vec<String>,
+    runtimes: Vec<String>,
 }
 
 /// What a server runs with.
@@ -255,6 +331,7 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
+    pub(crate) sandboxes: Sandboxes,
     pub(crate) limits: sandbox::Limits,
 }
 
@@ -343,7 +420,8 @@ impl ServerOptions {
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             providers: file.provider,
             load: self.load.over(file.limits),
-            limits: self.sandbox.over(file.sandbox),
+            sandboxes: self.sandbox.sandboxes(file.sandbox.provider, file.sandbox.docker),
+            limits: self.sandbox.over(file.sandbox.limits),
         })
     }
 }
@@ -425,6 +503,22 @@ mod tests {
         let text = error.expect_err("unknown key").to_string();
         assert!(text.starts_with("p.toml, line 3: unknown field `api_keys`"), "{text}");
         assert!(!text.contains("secret"));
+    }
+
+    #[test]
+    fn containers_are_chosen_in_the_file_and_a_flag_wins_over_it() {
+        let text = "[sandbox]\nprovider = \"docker\"\nprocesses = 64\n[sandbox.docker]\nimage = \"a\"\nruntime = \"runsc\"\nimages = [\"c\"]\n";
+        let SandboxFile { provider, docker, limits } =
+            parse(text, Path::new("p.toml")).expect("reads").sandbox;
+        assert_eq!((limits.processes, limits.open_files), (64, sandbox::Limits::default().open_files));
+        let flags =
+            SandboxOptions { sandbox_docker_image: Some("b".to_owned()), ..SandboxOptions::default() };
+        let Sandboxes::Docker(settings) = flags.sandboxes(provider, docker) else { panic!("containers") };
+        assert_eq!((settings.image.as_str(), settings.runtime.as_deref()), ("b", Some("runsc")));
+        assert_eq!(settings.images, ["c"]);
+        assert!(matches!(flags.sandboxes(None, DockerFile::default()), Sandboxes::Namespaces));
+        let error = parse("[sandbox.docker]\nimagine = 1\n", Path::new("p.toml")).expect_err("unknown key");
+        assert!(error.to_string().contains("imagine"), "{error}");
     }
 
     #[test]
