@@ -199,8 +199,13 @@ impl Host {
         if let Some(engine) = &self.engine {
             let first = crate::docker::engine::pids_of(&engine.host, &self.containers());
             let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-            let inside: Vec<_> = first.into_iter().filter_map(namespace).collect();
-            let family = processes().filter(|pid| namespace(*pid).is_some_and(|own| inside.contains(&own)));
+            // A runtime that is a kernel of its own shows one process, in the host's own namespace.
+            let own = fs::read_link("/proc/self/ns/pid").ok();
+            let is_inside = |pid: &i32| {
+                let found = namespace(*pid);
+                first.iter().any(|one| one == pid || (namespace(*one) == found && found != own))
+            };
+            let family = processes().filter(is_inside);
             return family.filter_map(Pid::from_raw).collect();
         }
         let parents: Vec<(i32, i32)> = processes().filter_map(|pid| Some((pid, parent(pid)?))).collect();
