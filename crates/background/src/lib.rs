@@ -1,7 +1,9 @@
 //! What runs without a request and without a model.
 //!
-//! Only the reaper of sandboxes and deliverables so far. It never serves a request and never drives a session.
+//! The reaper of sandboxes and deliverables that nobody owns, and the saver of sandboxes that nobody uses. It never serves a request and never drives a session.
 
 mod reaper;
+mod saver;
 
 pub use reaper::Reaper;
+pub use saver::{SNAPSHOTS, Saver, SaverOptions};

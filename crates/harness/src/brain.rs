@@ -19,6 +19,7 @@ use crate::faults::{Faults, NoFaults, Point};
 use crate::model::Providers;
 use crate::pauses;
 use crate::permits::{ModelLimits, Permits};
+use crate::workspace::Snapshots;
 
 /// How many sessions one brain drives at once unless told otherwise.
 const SESSIONS_MAX: usize = 1_024;
@@ -39,6 +40,8 @@ const FINISH_TIME_MAX: Duration = Duration::from_secs(15);
 pub struct Options {
     /// What a new sandbox gets.
     pub resources: Resources,
+    /// Where saved workspaces are; `None`: none is restored.
+    pub snapshots: Option<Snapshots>,
     /// Where deliverables are copied to, a folder for each session.
     pub outputs_dir: PathBuf,
     /// Names this brain in leases.
@@ -58,6 +61,7 @@ impl Options {
     pub fn new(outputs_dir: PathBuf) -> Self {
         Self {
             resources: Resources::default(),
+            snapshots: None,
             outputs_dir,
             holder: format!("brain-{}", std::process::id()),
             sessions_max: SESSIONS_MAX,

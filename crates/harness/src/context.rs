@@ -164,6 +164,8 @@ impl Transcript {
             | Body::ModelRequestEnd { .. }
             | Body::Sandbox { .. }
             | Body::SandboxLost { .. }
+            | Body::Snapshot { .. }
+            | Body::SnapshotLost { .. }
             | Body::OutputsCollected {}
             | Body::Unknown(_) => {}
         }

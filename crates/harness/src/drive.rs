@@ -32,6 +32,7 @@ use crate::faults::Point;
 use crate::hands::{self, Outcome};
 use crate::model;
 use crate::speech::Speech;
+use crate::workspace::{self, Unmade};
 
 /// How often a lease is renewed while the brain waits: a third of its length leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
@@ -425,7 +426,10 @@ impl Drive<'_> {
             None => {
                 let sandbox = brain.store.ids().make();
                 let resources = hands::resources(&brain.options.resources, &self.view.record);
-                let making = hands::provision(&*brain.hands, &sandbox, fence, &resources);
+                let snapshot = self.view.state.snapshot.clone();
+                let snapshots = brain.options.snapshots.as_ref();
+                let making =
+                    workspace::provision(&*brain.hands, snapshots, &sandbox, fence, &resources, snapshot);
                 let Woken::Done(provisioned) = self.wait_for(making).await? else {
                     // Nothing has run in it; the reaper finds what may have been made.
                     return Ok(Vec::new());
@@ -433,8 +437,13 @@ impl Drive<'_> {
                 brain.faults.reached(Point::Provisioned).await;
                 match provisioned {
                     Ok(()) => self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?,
-                    Err(Outcome::Fenced) => return Err(Halt::Lost),
-                    Err(outcome) => return Ok(self.drafts(hands::results(&call, &sandbox, outcome))),
+                    Err(Unmade::Outcome(Outcome::Fenced)) => return Err(Halt::Lost),
+                    Err(Unmade::Outcome(outcome)) => {
+                        return Ok(self.drafts(hands::results(&call, &sandbox, None, outcome)));
+                    }
+                    Err(Unmade::Lost { snapshot, reason }) => {
+                        return Ok(self.drafts(workspace::lost(&call, snapshot, reason)));
+                    }
                 }
                 sandbox
             }
@@ -458,7 +467,8 @@ impl Drive<'_> {
             Woken::Done(Outcome::Fenced) => Err(Halt::Lost),
             Woken::Done(outcome) => {
                 brain.faults.reached(Point::CallDone).await;
-                Ok(self.drafts(hands::results(&call, &sandbox, outcome)))
+                let snapshot = self.view.state.snapshot.as_ref();
+                Ok(self.drafts(hands::results(&call, &sandbox, snapshot, outcome)))
             }
             Woken::Interrupted => {
                 // The result that the model sees is the interrupt's; what the tool still says does not matter, only

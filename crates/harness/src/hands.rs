@@ -9,14 +9,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use protocol::content::{Content, Source};
-use protocol::event::Body;
+use protocol::event::{Body, Snapshot};
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Call, Error, Provider, Resources};
 use serde_json::{Map, Value};
 use session::Record;
 use tools::wire;
 
-use crate::toolset;
+use crate::{toolset, workspace};
 
 /// How long is waited before a call is asked for again.
 const RETRY_PAUSES: [Duration; 3] =
@@ -113,7 +113,12 @@ pub(crate) fn handle(id: &SandboxId) -> sandbox::SandboxId {
 }
 
 /// The events that say what a call came to.
-pub(crate) fn results(call: &EventId, sandbox: &SandboxId, outcome: Outcome) -> Vec<Body> {
+pub(crate) fn results(
+    call: &EventId,
+    sandbox: &SandboxId,
+    snapshot: Option<&Snapshot>,
+    outcome: Outcome,
+) -> Vec<Body> {
     match outcome {
         Outcome::Output(wire::Output { content, is_error }) => {
             let content = content.into_iter().map(content_of).collect();
@@ -123,8 +128,8 @@ pub(crate) fn results(call: &EventId, sandbox: &SandboxId, outcome: Outcome) -> 
             error(
                 call,
                 format!(
-                    "hand: the sandbox is gone and its workspace with it ({reason}). It is not known whether this \
-                     call had any effect. The next call gets a new, empty workspace."
+                    "hand: the sandbox is gone ({reason}). It is not known whether this call had any effect. {}",
+                    workspace::what_is_left(snapshot)
                 ),
             ),
             Body::SandboxLost { sandbox_id: sandbox.clone() },
@@ -137,7 +142,7 @@ pub(crate) fn results(call: &EventId, sandbox: &SandboxId, outcome: Outcome) -> 
     }
 }
 
-fn error(call: &EventId, text: String) -> Body {
+pub(crate) fn error(call: &EventId, text: String) -> Body {
     Body::AgentToolResult { tool_use_id: call.clone(), content: vec![Content::text(text)], is_error: true }
 }
 

@@ -18,6 +18,8 @@ mod pauses;
 mod permits;
 mod speech;
 mod toolset;
+mod workspace;
 
 pub use brain::{Brain, Options};
 pub use permits::ModelLimits;
+pub use workspace::Snapshots;

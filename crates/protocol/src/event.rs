@@ -132,6 +132,17 @@ pub enum Body {
     #[serde(rename = "posthouse.sandbox_lost")]
     SandboxLost { sandbox_id: SandboxId },
 
+    /// Everything in the session's sandbox was saved. What was saved before is replaced.
+    #[serde(rename = "posthouse.snapshot")]
+    Snapshot {
+        snapshot: Snapshot,
+        /// Whether the sandbox is done with, and calls after this begin with what was saved.
+        put_away: bool,
+    },
+    /// The snapshot of this key is no more, or cannot be used.
+    #[serde(rename = "posthouse.snapshot_lost")]
+    SnapshotLost { key: String, reason: String },
+
     /// The deliverables of the calls so far are out of the sandbox, as far as they could be had.
     #[serde(rename = "posthouse.outputs_collected")]
     OutputsCollected {},
@@ -139,6 +150,23 @@ pub enum Body {
     /// A kind that this version does not know, carried unchanged.
     #[serde(untagged)]
     Unknown(Map<String, Value>),
+}
+
+/// What a sandbox held, kept as a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The blob's.
+    pub key: String,
+    /// Of the blob.
+    pub size_bytes: u64,
+    /// The digest that the blob states of itself, in hexadecimal.
+    pub sha256: String,
+    /// What a sandbox must be built on for this to fit: the host, an image, a layer of packages.
+    pub base: String,
+    /// When it was taken.
+    pub saved_at: Timestamp,
+    /// When the workspace that it holds was begun: how long it is kept counts from here.
+    pub begun_at: Timestamp,
 }
 
 /// The private copy of a model's answer.
@@ -399,6 +427,8 @@ impl Body {
             Self::Answer(_) => "posthouse.answer",
             Self::Sandbox { .. } => "posthouse.sandbox",
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
+            Self::Snapshot { .. } => "posthouse.snapshot",
+            Self::SnapshotLost { .. } => "posthouse.snapshot_lost",
             Self::OutputsCollected {} => "posthouse.outputs_collected",
             Self::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or("unknown"),
         }

@@ -28,6 +28,15 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
     outputs_are_collected_into_a_folder(provider, &id("outputs")).await;
 }
 
+/// Runs the part about snapshots, for hands that can be saved.
+pub async fn snapshots_suite(provider: &dyn Provider, names: &str) {
+    let id =
+        |part: &str| SandboxId::parse(&format!("{names}-{part}")).expect("the caller's names make good ids");
+    what_was_saved_is_there_again(provider, &id("saved"), &id("restored")).await;
+    a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider, &id("unsaved")).await;
+    nothing_is_made_of_a_broken_snapshot(provider, &id("broken"), &id("unmade"), &id("missing")).await;
+}
+
 /// Runs the part that needs a shell which can open connections (`/dev/tcp`), which the fakes have not.
 pub async fn exits_suite(provider: &dyn Provider, names: &str) {
     let id = SandboxId::parse(&format!("{names}-exit")).expect("the caller's names make good ids");
@@ -198,6 +207,91 @@ async fn outputs_are_collected_into_a_folder(provider: &dyn Provider, id: &Sandb
     assert_eq!(std::fs::read_to_string(into.join("report.txt")).expect("the file is there"), "done\n");
     std::fs::remove_dir_all(&into).expect("the folder is ours");
     destroy(provider, id).await;
+}
+
+/// A new folder for the snapshots of one part.
+fn snapshots(id: &SandboxId) -> std::path::PathBuf {
+    let folder = std::env::temp_dir().join(format!("posthouse-conformance-{}-{id}", std::process::id()));
+    std::fs::create_dir(&folder).expect("the folder can be made");
+    folder
+}
+
+async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, other: &SandboxId) {
+    let folder = snapshots(id);
+    let file = folder.join("snapshot");
+    make(provider, id).await;
+    bash(provider, id, "a", "echo kept > file").await;
+    let saved = provider.save(id, 1, &file).await.expect("it can be saved");
+    assert_eq!(std::fs::metadata(&file).expect("the file is there").len(), saved.written.size_bytes);
+    // Whatever it does after that is not saved, but it does it.
+    assert_eq!(bash(provider, id, "b", "cat file; echo later > file").await, "kept");
+    let resources = Resources { restore: Some(file.clone()), ..Resources::default() };
+    provider.provision(other, 1, &resources).await.expect("it can be restored");
+    assert_eq!(bash(provider, other, "a", "cat file").await, "kept", "and no call of the old one is known");
+    assert!(file.exists(), "a snapshot may be restored more than once");
+    destroy(provider, id).await;
+    destroy(provider, other).await;
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}
+
+async fn a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider: &dyn Provider, id: &SandboxId) {
+    let folder = snapshots(id);
+    let file = folder.join("snapshot");
+    let unknown = provider.save(id, 1, &file).await;
+    assert!(matches!(unknown, Err(Error::Gone { .. })), "{unknown:?}");
+    provider.provision(id, 5, &Resources::default()).await.expect("it is made");
+    let stale = provider.save(id, 4, &file).await;
+    assert!(matches!(stale, Err(Error::Fenced { seen: 5 })), "{stale:?}");
+    let nowhere = provider.save(id, 5, &folder.join("missing/snapshot")).await;
+    assert!(nowhere.is_err(), "{nowhere:?}");
+    std::fs::write(&file, "somebody's").expect("it can be written");
+    let taken = provider.save(id, 5, &file).await;
+    assert!(taken.is_err(), "{taken:?}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "somebody's");
+    std::fs::remove_file(&file).expect("it is ours");
+    let save_while_it_runs = async {
+        loop {
+            match provider.save(id, 5, &file).await {
+                Err(Error::Busy { .. }) => break,
+                // The call may not have arrived yet.
+                Ok(_) => std::fs::remove_file(&file).expect("it is ours"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(!file.exists(), "no file is left");
+        provider.cancel(id, 5, "running").await.expect("cancelling works");
+    };
+    let running = provider.execute(call(id, "running", 5, "sleep 600"));
+    let (output, ()) = tokio::join!(running, save_while_it_runs);
+    assert!(output.is_ok(), "{output:?}");
+    let output = provider.execute(call(id, "after", 5, "echo unharmed")).await.expect("it goes on");
+    assert_eq!(text(&output), "unharmed");
+    destroy(provider, id).await;
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+}
+
+async fn nothing_is_made_of_a_broken_snapshot(
+    provider: &dyn Provider,
+    id: &SandboxId,
+    unmade: &SandboxId,
+    missing: &SandboxId,
+) {
+    let folder = snapshots(id);
+    let file = folder.join("snapshot");
+    make(provider, id).await;
+    bash(provider, id, "a", "echo kept > file").await;
+    provider.save(id, 1, &file).await.expect("it can be saved");
+    let whole = std::fs::read(&file).expect("it is there");
+    std::fs::write(&file, &whole[..whole.len() - 1]).expect("it is ours");
+    for (id, file) in [(unmade, file), (missing, folder.join("nothing"))] {
+        let resources = Resources { restore: Some(file), ..Resources::default() };
+        let refused = provider.provision(id, 1, &resources).await;
+        assert!(matches!(refused, Err(Error::Unrestorable { .. })), "{refused:?}");
+        let executed = provider.execute(call(id, "a", 1, "echo hi")).await;
+        assert!(matches!(executed, Err(Error::Gone { .. })), "{executed:?}");
+    }
+    destroy(provider, id).await;
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
 }
 
 async fn make(provider: &dyn Provider, id: &SandboxId) {

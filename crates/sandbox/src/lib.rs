@@ -9,6 +9,7 @@
 //! This crate never decides when a sandbox is needed, never reads a session, holds no secret, and never makes a sandbox
 //! with fewer guards than [`doctor::Report`] names.
 
+pub mod archive;
 pub mod conformance;
 pub mod docker;
 pub mod doctor;
@@ -19,7 +20,7 @@ pub mod supervisor;
 pub use docker::Docker;
 pub use provider::{
     Access, Call, Collected, EXIT_PORT, Error, Exit, Exits, Limits, Mount, Network, Provider, Resources,
-    SandboxId, SandboxInfo,
+    SandboxId, SandboxInfo, Saved,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

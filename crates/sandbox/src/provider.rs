@@ -10,7 +10,7 @@
 //!            provision                 destroy, limit, crash
 //! (unknown) ───────────▶ live ─────────────────────────────▶ gone
 //!                        │ ▲                                  (an id never comes back)
-//!                        └─┘ execute, cancel, collect_outputs
+//!                        └─┘ execute, cancel, collect_outputs, save
 //! ```
 
 use std::fmt;
@@ -20,6 +20,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tools::wire::Output;
+
+use crate::archive::Written;
 
 /// The name of one sandbox, chosen by the caller before the sandbox exists.
 ///
@@ -87,6 +89,17 @@ pub struct Resources {
     pub image: Option<String>,
     /// What runs a container, where sandboxes are containers; the operator's choice if `None`.
     pub runtime: Option<String>,
+    /// A file that [`Provider::save`] wrote, of a sandbox with the same base: everything in its private layer is there again.
+    /// `None`: an empty workspace.
+    pub restore: Option<PathBuf>,
+}
+
+impl Resources {
+    /// What the private layer of such a sandbox lies on. A snapshot fits only on the base that it was taken on.
+    #[must_use]
+    pub fn base(&self) -> String {
+        "host".to_owned()
+    }
 }
 
 impl Default for Resources {
@@ -98,6 +111,7 @@ impl Default for Resources {
             network: None,
             image: None,
             runtime: None,
+            restore: None,
         }
     }
 }
@@ -253,6 +267,15 @@ pub struct Collected {
     pub size_bytes: u64,
 }
 
+/// A sandbox that was saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file.
+    pub written: Written,
+    /// What a sandbox must be built on for it: [`Resources::base`].
+    pub base: String,
+}
+
 /// A maker of sandboxes.
 ///
 /// Contract, for every implementation:
@@ -260,7 +283,7 @@ pub struct Collected {
 /// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
 ///   still happen.
 /// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
-/// - `provision`, `execute` and `cancel` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
+/// - `provision`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
 ///   [`Error::Fenced`] and does nothing.
 /// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
 ///   every server.
@@ -269,6 +292,9 @@ pub trait Provider: Send + Sync {
     /// Makes the sandbox `id`. Where it lives already, this does nothing but raise the fence: provisioning twice is
     /// provisioning once. An id that died is [`Error::Gone`] as long as the provider remembers it, so that the loss of a
     /// workspace is never mistaken for a fresh one; a new sandbox takes a new id.
+    ///
+    /// With [`Resources::restore`] it starts with everything that the snapshot holds, or not at all: what cannot be restored is
+    /// [`Error::Unrestorable`], and nothing is made.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
     /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
@@ -283,6 +309,14 @@ pub trait Provider: Send + Sync {
     /// bounded size in all. The folder is made, for this user alone, if there is anything to copy. Nothing is written
     /// outside `into`, whatever the sandbox says.
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error>;
+
+    /// Writes everything in the sandbox's private layer (its workspace, what was installed, whatever else it wrote) into the new
+    /// file `into`, for [`Resources::restore`]. Processes are not saved. Refused as [`Error::Busy`] while a call runs.
+    ///
+    /// From then on the sandbox stands still, so that what was saved stays all there is, until it is destroyed or used again;
+    /// provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
+    /// After any error no file is left and the sandbox goes on unharmed. Saving does not count as a use.
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error>;
 
     /// Ends the sandbox and everything in it. Unknown and dead ones count as destroyed.
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error>;
@@ -323,6 +357,13 @@ pub enum Error {
         /// Which bound was reached.
         reason: String,
     },
+    /// No sandbox can be made of this snapshot: it is missing, corrupt, or holds what is not allowed or too much. Nothing was
+    /// made.
+    #[error("the snapshot cannot be restored: {reason}")]
+    Unrestorable {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// This machine cannot hold what a sandbox promises, or the request is not allowed.
     #[error("refused: {reason}")]
     Refused {
@@ -337,7 +378,9 @@ impl Error {
     pub fn may_have_happened(&self) -> bool {
         match self {
             Self::Gone { .. } | Self::Unavailable { .. } => true,
-            Self::Fenced { .. } | Self::Busy { .. } | Self::Refused { .. } => false,
+            Self::Fenced { .. } | Self::Busy { .. } | Self::Unrestorable { .. } | Self::Refused { .. } => {
+                false
+            }
         }
     }
 
@@ -346,7 +389,9 @@ impl Error {
     pub fn may_retry(&self) -> bool {
         match self {
             Self::Unavailable { .. } | Self::Busy { .. } => true,
-            Self::Gone { .. } | Self::Fenced { .. } | Self::Refused { .. } => false,
+            Self::Gone { .. } | Self::Fenced { .. } | Self::Unrestorable { .. } | Self::Refused { .. } => {
+                false
+            }
         }
     }
 

@@ -38,6 +38,8 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::ModelRequestEnd { .. }
         | Body::Sandbox { .. }
         | Body::SandboxLost { .. }
+        | Body::Snapshot { .. }
+        | Body::SnapshotLost { .. }
         | Body::OutputsCollected {}
         | Body::Unknown(_) => false,
     }

@@ -15,7 +15,7 @@
 //! shown is another fold (`harness::context`), because it is as long as the log.
 
 use protocol::event::{
-    Answer, Body, Finish, ModelUsage, Permission, RetryStatus, StopDetails, StopReason, Verdict,
+    Answer, Body, Finish, ModelUsage, Permission, RetryStatus, Snapshot, StopDetails, StopReason, Verdict,
 };
 use protocol::id::{EventId, SandboxId, ThreadId};
 use protocol::position::Position;
@@ -59,6 +59,12 @@ pub struct State {
     /// Whether a call has run in the sandbox since its deliverables were last copied out.
     #[serde(default)]
     pub has_outputs: bool,
+    /// What the next sandbox begins with, if this one is put away or dies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
+    /// When the workspace was begun, in however many sandboxes it has been since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_begun_at: Option<Timestamp>,
     /// Tokens of all model requests.
     pub tokens: ModelUsage,
     /// Time spent running, without the current stretch.
@@ -209,6 +215,8 @@ impl State {
             rounds: 0,
             sandbox: None,
             has_outputs: false,
+            snapshot: None,
+            workspace_begun_at: None,
             tokens: ModelUsage::default(),
             active_micros: 0,
             active_since: None,
@@ -288,7 +296,25 @@ impl State {
                 self.count(model_usage);
             }
             Body::Answer(answer) => self.answered(answer),
-            Body::Sandbox { sandbox_id } => self.sandbox = Some(sandbox_id.clone()),
+            Body::Sandbox { sandbox_id } => {
+                self.sandbox = Some(sandbox_id.clone());
+                // One that follows a snapshot goes on with the workspace that was saved.
+                if self.snapshot.is_none() {
+                    self.workspace_begun_at = Some(at);
+                }
+            }
+            Body::Snapshot { snapshot, put_away } => {
+                self.workspace_begun_at = Some(snapshot.begun_at);
+                self.snapshot = Some(snapshot.clone());
+                if *put_away {
+                    self.sandbox = None;
+                    self.has_outputs = false;
+                }
+            }
+            // Whatever it was that is lost, it is not what has been saved since.
+            Body::SnapshotLost { key, reason: _ } => {
+                self.snapshot.take_if(|snapshot| snapshot.key == *key);
+            }
             Body::SandboxLost { sandbox_id: _ } => {
                 self.sandbox = None;
                 self.has_outputs = false;

@@ -23,7 +23,7 @@ use crate::log::{Slice, Stored};
 use crate::resources::{AgentQuery, Change, EnvironmentQuery};
 use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::jobs::Job;
-use crate::sessions::{Seen, SessionQuery};
+use crate::sessions::{Holding, Seen, SessionQuery};
 
 /// Between three and five quarters of `period`, so that many processes do not look at the same moment.
 pub(crate) fn jittered(period: Duration) -> Duration {
@@ -77,6 +77,7 @@ pub(crate) trait Engine: Send + Sync {
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error>;
     async fn sessions_after(&self, after: Option<SessionId>, limit: usize) -> Result<Vec<SessionId>, Error>;
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error>;
+    async fn holdings(&self) -> Result<Vec<Holding>, Error>;
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error>;
     async fn inbox(&self, id: &SessionId) -> Result<Vec<Stored>, Error>;
     /// Both, of one moment.

@@ -64,7 +64,7 @@ pub use log::{Order, Slice, Stored, TimeBounds};
 pub use memory::{Asked, Fate, Luck, Weather};
 pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
-pub use sessions::{Cursor, NewSession, Seen, SessionQuery};
+pub use sessions::{Cursor, Holding, NewSession, Seen, SessionQuery};
 pub use upkeep::{check_format, migrate_directory};
 
 use engine::Engine;

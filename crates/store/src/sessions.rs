@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use protocol::event::Body;
+use protocol::event::{Body, Snapshot};
 use protocol::id::{AgentId, SandboxId, SessionId, ThreadId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
@@ -104,17 +104,49 @@ pub struct Seen {
     pub waiting: Option<Waiting>,
 }
 
+/// Where a session's workspace is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holding {
+    /// Whose.
+    pub session: SessionId,
+    /// The sandbox that it is in.
+    pub sandbox: Option<SandboxId>,
+    /// What was saved of it last.
+    pub snapshot: Option<Snapshot>,
+    /// When it was begun.
+    pub begun_at: Option<Timestamp>,
+}
+
+impl Holding {
+    /// What a session's state says of it; `None` if it has neither.
+    pub(crate) fn of(session: SessionId, state: &State) -> Option<Self> {
+        let State { sandbox, snapshot, workspace_begun_at: begun_at, .. } = state.clone();
+        (sandbox.is_some() || snapshot.is_some()).then_some(Self { session, sandbox, snapshot, begun_at })
+    }
+}
+
 impl Store {
     /// Makes a session, and with its initial events sets it running, in one transaction. [`ChangeError::Exists`] if
     /// its id is taken, [`ChangeError::QueueFull`] if it would have to wait where too many wait already.
     pub async fn create_session(&self, new: NewSession) -> Result<Seen, ChangeError> {
+        self.create_session_with(new, None).await
+    }
+
+    /// The same, with a workspace that begins with what was saved of another one.
+    pub async fn create_session_with(
+        &self,
+        new: NewSession,
+        snapshot: Option<Snapshot>,
+    ) -> Result<Seen, ChangeError> {
         let NewSession { workspace, record, thread_id, initial } = new;
         if !initial.is_empty() && self.0.engine.is_full(&workspace).await? {
             return Err(ChangeError::QueueFull);
         }
         let (initial, ids, id) = (self.written(initial), self.ids().clone(), record.id.clone());
         let size_bytes = size_bytes(&initial);
-        let making = Making { workspace, record: Arc::new(record), thread_id, initial };
+        let saved = snapshot.map(|snapshot| Body::Snapshot { snapshot, put_away: true });
+        let saved = self.written(saved.into_iter().collect()).pop();
+        let making = Making { workspace, record: Arc::new(record), thread_id, saved, initial };
         let made = self
             .change(&id, size_bytes, move |slot, moment| changes::create(slot, &making, &ids, moment))
             .await?;
@@ -148,6 +180,12 @@ impl Store {
     /// a sweep now and then.
     pub async fn sandboxes_in_use(&self) -> Result<HashSet<SandboxId>, Error> {
         self.0.engine.sandboxes().await
+    }
+
+    /// What sessions that are not over have on record of their workspaces: where each is now, and where it is saved. Reads every
+    /// head: for a sweep now and then.
+    pub async fn holdings(&self) -> Result<Vec<Holding>, Error> {
+        self.0.engine.holdings().await
     }
 
     /// Changes a session's own facts, and says so in its log if anything really changed.

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::archive::Written;
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo, Saved};
 use tokio::sync::Notify;
 
 /// Pretended hands.
@@ -25,6 +26,14 @@ struct State {
     dead: HashSet<SandboxId>,
     /// What they are said to be; an hour where nothing is said.
     ages: HashMap<SandboxId, Duration>,
+    /// How long they are said to have been idle; no time where nothing is said.
+    idle: HashMap<SandboxId, Duration>,
+    /// What saving fails with, if it is to.
+    save_error: Option<Error>,
+    /// Whether saving takes until it is given up.
+    saves_hang: bool,
+    /// Snapshots that sandboxes were made of, in order.
+    restored: Vec<String>,
     released: HashSet<String>,
     /// Every run, in order: call id and command.
     runs: Vec<(String, String)>,
@@ -64,6 +73,26 @@ impl FakeHands {
     /// Says how old a sandbox is; otherwise it is an hour old.
     pub fn set_age(&self, id: &SandboxId, age: Duration) {
         self.lock().ages.insert(id.clone(), age);
+    }
+
+    /// Says how long a sandbox has not been used.
+    pub fn set_idle(&self, id: &SandboxId, idle: Duration) {
+        self.lock().idle.insert(id.clone(), idle);
+    }
+
+    /// Makes every attempt to save fail like this, or no more.
+    pub fn fail_saves(&self, error: Option<Error>) {
+        self.lock().save_error = error;
+    }
+
+    /// Makes saving hang, from its begin on, until whoever asked gives up.
+    pub fn hang_saves(&self) {
+        self.lock().saves_hang = true;
+    }
+
+    /// What sandboxes were made of, in order: the text of each snapshot, which names the sandbox that was saved.
+    pub fn restored(&self) -> Vec<String> {
+        self.lock().restored.clone()
     }
 
     /// Lets the calls that wait on this hold come to their end, now and later.
@@ -130,6 +159,9 @@ impl FakeHands {
     }
 }
 
+/// What a pretended snapshot begins with; the id of its sandbox follows.
+const SNAPSHOT: &str = "snapshot of ";
+
 fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut Sandbox, Error> {
     let Some(sandbox) = state.living.get_mut(id) else {
         return Err(Error::Gone { reason: "it was killed".to_owned() });
@@ -143,10 +175,18 @@ fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut 
 
 #[async_trait]
 impl Provider for FakeHands {
-    async fn provision(&self, id: &SandboxId, fence: u64, _: &Resources) -> Result<(), Error> {
+    async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let mut state = self.lock();
         if state.dead.contains(id) {
             return Err(Error::Gone { reason: "it was killed".to_owned() });
+        }
+        if let Some(file) = resources.restore.as_ref().filter(|_| !state.living.contains_key(id)) {
+            let unrestorable = |reason: String| Error::Unrestorable { reason };
+            let text = std::fs::read_to_string(file).map_err(|error| unrestorable(error.to_string()))?;
+            let Some(saved) = text.strip_prefix(SNAPSHOT) else {
+                return Err(unrestorable("the snapshot is corrupt".to_owned()));
+            };
+            state.restored.push(saved.to_owned());
         }
         state.living.entry(id.clone()).or_default();
         live(&mut state, id, fence).map(|_| ())
@@ -182,6 +222,33 @@ impl Provider for FakeHands {
         Ok(Vec::new())
     }
 
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        {
+            let mut state = self.lock();
+            let (error, hangs) = (state.save_error.clone(), state.saves_hang);
+            live(&mut state, id, fence)?;
+            match (error, hangs) {
+                (Some(error), _) => return Err(error),
+                (None, true) => {}
+                (None, false) => {
+                    let text = format!("{SNAPSHOT}{id}");
+                    let made = std::fs::File::create_new(into).and_then(|_| std::fs::write(into, &text));
+                    made.map_err(|error| Error::Unavailable { reason: error.to_string() })?;
+                    let written = Written {
+                        size_bytes: text.len() as u64,
+                        sha256: String::new(),
+                        entries: 1,
+                        content_bytes: 1,
+                        left_out: 0,
+                    };
+                    return Ok(Saved { written, base: Resources::default().base() });
+                }
+            }
+        }
+        self.changed.notify_waiters();
+        std::future::pending().await
+    }
+
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
         let mut state = self.lock();
         state.living.remove(id);
@@ -196,7 +263,7 @@ impl Provider for FakeHands {
         let info = |(id, sandbox): (&SandboxId, &Sandbox)| SandboxInfo {
             id: id.clone(),
             age: state.ages.get(id).copied().unwrap_or(Duration::from_secs(3600)),
-            idle: Duration::ZERO,
+            idle: state.idle.get(id).copied().unwrap_or_default(),
             fence: sandbox.fence,
             memory_bytes: None,
             calls: 0,

@@ -2,7 +2,8 @@
 //! running twice.
 //!
 //! Without the feature `bin` this is only [`wire`]: what the supervisor and `tools` say to each other.
-//! With it, [`server::serve`] is the whole of process 1 of a sandbox. In reading order: the wire, the
+//! The feature `archive` adds [`archive`], which makes and reads snapshots.
+//! With `bin`, [`server::serve`] is the whole of process 1 of a sandbox. In reading order: the wire, the
 //! main loop ([`server`]), what its threads share ([`desk`], [`ledger`]), the shell ([`bash`],
 //! [`terminal`], [`processes`]), the file tools ([`tool`], [`files`], [`confine`]).
 //!
@@ -11,6 +12,9 @@
 //! beside its socket ([`dial`]). It has no database, no TLS and no async runtime.
 
 pub mod wire;
+
+#[cfg(feature = "archive")]
+pub mod archive;
 
 #[cfg(feature = "bin")]
 pub mod bash;

@@ -1,4 +1,4 @@
-//! The processes below this one: learning of their ends and killing them all.
+//! The processes below this one: learning of their ends, stopping and killing them all.
 //!
 //! `tools` starts shells and nothing else, and every orphan becomes its child: as process 1, or else as
 //! a sub-reaper. So "all descendants" and "everything the shell ever started" are the same set, whatever
@@ -24,9 +24,15 @@ const KILL_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long one round of killing waits for a child to end before it looks again.
 const KILL_ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
+/// Rounds of [`KILL_ROUND`] that [`Processes::pause`] waits for the last process to stand still. A stop takes effect when a
+/// process comes back from the kernel; one that stays there longer changes no file by itself.
+const PAUSE_ROUNDS: usize = 50;
+
 /// Every process below this one.
 pub struct Processes {
     signals: OwnedFd,
+    /// While they are paused: who stood still already.
+    stopped_before: Option<Vec<Pid>>,
 }
 
 /// The end of a child.
@@ -54,7 +60,7 @@ impl Processes {
         if !getpid().is_init() {
             set_child_subreaper(Some(getpid()))?;
         }
-        Ok(Processes { signals })
+        Ok(Processes { signals, stopped_before: None })
     }
 
     /// Readable when [`Processes::reap`] has something to do.
@@ -86,20 +92,39 @@ impl Processes {
     pub fn kill_all(&self) {
         let started = Instant::now();
         loop {
-            sys::kill_all_others();
-            if !getpid().is_init() {
-                for pid in descendants() {
-                    // It may have ended since the list was made, and only this thread reaps, so the id
-                    // still names it or an ended process further down.
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
+            signal_all(Signal::KILL);
             if self.reap_until_none_is_left() || started.elapsed() > KILL_TIME_MAX {
                 return;
             }
             let mut wake = [PollFd::new(&self.signals, PollFlags::IN)];
             let _ = poll(&mut wake, Some(&KILL_ROUND));
             self.acknowledge();
+        }
+    }
+
+    /// Makes every descendant stand still. What has no part of it is this process, which goes on answering.
+    pub fn pause(&mut self) {
+        if self.stopped_before.is_none() {
+            let standing = descendants().into_iter().filter(|pid| stands_still(*pid));
+            self.stopped_before = Some(standing.collect());
+        }
+        signal_all(Signal::STOP);
+        for _ in 0..PAUSE_ROUNDS {
+            if descendants().into_iter().all(stands_still) {
+                break;
+            }
+            let _ = poll(&mut [], Some(&KILL_ROUND));
+        }
+    }
+
+    /// Lets them go on, but for those who stood still by themselves.
+    pub fn resume(&mut self) {
+        let Some(stopped_before) = self.stopped_before.take() else { return };
+        if stopped_before.is_empty() {
+            return signal_all(Signal::CONT);
+        }
+        for pid in descendants().into_iter().filter(|pid| !stopped_before.contains(pid)) {
+            let _ = kill_process(pid, Signal::CONT);
         }
     }
 
@@ -118,6 +143,24 @@ impl Processes {
 fn end(status: WaitStatus) -> Option<End> {
     let exited = status.exit_status().map(End::Exited);
     exited.or_else(|| status.terminating_signal().map(End::Killed))
+}
+
+/// Sends a signal to every descendant.
+fn signal_all(signal: Signal) {
+    sys::signal_all_others(signal);
+    if !getpid().is_init() {
+        for pid in descendants() {
+            // It may have ended since the list was made, and only this thread reaps, so the id
+            // still names it or an ended process further down.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// Whether a process is stopped, or has ended.
+fn stands_still(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    stat.map_or(true, |stat| matches!(state(&stat), Some("T" | "t" | "Z" | "X")))
 }
 
 /// Everything whose chain of parents leads here, the ended ones included.
@@ -143,10 +186,19 @@ fn descendants() -> Vec<Pid> {
     family.into_iter().skip(1).filter_map(Pid::from_raw).collect()
 }
 
-/// The parent in a line of `/proc/<pid>/stat`. The name before it is in parentheses and may hold anything.
+/// The parent in a line of `/proc/<pid>/stat`.
 fn parent(stat: &str) -> Option<i32> {
-    let after_name = &stat[stat.rfind(')')? + 1..];
-    after_name.split_ascii_whitespace().nth(1)?.parse().ok()
+    after_name(stat)?.nth(1)?.parse().ok()
+}
+
+/// The state in such a line.
+fn state(stat: &str) -> Option<&str> {
+    after_name(stat)?.next()
+}
+
+/// What follows the name, which is in parentheses and may hold anything.
+fn after_name(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
+    Some(stat[stat.rfind(')')? + 1..].split_ascii_whitespace())
 }
 
 #[cfg(test)]

@@ -166,6 +166,14 @@ impl Server {
             Op::ReadOutput { path, offset, length } => {
                 self.desk.submit(Job::ReadOutput { request: id, path, offset, length });
             }
+            Op::Pause => {
+                self.processes.pause();
+                self.desk.reply(id, Reply::Paused);
+            }
+            Op::Resume => {
+                self.processes.resume();
+                self.desk.reply(id, Reply::Resumed);
+            }
             Op::Ping => self.desk.reply(id, Reply::Pong),
         }
     }

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 /// Takes over a descriptor that the parent process passed by its number.
 ///
@@ -105,15 +105,15 @@ pub fn child_signals() -> io::Result<OwnedFd> {
     }
 }
 
-/// Kills every process of this pid namespace but process 1.
+/// Sends a signal to every process of this pid namespace but process 1.
 ///
-/// Does nothing unless the caller *is* process 1: anywhere else it would kill the whole machine.
-pub fn kill_all_others() {
+/// Does nothing unless the caller *is* process 1: anywhere else it would reach the whole machine.
+pub fn signal_all_others(signal: Signal) {
     if !rustix::process::getpid().is_init() {
         return;
     }
     // SAFETY: kill touches no memory. The check above keeps -1 inside our own pid namespace.
-    unsafe { libc::kill(-1, libc::SIGKILL) };
+    unsafe { libc::kill(-1, signal.as_raw()) };
 }
 
 /// A program to start, and what it gets.

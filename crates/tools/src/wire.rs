@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The version that [`Reply::Ready`] states.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The largest request. A `write` call with a few megabytes of content fits; nothing that a model
 /// writes in one call comes near.
@@ -92,6 +92,10 @@ pub enum Op {
         /// How many bytes, at most [`OUTPUT_PIECE_BYTES_MAX`].
         length: u64,
     },
+    /// Make every process of the sandbox stand still. Asked while no call runs.
+    Pause,
+    /// Let them go on, those excepted that stood still before.
+    Resume,
     /// Are you there?
     Ping,
 }
@@ -130,6 +134,10 @@ pub enum Reply {
         /// The file's size when it was read.
         size_bytes: u64,
     },
+    /// To [`Op::Pause`]: they stand still.
+    Paused,
+    /// To [`Op::Resume`].
+    Resumed,
     /// To [`Op::Ping`].
     Pong,
     /// To [`Op::Cancel`].
@@ -351,6 +359,8 @@ mod tests {
             Reply::Output(Output::error("no")),
             Reply::Files { files: vec![file], truncated: true },
             Reply::Bytes { data: "YQ==".into(), size_bytes: 1 },
+            Reply::Paused,
+            Reply::Resumed,
             Reply::Pong,
             Reply::Cancelled { known: false },
             Reply::Refused { reason: Refusal::Forgotten, message: "gone".into() },

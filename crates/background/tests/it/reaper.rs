@@ -15,7 +15,7 @@ use protocol::agent::{
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::id::{AgentId, EnvironmentId, SessionId, WorkspaceId};
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo, Saved};
 use session::Draft;
 use session::record::Record;
 use store::{NewSession, Store};
@@ -207,6 +207,10 @@ impl Provider for Stuck {
     }
 
     async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
+        std::future::pending().await
+    }
+
+    async fn save(&self, _: &SandboxId, _: u64, _: &Path) -> Result<Saved, Error> {
         std::future::pending().await
     }
 

@@ -85,7 +85,8 @@ pub(crate) fn first_id(ids: Ids, runtime: Option<&str>) -> Option<u32> {
 impl Plan<'_> {
     /// The engine's form of it.
     pub(crate) fn body(&self) -> Result<ContainerCreateBody, Error> {
-        let Resources { limits, mounts: _, hostname, network, image: _, runtime: _ } = self.resources;
+        let Resources { limits, mounts: _, hostname, network, image: _, runtime: _, restore: _ } =
+            self.resources;
         let mut command = vec!["--connect".to_owned(), INSIDE.to_owned()];
         let mut environment: Vec<String> =
             ["HOME=/home/agent", "USER=agent", "LOGNAME=agent", "LANG=C.UTF-8", "TERM=dumb"]

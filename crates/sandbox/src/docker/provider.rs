@@ -25,7 +25,7 @@ use tools::wire::Output;
 use super::container::{self, Plan};
 use super::engine::{Engine, Labelled};
 use super::settings::Settings;
-use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo, Saved};
 use crate::supervisor::Supervised;
 use crate::supervisor::client::Door;
 use crate::supervisor::terms::checked;
@@ -234,6 +234,10 @@ impl Provider for Docker {
 
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.keeper.collect_outputs(id, into).await
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        self.keeper.save(id, fence, into).await
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::cgroups::Doors;
 use super::profile::Profile;
-use super::{landlock, root, sys};
+use super::{landlock, root, snapshot, sys};
 use crate::provider::{Access, EXIT_PORT, Limits, Mount, Resources};
 use crate::supervisor::passing;
 
@@ -44,6 +44,10 @@ pub(crate) const GO: u8 = b'g';
 
 /// The byte that brings the exit to the parent.
 pub(crate) const EXIT: u8 = 0;
+/// The byte that brings the bare stage.
+pub(crate) const STAGE: u8 = 1;
+/// The byte before a complaint that says: no sandbox can be made of this snapshot.
+pub(crate) const UNRESTORABLE: u8 = 2;
 
 /// Where `tools` expects its control socket.
 const CONTROL: i32 = 3;
@@ -90,6 +94,9 @@ pub(crate) fn become_sandbox(
         lock_in(profile, resources, doors, control, &sync)
     }));
     let message = match attempt {
+        Ok(Err(failure)) if failure.step == snapshot::RESTORE => {
+            format!("{}{}", char::from(UNRESTORABLE), failure.source)
+        }
         Ok(Err(failure)) => failure.to_string(),
         Ok(Ok(never)) => match never {},
         Err(_) => "cannot build the sandbox: a step panicked".to_owned(),
@@ -105,7 +112,7 @@ fn lock_in(
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Resources { limits, mounts, hostname, network, image: _, runtime: _ } = resources;
+    let Resources { limits, mounts, hostname, network, image: _, runtime: _, restore } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
 
     doors.enter_early().step("enter the control group")?;
@@ -113,6 +120,7 @@ fn lock_in(
     // With the supervisor's ids still, so that the way to mounted folders is open.
     root::detach_propagation()?;
     let held = root::hold(mounts)?;
+    let snapshot = restore.as_deref().map(snapshot::open_snapshot).transpose()?;
     if profile.guards.network {
         sys::loopback_up().step("bring up the loopback interface")?;
         if network.is_some() {
@@ -124,7 +132,9 @@ fn lock_in(
     wait_for_go(sync)?;
 
     sys::become_namespace_root(profile.ids.groups()).step("become the namespace's root")?;
-    root::build(&profile.layout, limits, hostname, held)?;
+    let hand_out = |stage: &OwnedFd| passing::send(sync, &[STAGE], stage.as_fd()).map(drop);
+    root::build(&profile.layout, limits, hostname, held, snapshot.as_ref(), hand_out)?;
+    drop(snapshot);
 
     limit(limits)?;
     doors.enter_late().step("enter the control group")?;

@@ -1,7 +1,7 @@
 //! Sandboxes made of Linux namespaces, without an image, a daemon or root.
 //!
 //! In reading order: what is tried and prepared once (`probe`, `profile`, `etc`, `agent`, `seccomp`), how one sandbox is
-//! started (`start`: the parent's side; `child`: its own), what it sees and may do (`root`, `landlock`, `cgroups`), what watches it
+//! started (`start`: the parent's side; `child`: its own), what it sees and may do (`root`, `landlock`, `cgroups`), what becomes of its files (`snapshot`), what watches it
 //! where the kernel does not (`watchdog`), and the system calls below all this (`sys`).
 
 pub(crate) mod agent;
@@ -14,6 +14,7 @@ pub(crate) mod probe;
 pub(crate) mod profile;
 pub(crate) mod root;
 pub(crate) mod seccomp;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod sys;
 pub(crate) mod watchdog;

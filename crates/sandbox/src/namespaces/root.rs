@@ -32,7 +32,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root, umask};
 
 use super::child::{Failure, Step};
-use super::{etc, sys};
+use super::{etc, snapshot, sys};
 use crate::provider::{Access, Limits, Mount};
 
 /// The names inside the working folder. `mountinfo` shows them to the sandbox, so they say nothing.
@@ -268,21 +268,39 @@ pub(crate) fn hold(mounts: &[Mount]) -> Result<Vec<HeldMount>, Failure> {
         .collect()
 }
 
-/// Builds the root and moves into it. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
+/// Whether the stage starts empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Fresh,
+    Restored,
+}
+
+/// Builds the root and moves into it, out of a snapshot if there is one. `hand_out` gets the bare stage. The working folder of the process is the one with [`ETC`] and [`STAGE`]; the
 /// ids are those of the namespace's root already, so that everything made here belongs to it.
 pub(crate) fn build(
     layout: &Layout,
     limits: &Limits,
     hostname: &str,
     mounts: Vec<HeldMount>,
+    snapshot: Option<&OwnedFd>,
+    hand_out: impl FnOnce(&OwnedFd) -> io::Result<()>,
 ) -> Result<(), Failure> {
     let mask = umask(Mode::empty());
     mount_stage(limits)?;
+    hand_out(&snapshot::hold_stage()?).step("hand out the writable tmpfs")?;
+    let origin = match snapshot {
+        None => Origin::Fresh,
+        Some(snapshot) => {
+            snapshot::restore(snapshot, limits)?;
+            clear_ways(layout, &mounts)?;
+            Origin::Restored
+        }
+    };
     make_folders()?;
     // A mount of its own, because only a mount can become the root.
     mount_bind(ROOT, ROOT).step("make the root a mount")?;
-    mount_programs(layout)?;
-    mount_etc(layout, hostname)?;
+    mount_programs(layout, origin)?;
+    mount_etc(layout, hostname, origin)?;
     mount_devices()?;
     mount_proc(layout)?;
     for held in mounts {
@@ -292,8 +310,36 @@ pub(crate) fn build(
     enter()
 }
 
+/// How many files, folders and links a sandbox may have.
+pub(crate) fn files_max(limits: &Limits) -> u64 {
+    (limits.disk_bytes / BYTES_PER_FILE).max(FILES_MIN)
+}
+
+/// Moves aside whatever a snapshot has where the root is about to be built and that is not a folder: it would be followed out
+/// of the stage.
+fn clear_ways(layout: &Layout, mounts: &[HeldMount]) -> Result<(), Failure> {
+    let root = |name: &str| Path::new("r").join(name);
+    let upper = |name: &str| Path::new("u").join(name);
+    for name in EMPTY_FOLDERS.iter().chain(SHARED_FOLDERS) {
+        snapshot::clear_way(&root(name))?;
+    }
+    for name in layout.folders.iter().map(|folder| folder.name).chain([ETC]) {
+        snapshot::clear_way(&upper(name))?;
+    }
+    for Folder { name, kind } in &layout.folders {
+        match kind {
+            FolderKind::Link(_) => {}
+            FolderKind::Layer | FolderKind::ReadOnly => snapshot::clear_way(&root(name))?,
+        }
+    }
+    mounts.iter().try_for_each(|mount| {
+        let inside = mount.inside.strip_prefix("/").unwrap_or(&mount.inside);
+        snapshot::clear_way(&Path::new("r").join(inside))
+    })
+}
+
 fn mount_stage(limits: &Limits) -> Result<(), Failure> {
-    let files = (limits.disk_bytes / BYTES_PER_FILE).max(FILES_MIN);
+    let files = files_max(limits);
     let options = format!("size={},nr_inodes={files},mode=755", limits.disk_bytes);
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("sandbox", STAGE, "tmpfs", flags, text(&options).as_c_str()).step("mount the writable tmpfs")
@@ -301,13 +347,13 @@ fn mount_stage(limits: &Limits) -> Result<(), Failure> {
 
 fn make_folders() -> Result<(), Failure> {
     for folder in [ROOT, "stage/u", "stage/w"] {
-        mkdirat(CWD, folder, Mode::from_raw_mode(0o755)).step("make folders")?;
+        make_if_missing(Path::new(folder))?;
     }
     let mut path = String::with_capacity(64);
     let mut below_root = |name: &str, mode: u32| {
         path.clear();
         write!(path, "{ROOT}/{name}").expect("a string takes any text");
-        mkdirat(CWD, path.as_str(), Mode::from_raw_mode(mode)).step("make folders")
+        make_with_mode(Path::new(path.as_str()), mode)
     };
     for name in EMPTY_FOLDERS {
         below_root(name, if *name == "root" { 0o700 } else { 0o755 })?;
@@ -315,15 +361,20 @@ fn make_folders() -> Result<(), Failure> {
     SHARED_FOLDERS.iter().try_for_each(|name| below_root(name, 0o1777))
 }
 
-fn mount_programs(layout: &Layout) -> Result<(), Failure> {
+fn mount_programs(layout: &Layout, origin: Origin) -> Result<(), Failure> {
     for Folder { name, kind } in &layout.folders {
         let target = format!("{ROOT}/{name}");
         match kind {
-            FolderKind::Link(to) => symlinkat(to, CWD, &target).step("link a program folder")?,
+            FolderKind::Link(to) => match symlinkat(to, CWD, &target) {
+                // The snapshot has it, or what the agent put in its place.
+                Err(Errno::EXIST) if origin == Origin::Restored => {}
+                linked => linked.step("link a program folder")?,
+            },
             FolderKind::Layer => {
-                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                make_if_missing(Path::new(&target))?;
                 prepare_layer(name)?;
-                if *name == "usr" {
+                // A snapshot has them, or the agent's own in their place, which must not be followed.
+                if *name == "usr" && origin == Origin::Fresh {
                     // A folder that exists in the upper layer too is the agent's; all in it shows through.
                     layout
                         .opened
@@ -333,7 +384,7 @@ fn mount_programs(layout: &Layout) -> Result<(), Failure> {
                 mount_layer(&format!("/{name}"), name, &target)?;
             }
             FolderKind::ReadOnly => {
-                mkdirat(CWD, &target, Mode::from_raw_mode(0o755)).step("make folders")?;
+                make_if_missing(Path::new(&target))?;
                 mount_read_only(&format!("/{name}"), &target)?;
             }
         }
@@ -349,18 +400,19 @@ fn mount_read_only(folder: &str, target: &str) -> Result<(), Failure> {
     sys::mount_attributes(mounted.as_fd(), attributes).step("restrict a program folder")
 }
 
-fn mount_etc(layout: &Layout, hostname: &str) -> Result<(), Failure> {
+fn mount_etc(layout: &Layout, hostname: &str, origin: Origin) -> Result<(), Failure> {
     let written = match layout.etc {
         Etc::Layer => {
             prepare_layer(ETC)?;
             "stage/u/etc"
         }
+        Etc::Copy if origin == Origin::Restored => "stage/r/etc",
         Etc::Copy => {
             etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
             "stage/r/etc"
         }
     };
-    if hostname != "sandbox" {
+    if hostname != "sandbox" && origin == Origin::Fresh {
         let put =
             |name: &str, text: String| fs::write(Path::new(written).join(name), text).step("name the host");
         put("hostname", format!("{hostname}\n"))?;
@@ -452,7 +504,11 @@ fn enter() -> Result<(), Failure> {
 }
 
 fn make_if_missing(path: &Path) -> Result<(), Failure> {
-    match mkdirat(CWD, path, Mode::from_raw_mode(0o755)) {
+    make_with_mode(path, 0o755)
+}
+
+fn make_with_mode(path: &Path, mode: u32) -> Result<(), Failure> {
+    match mkdirat(CWD, path, Mode::from_raw_mode(mode)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error).step("make folders"),
     }

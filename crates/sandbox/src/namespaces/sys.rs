@@ -178,6 +178,33 @@ pub(crate) fn no_new_privileges() -> io::Result<()> {
     unsafe { done(i64::from(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))) }
 }
 
+/// Gives up every capability but those over files: their owners, modes and contents. Without them nothing can be mounted, and
+/// nobody gets out of the root directory that he is in.
+pub(crate) fn keep_file_capabilities() -> io::Result<()> {
+    // Stable numbers of the kernel: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER.
+    let kept = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3;
+    let header = CapabilityHeader { version: 0x2008_0522, pid: 0 };
+    let low = CapabilityWord { effective: kept, permitted: kept, inheritable: 0 };
+    let none = CapabilityWord { effective: 0, permitted: 0, inheritable: 0 };
+    // SAFETY: a header and two whole data words that outlive the call.
+    unsafe { done(libc::syscall(libc::SYS_capset, &raw const header, [low, none].as_ptr())) }
+}
+
+/// Closes every descriptor but these, whoever owns it. For a process that uses nothing else from here on.
+pub(crate) fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().filter_map(|number| u32::try_from(*number).ok()).collect();
+    kept.sort_unstable();
+    let mut first = 0;
+    for number in kept.into_iter().chain([u32::MAX]) {
+        if first < number {
+            // SAFETY: closes descriptors that the caller has promised not to use again.
+            unsafe { done(libc::syscall(libc::SYS_close_range, first, number - 1, 0))? };
+        }
+        first = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// Asks for SIGKILL when the parent dies. Cleared by any change of ids, so it comes after them.
 pub(crate) fn die_with_parent() -> io::Result<()> {
     // SAFETY: integers only.

@@ -26,7 +26,7 @@ use super::exits;
 use super::place::{Place, Program};
 use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Request, Response};
 use crate::doctor::Report;
-use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Call, Collected, Error, Exits, Provider, Resources, SandboxId, SandboxInfo, Saved};
 
 /// Calls at once, from one server.
 const CALLS_MAX: usize = 4096;
@@ -45,6 +45,10 @@ const PROVISION_TIME_MAX: Duration = Duration::from_secs(35);
 const CONTROL_TIME_MAX: Duration = Duration::from_secs(10);
 /// One list or one piece of 4 MiB, read by a sandbox that may have used up its processor time.
 const COLLECT_TIME_MAX: Duration = Duration::from_secs(30);
+/// The supervisor gives up on a snapshot first, by its own word.
+const SAVE_TIME_MAX: Duration = Duration::from_secs(310);
+/// What a snapshot may add to making a sandbox. The supervisor gives up on it first, too.
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 /// A call ends at its own time limit; this is for what comes before and after: waiting for a place in the sandbox, ending
 /// what it started, bringing the output here.
 const EXECUTE_GRACE: Duration = Duration::from_secs(30);
@@ -73,6 +77,10 @@ pub struct Patience {
     pub hello: Duration,
     /// Making a sandbox, and the report of a supervisor that may have to be started for it.
     pub provision: Duration,
+    /// What it may take besides where a snapshot is restored.
+    pub restore: Duration,
+    /// Writing a snapshot.
+    pub save: Duration,
     /// Cancelling, listing, destroying.
     pub control: Duration,
     /// Each of the requests that copying deliverables takes.
@@ -86,6 +94,8 @@ impl Default for Patience {
         Self {
             hello: HELLO_TIME_MAX,
             provision: PROVISION_TIME_MAX,
+            restore: RESTORE_TIME_MAX,
+            save: SAVE_TIME_MAX,
             control: CONTROL_TIME_MAX,
             collect: COLLECT_TIME_MAX,
             execute_grace: EXECUTE_GRACE,
@@ -263,7 +273,9 @@ impl Supervised {
 impl Provider for Supervised {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let ask = || Ask::Provision { sandbox: id.clone(), fence, resources: resources.clone() };
-        done(self.ask(self.settings.patience.provision, ask).await?)
+        let Patience { provision, restore, .. } = self.settings.patience;
+        let patience = if resources.restore.is_some() { provision + restore } else { provision };
+        done(self.ask(patience, ask).await?)
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
@@ -317,6 +329,14 @@ impl Provider for Supervised {
             );
         }
         Ok(collected)
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        let ask = || Ask::Save { sandbox: id.clone(), fence, into: into.to_owned() };
+        match self.ask(self.settings.patience.save, ask).await? {
+            Answer::Saved(saved) => Ok(saved),
+            other => Err(unexpected(other)),
+        }
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {

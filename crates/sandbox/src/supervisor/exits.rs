@@ -93,8 +93,11 @@ fn exit_of(answer: Answer, descriptors: &mut VecDeque<OwnedFd>) -> io::Result<Op
         Answer::Hello { protocol: PROTOCOL, .. } => Ok(None),
         Answer::Hello { .. } => Err(io::Error::other("the supervisor is of another version")),
         Answer::Failed(error) => Err(io::Error::other(error)),
-        Answer::Done {} | Answer::Report(_) | Answer::Relayed(_) | Answer::List(_) | Answer::Door { .. } => {
-            Ok(None)
-        }
+        Answer::Done {}
+        | Answer::Report(_)
+        | Answer::Relayed(_)
+        | Answer::List(_)
+        | Answer::Door { .. }
+        | Answer::Saved(_) => Ok(None),
     }
 }

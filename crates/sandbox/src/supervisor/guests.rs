@@ -125,6 +125,8 @@ pub(crate) struct Guest {
     pub(crate) used: Instant,
     pub(crate) slot: u32,
     pub(crate) limits: Limits,
+    /// What its private layer will lie on.
+    pub(crate) base: String,
     pub(crate) network: Option<Network>,
     pub(crate) exit: Option<OwnedFd>,
     /// Those who wait for it to be ready.
@@ -157,6 +159,7 @@ pub(crate) struct Expected {
     pub(crate) fence: u64,
     pub(crate) slot: u32,
     pub(crate) limits: Limits,
+    pub(crate) base: String,
     pub(crate) network: Option<Network>,
     /// Who may come; anybody who can, if `None`.
     pub(crate) peer: Option<u32>,
@@ -165,7 +168,7 @@ pub(crate) struct Expected {
 impl Guest {
     /// Opens a door.
     pub(crate) fn expect(doors: &mut Doors, expected: Expected, now: Instant) -> Result<Self, Error> {
-        let Expected { id, fence, slot, limits, network, peer } = expected;
+        let Expected { id, fence, slot, limits, base, network, peer } = expected;
         let (folder, listener) = doors.open()?;
         Ok(Self {
             id,
@@ -174,6 +177,7 @@ impl Guest {
             used: now,
             slot,
             limits,
+            base,
             network,
             exit: None,
             waiters: Vec::new(),
@@ -274,7 +278,8 @@ mod tests {
     fn guest(folder: &Path, peer: Option<u32>) -> Guest {
         let mut doors = Doors::new(folder.join("doors"), Some(vec![1, 2, 3])).unwrap();
         let id = SandboxId::parse("a").unwrap();
-        let expected = Expected { id, fence: 1, slot: 0, limits: Limits::default(), network: None, peer };
+        let (limits, base) = (Limits::default(), String::new());
+        let expected = Expected { id, fence: 1, slot: 0, limits, base, network: None, peer };
         Guest::expect(&mut doors, expected, Instant::now()).unwrap()
     }
 

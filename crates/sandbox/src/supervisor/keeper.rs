@@ -16,6 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -28,14 +29,15 @@ use super::guests::{Doors, Expected, Guest, Heard, OPEN_TIME_MAX, SLOTS};
 use super::passing;
 use super::poller::{Interest, Poller, Token};
 use super::protocol::{Answer, RelayedRequest, RelayedResponse};
+use super::saving::{Packing, Sheet, Stillness};
 use super::terms::checked;
 use crate::doctor::Report;
 use crate::namespaces::cgroups::{Controller, Group};
-use crate::namespaces::child::EXIT;
+use crate::namespaces::child::{EXIT, STAGE, UNRESTORABLE};
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{OnlyThread, Process, Started, start};
 use crate::namespaces::watchdog;
-use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Limits, Network, Resources, SandboxId, SandboxInfo, Saved};
 
 /// Sandboxes of one supervisor. More than a machine of today holds; bounds what a broken server can make.
 const SANDBOXES_MAX: usize = 4096;
@@ -45,6 +47,8 @@ const PENDING_MAX: usize = 256;
 const WAITING_BYTES_MAX: usize = 4 * wire::REQUEST_BYTES_MAX;
 /// Building a root takes milliseconds; after this long it hangs on something.
 const START_TIME_MAX: Duration = Duration::from_secs(30);
+/// What restoring a snapshot may add: it may hold gigabytes, or a few hundred thousand files.
+const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
 /// busy the machine is.
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
@@ -78,6 +82,8 @@ pub(crate) struct Keeper {
     ready: Option<(Limits, Group)>,
     /// Control groups whose last process is still on its way out.
     unremoved: Vec<Group>,
+    /// Packers that were killed. One that waits for the disk takes a while to end, and nobody shall wait for it.
+    leaving: Vec<Process>,
     replies: Vec<(Waiter, Answer)>,
     /// Sandboxes with an exit that nobody has been told of.
     untold: Vec<u64>,
@@ -85,8 +91,10 @@ pub(crate) struct Keeper {
     /// Containers that are expected, by the keys that they will have as sandboxes.
     guests: HashMap<u64, Guest>,
     guest_slots: Slots,
-    /// The question whether anybody is there, as it goes over the wire.
+    /// What the supervisor itself asks of `tools`, as it goes over the wire.
     ping: Box<RawValue>,
+    pause: Box<RawValue>,
+    resume: Box<RawValue>,
 }
 
 struct Sandbox {
@@ -96,6 +104,9 @@ struct Sandbox {
     used: Instant,
     limits: Limits,
     body: Body,
+    /// What its private layer lies on.
+    base: String,
+    start_time_max: Duration,
     control: Frames,
     interest: Interest,
     sync: Option<UnixStream>,
@@ -103,6 +114,9 @@ struct Sandbox {
     complaint: Vec<u8>,
     network: Option<Network>,
     exit: Option<OwnedFd>,
+    /// The bare tmpfs with everything that it writes. Held, it keeps that in memory, but no longer than this struct.
+    stage: Option<OwnedFd>,
+    stillness: Stillness,
     state: State,
     /// When `tools` last said anything, or was first asked after a silence.
     heard: Instant,
@@ -135,6 +149,8 @@ enum State {
 enum Pending {
     Asked(Waiter),
     Ping,
+    Pause,
+    Resume,
 }
 
 impl Keeper {
@@ -161,12 +177,15 @@ impl Keeper {
             usual: None,
             ready: None,
             unremoved: Vec::new(),
+            leaving: Vec::new(),
             replies: Vec::new(),
             untold: Vec::new(),
             doors,
             guests: HashMap::new(),
             guest_slots: Slots::new(SLOTS),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
+            pause: to_raw_value(&wire::Op::Pause).expect("so is this"),
+            resume: to_raw_value(&wire::Op::Resume).expect("and this"),
         }
     }
 
@@ -184,9 +203,16 @@ impl Keeper {
         let watched = !self.profile.groups.limits(Controller::Memory);
         let restless = |sandbox: &Sandbox| match sandbox.state {
             State::Starting { .. } | State::Dying { .. } => true,
-            State::Live => (watched && sandbox.body.is_child()) || !sandbox.pending.is_empty(),
+            State::Live => {
+                (watched && sandbox.body.is_child())
+                    || !sandbox.pending.is_empty()
+                    || matches!(sandbox.stillness, Stillness::Packing(_))
+            }
         };
-        !self.guests.is_empty() || !self.unremoved.is_empty() || self.sandboxes.values().any(restless)
+        !self.guests.is_empty()
+            || !self.unremoved.is_empty()
+            || !self.leaving.is_empty()
+            || self.sandboxes.values().any(restless)
     }
 
     pub(crate) fn provision(
@@ -211,20 +237,26 @@ impl Keeper {
 
     /// Whether there is or was such a sandbox; whoever asks for it then has an answer, or will have.
     fn is_known(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) -> bool {
-        let Some(sandbox) = self.keys.get(id).and_then(|key| self.sandboxes.get_mut(key)) else {
+        let Some(key) = self.keys.get(id).copied() else {
             let Some(reason) = self.graves.reason(id) else { return false };
             let error = Error::gone(reason);
             self.reply(waiter, Answer::Failed(error));
             return true;
         };
-        let answer = match (sandbox.pass(Some(fence), now), &mut sandbox.state) {
-            (Err(error), _) => Answer::Failed(error),
-            (Ok(()), State::Starting { waiters }) => {
+        let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
+        if let Err(error) = sandbox.pass(Some(fence), now) {
+            self.reply(waiter, Answer::Failed(error));
+            return true;
+        }
+        self.stir(key, now);
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return true };
+        let answer = match &mut sandbox.state {
+            State::Starting { waiters } => {
                 waiters.push(waiter);
                 return true;
             }
-            (Ok(()), State::Live) => Answer::Done {},
-            (Ok(()), State::Dying { reason, .. }) => Answer::Failed(Error::gone(reason.clone())),
+            State::Live => Answer::Done {},
+            State::Dying { reason, .. } => Answer::Failed(Error::gone(reason.clone())),
         };
         self.reply(waiter, answer);
         true
@@ -261,6 +293,10 @@ impl Keeper {
         first_id: Option<u32>,
         now: Instant,
     ) -> Result<Answer, Error> {
+        if resources.restore.is_some() {
+            return Err(Error::refused(NO_SNAPSHOTS));
+        }
+        let base = resources.base();
         let Resources { limits, network, .. } = checked(resources)?;
         let slot = match self.sandboxes.len() + self.guests.len() < SANDBOXES_MAX {
             true => self.guest_slots.take(),
@@ -270,7 +306,7 @@ impl Keeper {
             return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
         };
         let peer = first_id.map(|first| first.saturating_add(slot));
-        let expected = Expected { id, fence, slot, limits, network, peer };
+        let expected = Expected { id, fence, slot, limits, base, network, peer };
         let key = self.next_key;
         self.next_key += 1;
         let guest = Guest::expect(&mut self.doors, expected, now).and_then(|guest| {
@@ -338,12 +374,16 @@ impl Keeper {
             used: now,
             limits: guest.limits.clone(),
             body: Body::Guest { slot: guest.slot },
+            base: guest.base.clone(),
+            start_time_max: OPEN_TIME_MAX,
             control,
             interest: Interest::Read,
             sync: None,
             complaint: Vec::new(),
             network: guest.network.take(),
             exit: guest.exit.take(),
+            stage: None,
+            stillness: Stillness::Moving,
             state: State::Live,
             heard: now,
             pending: HashMap::new(),
@@ -422,7 +462,12 @@ impl Keeper {
             fence,
             born: now,
             used: now,
+            base: resources.base(),
             limits: resources.limits,
+            start_time_max: match resources.restore {
+                None => START_TIME_MAX,
+                Some(_) => START_TIME_MAX + RESTORE_TIME_MAX,
+            },
             body: Body::Child { slot, pid, process, group },
             control,
             interest: Interest::Read,
@@ -430,6 +475,8 @@ impl Keeper {
             complaint: Vec::new(),
             network: resources.network,
             exit: None,
+            stage: None,
+            stillness: Stillness::Moving,
             state: State::Starting { waiters: vec![waiter] },
             heard: now,
             pending: HashMap::new(),
@@ -495,11 +542,133 @@ impl Keeper {
             return self.reply(waiter, Answer::Failed(error));
         };
         let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
-        let sent = sandbox.pass(fence, now).and_then(|()| sandbox.relay(Pending::Asked(waiter), op, now));
-        match sent {
+        if let Err(error) = sandbox.pass(fence, now) {
+            return self.reply(waiter, Answer::Failed(error));
+        }
+        self.stir(key, now);
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        match sandbox.relay(Pending::Asked(waiter), op, now) {
             Ok(()) => self.update_interest(key),
             Err(error) => self.reply(waiter, Answer::Failed(error)),
         }
+    }
+
+    /// Begins to write a sandbox's snapshot: its processes stand still first.
+    pub(crate) fn save(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, into: &Path, now: Instant) {
+        let Some(key) = self.keys.get(id).copied() else {
+            let error = Error::gone(self.graves.reason(id).unwrap_or(UNKNOWN));
+            return self.reply(waiter, Answer::Failed(error));
+        };
+        let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
+        let begun = sandbox.may_be_saved(fence).and_then(|()| Sheet::open(waiter, into, now));
+        let begun = begun.and_then(|sheet| match sandbox.stillness {
+            // Its last snapshot went where it is of no use any more.
+            Stillness::Still => {
+                sandbox.stillness = Stillness::Pausing(sheet);
+                Ok(true)
+            }
+            Stillness::Moving | Stillness::Pausing(_) | Stillness::Packing(_) => {
+                sandbox.relay(Pending::Pause, &self.pause, now)?;
+                sandbox.stillness = Stillness::Pausing(sheet);
+                Ok(false)
+            }
+        });
+        match begun {
+            Ok(true) => self.pack(key, now),
+            Ok(false) => self.update_interest(key),
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
+        }
+    }
+
+    /// The processes of a sandbox stand still; now their files are written down.
+    fn pack(&mut self, key: u64, now: Instant) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let sheet = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Pausing(sheet) => sheet,
+            // It has been used meanwhile.
+            other => {
+                sandbox.stillness = other;
+                return;
+            }
+        };
+        let waiter = sheet.waiter;
+        let started = match (&sandbox.body, &sandbox.stage) {
+            (Body::Child { slot, .. }, Some(stage)) => {
+                Packing::start(&self.only, &self.profile, *slot, stage, sheet)
+            }
+            _ => Err((Error::unavailable("this sandbox has not handed out its files"), sheet)),
+        };
+        let watched = started.map_err(|(error, _sheet)| error).and_then(|packing| {
+            self.poller.add(packing.descriptor(), Token::Packer(key)).map_err(Error::unavailable)?;
+            Ok(packing)
+        });
+        match watched {
+            Ok(packing) => sandbox.stillness = Stillness::Packing(packing),
+            Err(error) => {
+                self.stir(key, now);
+                self.reply(waiter, Answer::Failed(error));
+            }
+        }
+    }
+
+    /// A snapshot is written, or will never be.
+    pub(crate) fn packer_ended(&mut self, key: u64, now: Instant) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let packing = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Packing(packing) => packing,
+            other => {
+                sandbox.stillness = other;
+                return;
+            }
+        };
+        self.poller.remove(packing.descriptor());
+        let (waiter, saved) = packing.finish();
+        match saved {
+            Ok(written) => {
+                let base = sandbox.base.clone();
+                self.reply(waiter, Answer::Saved(Saved { written, base }));
+            }
+            Err(error) => {
+                self.stir(key, now);
+                self.reply(waiter, Answer::Failed(error));
+            }
+        }
+    }
+
+    /// Lets a sandbox go on that was saved or is being saved.
+    fn stir(&mut self, key: u64, now: Instant) {
+        self.stop_saving(key, &Error::Busy { reason: "the sandbox is used again".to_owned() });
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        match std::mem::replace(&mut sandbox.stillness, Stillness::Moving) {
+            Stillness::Moving => {}
+            Stillness::Pausing(_) | Stillness::Packing(_) | Stillness::Still => {
+                // Where there is no room for it, whatever comes next is refused, too, and the one after that tries again.
+                if sandbox.relay(Pending::Resume, &self.resume, now).is_err() {
+                    sandbox.stillness = Stillness::Still;
+                }
+                self.update_interest(key);
+            }
+        }
+    }
+
+    /// Ends what is being saved, and leaves the sandbox standing still.
+    fn stop_saving(&mut self, key: u64, error: &Error) {
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
+        let waiter = match std::mem::replace(&mut sandbox.stillness, Stillness::Still) {
+            Stillness::Still => return,
+            Stillness::Moving => {
+                sandbox.stillness = Stillness::Moving;
+                return;
+            }
+            Stillness::Pausing(sheet) => sheet.waiter,
+            Stillness::Packing(packing) => {
+                self.poller.remove(packing.descriptor());
+                let waiter = packing.sheet.waiter;
+                self.leaving.push(packing.abandon());
+                waiter
+            }
+        };
+        self.reply(waiter, Answer::Failed(error.clone()));
     }
 
     pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId) {
@@ -536,9 +705,14 @@ impl Keeper {
     pub(crate) fn control_ready(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         let mut replies = Vec::new();
-        let talked = sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, now));
+        let mut has_paused = false;
+        let talked =
+            sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, &mut has_paused, now));
         for (waiter, answer) in replies {
             self.reply(waiter, answer);
+        }
+        if has_paused {
+            self.pack(key, now);
         }
         match talked {
             Ok(Flow::Open) => self.update_interest(key),
@@ -586,10 +760,14 @@ impl Keeper {
         let message = std::mem::take(&mut sandbox.complaint);
         let State::Starting { waiters } = &mut sandbox.state else { return };
         let waiters = std::mem::take(waiters);
+        let (unrestorable, message) = match message.strip_prefix(&[UNRESTORABLE]) {
+            Some(message) => (true, message),
+            None => (false, message.as_slice()),
+        };
         let reason = if message.is_empty() {
             reason.to_owned()
         } else {
-            String::from_utf8_lossy(&message).into_owned()
+            String::from_utf8_lossy(message).into_owned()
         };
         let answer = if reason.is_empty() {
             sandbox.state = State::Live;
@@ -599,7 +777,10 @@ impl Keeper {
             Answer::Done {}
         } else {
             self.kill(key, &reason);
-            Answer::Failed(Error::Unavailable { reason })
+            Answer::Failed(match unrestorable {
+                true => Error::Unrestorable { reason },
+                false => Error::Unavailable { reason },
+            })
         };
         for waiter in waiters {
             self.reply(waiter, answer.clone());
@@ -648,6 +829,7 @@ impl Keeper {
     /// Looks at deadlines, memory and what is left of the dead.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.unremoved.retain(|group| !group.remove());
+        self.leaving.retain(|packer| !packer.reap());
         self.make_ready();
         let watched = !self.profile.groups.limits(Controller::Memory);
         self.ticks += 1;
@@ -667,6 +849,17 @@ impl Keeper {
             self.guests.iter().filter(|(_, guest)| late(guest)).map(|(key, _)| *key).collect();
         for key in late {
             self.dismiss(key, "its container did not come in time");
+        }
+        let overdue = |sandbox: &Sandbox| match &sandbox.stillness {
+            Stillness::Moving | Stillness::Still => false,
+            Stillness::Pausing(sheet) => sheet.is_overdue(now),
+            Stillness::Packing(packing) => packing.sheet.is_overdue(now),
+        };
+        let overdue: Vec<u64> =
+            self.sandboxes.iter().filter(|(_, sandbox)| overdue(sandbox)).map(|(key, _)| *key).collect();
+        for key in overdue {
+            self.stop_saving(key, &Error::unavailable("saving took too long"));
+            self.stir(key, now);
         }
         let silent: Vec<u64> = self
             .sandboxes
@@ -714,6 +907,8 @@ impl Keeper {
             return;
         }
         sandbox.body.kill();
+        self.stop_saving(key, &Error::gone(reason));
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         // The kernel does not say whom it killed, so neither do we.
         let reason = match reason == ENDED && sandbox.body.memory_kills() > 0 {
             true => format!(
@@ -731,7 +926,7 @@ impl Keeper {
         let calling =
             std::mem::take(&mut sandbox.pending).into_values().filter_map(|pending| match pending {
                 Pending::Asked(waiter) => Some(waiter),
-                Pending::Ping => None,
+                Pending::Ping | Pending::Pause | Pending::Resume => None,
             });
         self.replies.extend(
             starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
@@ -763,7 +958,30 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Takes in what the first steps have to say: the exit, and why they failed if they did.
+    /// Whether the holder of this fencing token may save this sandbox now. Not a use.
+    fn may_be_saved(&mut self, fence: u64) -> Result<(), Error> {
+        let used = self.used;
+        self.pass(Some(fence), used)?;
+        match &self.state {
+            State::Dying { reason, .. } => return Err(Error::gone(reason.clone())),
+            State::Starting { .. } => return Err(Error::Busy { reason: "it is being built".to_owned() }),
+            State::Live => {}
+        }
+        if !self.body.is_child() {
+            return Err(Error::refused(NO_SNAPSHOTS));
+        }
+        if self.pending.values().any(|pending| matches!(pending, Pending::Asked(_))) {
+            return Err(Error::Busy { reason: "calls run in it".to_owned() });
+        }
+        match self.stillness {
+            Stillness::Moving | Stillness::Still => Ok(()),
+            Stillness::Pausing(_) | Stillness::Packing(_) => {
+                Err(Error::Busy { reason: "it is being saved already".to_owned() })
+            }
+        }
+    }
+
+    /// Takes in what the first steps have to say: the exit, the bare stage, and why they failed if they did.
     fn hear_first_steps(&mut self) -> Flow {
         let Some(sync) = &self.sync else { return Flow::Ended };
         let mut descriptors = VecDeque::new();
@@ -771,12 +989,22 @@ impl Sandbox {
         loop {
             match passing::receive(sync, &mut bytes, &mut descriptors) {
                 Ok(0) => return Flow::Ended,
-                Ok(count) => self.complaint.extend(bytes[..count].iter().filter(|byte| **byte != EXIT)),
+                Ok(count) => {
+                    // A descriptor comes with its byte, and the kernel lets no reading go beyond that byte.
+                    match descriptors.pop_front().zip(bytes[..count].last()) {
+                        Some((exit, &EXIT)) => {
+                            self.exit.get_or_insert(exit);
+                        }
+                        Some((stage, &STAGE)) => {
+                            self.stage.get_or_insert(stage);
+                        }
+                        Some(_) | None => {}
+                    }
+                    let words = bytes[..count].iter().filter(|byte| !matches!(**byte, EXIT | STAGE));
+                    self.complaint.extend(words);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Flow::Open,
                 Err(_) => return Flow::Ended,
-            }
-            if let Some(exit) = descriptors.pop_front() {
-                self.exit.get_or_insert(exit);
             }
         }
     }
@@ -814,7 +1042,12 @@ impl Sandbox {
         Ok(())
     }
 
-    fn read_replies(&mut self, replies: &mut Vec<(Waiter, Answer)>, now: Instant) -> io::Result<Flow> {
+    fn read_replies(
+        &mut self,
+        replies: &mut Vec<(Waiter, Answer)>,
+        has_paused: &mut bool,
+        now: Instant,
+    ) -> io::Result<Flow> {
         let flow = self.control.fill()?;
         self.heard = now;
         while let Some(frame) = self.control.next()? {
@@ -827,8 +1060,10 @@ impl Sandbox {
                 Some(Pending::Asked(waiter)) => {
                     replies.push((waiter, Answer::Relayed(response.reply.to_owned())))
                 }
+                // Whatever the answer is: a process 1 that cannot stop its sandbox is not trusted, and hurts itself only.
+                Some(Pending::Pause) => *has_paused = true,
                 // An answer to nothing is a lie without effect.
-                Some(Pending::Ping) | None => {}
+                Some(Pending::Ping | Pending::Resume) | None => {}
             }
         }
         Ok(flow)
@@ -848,7 +1083,7 @@ impl Sandbox {
         match &self.state {
             State::Dying { .. } => None,
             State::Starting { .. } => {
-                (now > self.born + START_TIME_MAX).then(|| "it could not be built in time".to_owned())
+                (now > self.born + self.start_time_max).then(|| "it could not be built in time".to_owned())
             }
             State::Live => {
                 if !self.pending.is_empty() && now > self.heard + SILENCE_TIME_MAX {
@@ -870,7 +1105,8 @@ impl Sandbox {
             idle: now.duration_since(self.used),
             fence: self.fence,
             memory_bytes: self.body.memory_bytes(),
-            calls: self.pending.len() as u64,
+            calls: self.pending.values().filter(|pending| matches!(pending, Pending::Asked(_))).count()
+                as u64,
         }
     }
 }
@@ -917,6 +1153,8 @@ fn pass(seen: &mut u64, fence: Option<u64>) -> Result<(), Error> {
     }
 }
 
+/// What tells those who want to save a container, or to make one of a snapshot.
+const NO_SNAPSHOTS: &str = "containers cannot be saved or restored yet; sandboxes of namespaces can";
 const UNKNOWN: &str = "no sandbox of this id lives here";
 const DESTROYED: &str = "it was destroyed";
 const ENDED: &str = "its first process has ended";

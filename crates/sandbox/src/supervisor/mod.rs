@@ -25,6 +25,7 @@ pub(crate) mod place;
 pub(crate) mod poller;
 pub(crate) mod process;
 pub(crate) mod protocol;
+mod saving;
 pub(crate) mod terms;
 
 pub use client::{Patience, Settings, Supervised};

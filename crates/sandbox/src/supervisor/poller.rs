@@ -23,6 +23,8 @@ pub(crate) enum Token {
     Door(u64),
     /// The first words of one that has come.
     Greeting(u64),
+    /// The end of whoever writes a sandbox's snapshot.
+    Packer(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -37,6 +39,7 @@ impl Token {
             Self::Process(key) => (4, key),
             Self::Door(key) => (5, key),
             Self::Greeting(key) => (6, key),
+            Self::Packer(key) => (7, key),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -50,7 +53,8 @@ impl Token {
             3 => Self::Sync(key),
             4 => Self::Process(key),
             5 => Self::Door(key),
-            _ => Self::Greeting(key),
+            6 => Self::Greeting(key),
+            _ => Self::Packer(key),
         }
     }
 }
@@ -123,6 +127,7 @@ mod tests {
             Token::Process(0),
             Token::Door(3),
             Token::Greeting(u64::from(u32::MAX)),
+            Token::Packer(3),
         ];
         assert_eq!(tokens.map(|token| Token::from_number(token.number())), tokens);
     }

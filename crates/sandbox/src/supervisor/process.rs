@@ -198,6 +198,7 @@ impl Supervisor {
                     Token::Process(key) => self.keeper.process_ended(key),
                     Token::Door(key) => self.keeper.door_ready(key),
                     Token::Greeting(key) => self.keeper.greeting_ready(key, now),
+                    Token::Packer(key) => self.keeper.packer_ended(key, now),
                 }
             }
             if now.duration_since(ticked) >= TICK {
@@ -306,6 +307,9 @@ impl Supervisor {
             (Ask::Adopted { sandbox, fence }, _) => self.keeper.adopted(waiter, &sandbox, fence, now),
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
+            }
+            (Ask::Save { sandbox, fence, into }, _) => {
+                self.keeper.save(waiter, &sandbox, fence, &into, now);
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::doctor::Report;
-use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo};
+use crate::provider::{Error, Network, Resources, SandboxId, SandboxInfo, Saved};
 
 /// The version spoken here.
 pub(crate) const PROTOCOL: u32 = 3;
@@ -71,6 +71,12 @@ pub(crate) enum Ask {
         fence: Option<u64>,
         op: Box<RawValue>,
     },
+    /// Write the private layer into this new file.
+    Save {
+        sandbox: SandboxId,
+        fence: u64,
+        into: PathBuf,
+    },
     Destroy {
         sandbox: SandboxId,
     },
@@ -102,6 +108,7 @@ pub(crate) enum Answer {
         folder: PathBuf,
         slot: u32,
     },
+    Saved(Saved),
     /// The socket comes with the frame's first byte.
     Exit {
         sandbox: SandboxId,

@@ -158,8 +158,15 @@ impl Host {
     /// Another server on the same data directory, which does not wait long for answers.
     pub(crate) fn impatient(&self) -> Hands {
         let soon = Duration::from_millis(500);
-        let patience =
-            Patience { hello: soon, provision: soon, control: soon, collect: soon, execute_grace: soon };
+        let patience = Patience {
+            hello: soon,
+            provision: soon,
+            restore: soon,
+            save: soon,
+            control: soon,
+            collect: soon,
+            execute_grace: soon,
+        };
         Hands::new(&Settings { patience, ..self.settings.clone() }, self.engine.as_ref())
     }
 

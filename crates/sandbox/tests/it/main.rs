@@ -9,6 +9,7 @@ mod docker;
 mod host;
 mod ordinary_user;
 mod provider;
+mod snapshots;
 mod supervisor;
 
 /// The promise of Cargo.toml, where the crate allows `unsafe`.

@@ -14,6 +14,7 @@ async fn sandboxes_of_namespaces_keep_the_contract() {
     let host = Host::new();
     conformance::suite(&*host.provider, "suite").await;
     conformance::exits_suite(&*host.provider, "suite").await;
+    conformance::snapshots_suite(&*host.provider, "suite").await;
     host.end().await;
 }
 

@@ -26,7 +26,7 @@ use crate::rules::catch_up::{Caught, Progress, Start, chunk};
 use crate::rules::head::News;
 use crate::rules::jobs::Job;
 use crate::rules::leases;
-use crate::sessions::{Seen, SessionQuery};
+use crate::sessions::{Holding, Seen, SessionQuery};
 
 /// A store that is in memory alone.
 pub(super) struct Memory {
@@ -218,6 +218,10 @@ impl Engine for Memory {
 
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error> {
         Ok(self.open()?.sessions.sandboxes())
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>, Error> {
+        Ok(self.open()?.sessions.holdings())
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {

@@ -15,7 +15,7 @@ use crate::lease::View;
 use crate::log::Order;
 use crate::rules::head::{EventRow, Head, Inbox, LeaseState, News, Pending, QueuedRow};
 use crate::rules::jobs::{Job, Moment};
-use crate::sessions::{Cursor, Seen, SessionQuery};
+use crate::sessions::{Cursor, Holding, Seen, SessionQuery};
 
 /// All sessions.
 #[derive(Default)]
@@ -248,6 +248,11 @@ impl Sessions {
     pub(super) fn sandboxes(&self) -> HashSet<SandboxId> {
         let living = self.faces().filter(|face| face.state.shown_status() != Status::Terminated);
         living.filter_map(|face| face.state.sandbox.clone()).collect()
+    }
+
+    pub(super) fn holdings(&self) -> Vec<Holding> {
+        let living = self.faces().filter(|face| face.state.shown_status() != Status::Terminated);
+        living.filter_map(|face| Holding::of(face.record.id.clone(), &face.state)).collect()
     }
 
     pub(super) fn uses(&self, environment: &EnvironmentId) -> bool {

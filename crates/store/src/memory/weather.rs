@@ -27,7 +27,7 @@ use crate::memory::engine::Memory;
 use crate::resources::{AgentQuery, Change, EnvironmentQuery};
 use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::jobs::Job;
-use crate::sessions::{Seen, SessionQuery};
+use crate::sessions::{Holding, Seen, SessionQuery};
 
 /// Decides what befalls each call of a store. The same decisions in the same order make the same history.
 pub trait Weather: Send + Sync {
@@ -198,6 +198,10 @@ impl Engine for Weathered {
 
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error> {
         self.call(Asked::Read, self.memory.sandboxes()).await
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>, Error> {
+        self.call(Asked::Read, self.memory.holdings()).await
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {

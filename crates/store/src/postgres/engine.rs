@@ -35,7 +35,7 @@ use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::head::News;
 use crate::rules::jobs::{Job, job};
 use crate::rules::leases;
-use crate::sessions::{Seen, SessionQuery};
+use crate::sessions::{Holding, Seen, SessionQuery};
 
 /// Renewals that may wait.
 const RENEWALS_WAITING: usize = 4_096;
@@ -351,6 +351,10 @@ impl Engine for Postgres {
 
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error> {
         Ok(sessions::sandboxes(self.db()).await?)
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>, Error> {
+        Ok(sessions::holdings(self.db()).await?)
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {

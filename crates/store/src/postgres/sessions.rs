@@ -16,7 +16,7 @@ use crate::postgres::connect::{Db, Param};
 use crate::postgres::fault::Fault;
 use crate::postgres::heads::{json, load};
 use crate::rules::head::status_number;
-use crate::sessions::{Cursor, Seen, SessionQuery};
+use crate::sessions::{Cursor, Holding, Seen, SessionQuery};
 
 /// A session of this workspace.
 pub(crate) async fn get(db: &Db, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Fault> {
@@ -67,6 +67,20 @@ pub(crate) async fn sandboxes(db: &Db) -> Result<HashSet<SandboxId>, Fault> {
     let states = rows.iter().map(|row| json::<State>(row, 0));
     let sandboxes = states.filter_map(|state| state.map(|state| state.sandbox).transpose());
     sandboxes.collect()
+}
+
+/// Where the workspaces of sessions that are not over are.
+pub(crate) async fn holdings(db: &Db) -> Result<Vec<Holding>, Fault> {
+    let over = status_number(Status::Terminated);
+    let sql = r#"SELECT s.id, h.state FROM head h JOIN session s ON s.number = h.session
+        WHERE h.status <> $1 AND (h.state LIKE '%"sandbox":"%' OR h.state LIKE '%"snapshot":{%')"#;
+    let rows = db.query(sql, &[(&over, Type::INT2)]).await?;
+    let mut workspaces = Vec::new();
+    for row in &rows {
+        let state: State = json(row, 1)?;
+        workspaces.extend(Holding::of(SessionId::from_text(row.get::<_, String>(0)), &state));
+    }
+    Ok(workspaces)
 }
 
 /// Conditions of a query, with their values.

@@ -27,6 +27,8 @@ pub(crate) struct Making {
     pub(crate) workspace: WorkspaceId,
     pub(crate) record: Arc<Record>,
     pub(crate) thread_id: ThreadId,
+    /// The event that says what its workspace begins with.
+    pub(crate) saved: Option<Written>,
     /// What it starts with.
     pub(crate) initial: Vec<Written>,
 }
@@ -41,9 +43,12 @@ pub(crate) fn create(
     if slot.is_some() {
         return None;
     }
-    let Making { workspace, record, thread_id, initial } = making;
+    let Making { workspace, record, thread_id, saved, initial } = making;
     let state = State::new(thread_id.clone(), record.agent.spec.name.clone(), record.created_at);
     let mut head = Head::new(workspace.clone(), record.clone(), state);
+    if let Some(saved) = saved {
+        Append { hub: moment.hub, now: moment.now, end: end_of(&head, 1) }.write(&mut head, saved);
+    }
     if !initial.is_empty() {
         let run = run_events(&head.state);
         let append = Append { hub: moment.hub, now: moment.now, end: end_of(&head, run.len()) };

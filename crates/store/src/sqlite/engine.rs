@@ -24,7 +24,7 @@ use crate::ready::Ready;
 use crate::resources::{AgentQuery, Change, EnvironmentQuery, Ran, ran, unwound};
 use crate::rules::catch_up::{Caught, Progress, Start, chunk};
 use crate::rules::jobs::Job;
-use crate::sessions::{Seen, SessionQuery};
+use crate::sessions::{Holding, Seen, SessionQuery};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::kinds::Kinds;
 use crate::sqlite::readers::Readers;
@@ -193,6 +193,10 @@ impl Engine for Sqlite {
 
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error> {
         self.readers.read(listing::sandboxes).await
+    }
+
+    async fn holdings(&self) -> Result<Vec<Holding>, Error> {
+        self.readers.read(listing::holdings).await
     }
 
     async fn events(&self, id: &SessionId, slice: Slice) -> Result<Vec<Stored>, Error> {

@@ -9,12 +9,12 @@ use protocol::session::Status;
 use protocol::time::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row, params, params_from_iter};
-use session::Record;
+use session::{Record, State};
 
 use crate::lease::{View, Waiting, WaitsFor};
 use crate::log::Order;
 use crate::rules::head::status_number;
-use crate::sessions::{Cursor, Seen, SessionQuery};
+use crate::sessions::{Cursor, Holding, Seen, SessionQuery};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::{json, waiting};
 use crate::sqlite::slices::limit_of;
@@ -71,6 +71,22 @@ pub(crate) fn sandboxes(conn: &Connection) -> Result<HashSet<SandboxId>, Fault> 
         sandboxes.insert(SandboxId::from_text(row.get::<_, String>(0)?));
     }
     Ok(sandboxes)
+}
+
+/// Where the workspaces of sessions that are not over are.
+pub(crate) fn holdings(conn: &Connection) -> Result<Vec<Holding>, Fault> {
+    const WORKSPACES: &str = "
+        SELECT s.id, h.state FROM head h JOIN session s ON s.number = h.session
+        WHERE h.status <> ?1
+            AND (json_extract(h.state, '$.sandbox') IS NOT NULL OR json_extract(h.state, '$.snapshot') IS NOT NULL)";
+    let mut statement = conn.prepare_cached(WORKSPACES)?;
+    let mut rows = statement.query([status_number(Status::Terminated)])?;
+    let mut workspaces = Vec::new();
+    while let Some(row) = rows.next()? {
+        let state: State = json(row, 1)?;
+        workspaces.extend(Holding::of(SessionId::from_text(row.get::<_, String>(0)?), &state));
+    }
+    Ok(workspaces)
 }
 
 /// Sessions of all workspaces in the order of their ids, after this one.

@@ -1,5 +1,6 @@
 //! The real binary, driven over its wire.
 
+mod archive;
 mod bash;
 mod dial;
 mod files;

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use clap::{Args, ValueEnum};
 use harness::model::{Providers, Script};
 use harness::{Brain, Options};
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo, Saved};
 use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -154,6 +154,10 @@ impl Provider for Pretended {
 
     async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
         Ok(Vec::new())
+    }
+
+    async fn save(&self, _: &SandboxId, _: u64, _: &Path) -> Result<Saved, Error> {
+        Err(Error::Refused { reason: "there is nothing to save".to_owned() })
     }
 
     async fn destroy(&self, _: &SandboxId) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo};
+use sandbox::{Call, Collected, Error, Exits, Output, Provider, Resources, SandboxId, SandboxInfo, Saved};
 use testkit::hands::FakeHands;
 
 use super::dice::{Climate, Dice, Misfortunes};
@@ -80,6 +80,11 @@ impl Provider for Hands {
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.reach().await?;
         self.within.collect_outputs(id, into).await
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        self.reach().await?;
+        self.within.save(id, fence, into).await
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {

@@ -240,6 +240,17 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     let limits = Limits { processes: 1, ..Limits::default() };
     let said = refusal(&host, Resources { limits, ..Resources::default() }).await;
     assert!(said.contains("process limit"), "{said}");
+    // Until containers can be saved, whoever asks is told so, and what it has is not mistaken for a snapshot.
+    let restored = Resources { restore: Some("/nowhere".into()), ..Resources::default() };
+    let said = refusal(&host, restored).await;
+    assert!(said.contains("cannot be saved or restored yet"), "{said}");
+    let sandbox = host.sandbox(Resources::default()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let saved = host.provider.save(&sandbox.id, 1, &folder.path().join("x")).await;
+    assert!(matches!(saved, Err(Error::Refused { .. })), "{saved:?}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(sandbox.bash("echo goes on").await, "goes on");
+    host.provider.destroy(&sandbox.id).await.unwrap();
     host.end().await;
     let nobody = Host::of_containers("/nowhere/docker.sock");
     let refused = nobody.provider.provision(&fresh_id(), 1, &Resources::default()).await;

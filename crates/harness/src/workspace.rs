@@ -1,0 +1,134 @@
+//! What a new sandbox begins with: nothing, or what was saved of the session's last one.
+//!
+//! It never guesses: a snapshot that cannot be had right now is an error that passes, and one that can never be restored is
+//! recorded as lost and told to the model, before anything runs in an empty workspace.
+
+use std::path::{Path, PathBuf};
+
+use blobs::Blobs;
+use protocol::event::{Body, Snapshot};
+use protocol::id::{EventId, SandboxId};
+use sandbox::{Error, Provider, Resources};
+
+use crate::hands::{self, Outcome};
+
+/// Where snapshots are, and where one lies while a sandbox is made of it.
+#[derive(Clone)]
+pub struct Snapshots {
+    /// Where they last.
+    pub blobs: Blobs,
+    /// A folder of this machine, which the supervisor can read; made when it is needed.
+    pub scratch: PathBuf,
+}
+
+/// Why there is no sandbox.
+pub(crate) enum Unmade {
+    /// As with an empty one.
+    Outcome(Outcome),
+    /// No sandbox can be made of this snapshot, now or later.
+    Lost { snapshot: Snapshot, reason: String },
+}
+
+/// Makes a sandbox, of the snapshot if there is one. Asking again with the same id gives the same sandbox.
+pub(crate) async fn provision(
+    hands: &dyn Provider,
+    snapshots: Option<&Snapshots>,
+    id: &SandboxId,
+    fence: u64,
+    resources: &Resources,
+    snapshot: Option<Snapshot>,
+) -> Result<(), Unmade> {
+    let Some(snapshot) = snapshot else {
+        return hands::provision(hands, id, fence, resources).await.map_err(Unmade::Outcome);
+    };
+    let Some(Snapshots { blobs, scratch }) = snapshots else {
+        return Err(failed("this server keeps no snapshots, and the session's workspace is one".to_owned()));
+    };
+    let base = resources.base();
+    if snapshot.base != base {
+        let reason = format!("it was saved on \"{}\", and this would be built on \"{base}\"", snapshot.base);
+        return Err(Unmade::Lost { snapshot, reason });
+    }
+    // Another brain may be at the same; its file is another.
+    let file = scratch.join(format!("{id}-{fence}-restore"));
+    let made = match fetch(blobs, &snapshot, scratch, &file).await {
+        Ok(()) => {
+            let resources = Resources { restore: Some(file.clone()), ..resources.clone() };
+            match hands::provision(hands, id, fence, &resources).await {
+                Err(Outcome::Failed { error: Error::Unrestorable { reason } }) => {
+                    Err(Unmade::Lost { snapshot, reason })
+                }
+                other => other.map_err(Unmade::Outcome),
+            }
+        }
+        Err(Unfetched::Failed(reason)) => Err(failed(reason)),
+        Err(Unfetched::Lost(reason)) => Err(Unmade::Lost { snapshot, reason }),
+    };
+    // The sandbox has read it, or never will.
+    let _ = tokio::fs::remove_file(&file).await;
+    made
+}
+
+enum Unfetched {
+    /// It may work later.
+    Failed(String),
+    Lost(String),
+}
+
+async fn fetch(blobs: &Blobs, snapshot: &Snapshot, scratch: &Path, file: &Path) -> Result<(), Unfetched> {
+    let local =
+        |error: std::io::Error| Unfetched::Failed(format!("the snapshot cannot be stored here: {error}"));
+    tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(scratch).await.map_err(local)?;
+    // Of an attempt that was given up.
+    let _ = tokio::fs::remove_file(file).await;
+    match blobs.get(&snapshot.key, file).await {
+        Ok(size_bytes) if size_bytes == snapshot.size_bytes => Ok(()),
+        Ok(size_bytes) => {
+            let _ = tokio::fs::remove_file(file).await;
+            Err(Unfetched::Lost(format!("it has {size_bytes} bytes instead of {}", snapshot.size_bytes)))
+        }
+        Err(blobs::Error::Missing { .. }) => Err(Unfetched::Lost("it is missing".to_owned())),
+        Err(error) => {
+            tracing::warn!(snapshot.key, error = %crate::workspace::chain(&error), "a snapshot could not be fetched");
+            Err(Unfetched::Failed(error.to_string()))
+        }
+    }
+}
+
+fn failed(reason: String) -> Unmade {
+    Unmade::Outcome(Outcome::Failed { error: Error::Busy { reason } })
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// The events that say that a call did not run because the workspace is lost.
+pub(crate) fn lost(call: &EventId, snapshot: Snapshot, reason: String) -> Vec<Body> {
+    let text = format!(
+        "hand: the workspace that was saved at {} is lost: {reason}. This call was not run. The next call gets a new, empty \
+         workspace.",
+        snapshot.saved_at
+    );
+    vec![hands::error(call, text), Body::SnapshotLost { key: snapshot.key, reason }]
+}
+
+/// What the model is told of the workspace of a sandbox that is gone.
+pub(crate) fn what_is_left(snapshot: Option<&Snapshot>) -> String {
+    match snapshot {
+        None => "Its workspace is gone with it; the next call gets a new, empty workspace.".to_owned(),
+        Some(snapshot) => format!(
+            "The next call gets the workspace as it was saved at {}: whatever was changed or installed after that is missing, \
+             and nothing that ran in the background runs any more.",
+            snapshot.saved_at
+        ),
+    }
+}
