@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tools::wire::Output;
 
 use super::container::{self, Plan};
@@ -30,8 +30,9 @@ use crate::supervisor::Supervised;
 use crate::supervisor::client::Door;
 use crate::supervisor::terms::checked;
 
-/// How often a container that went away under our hands is made anew.
-const ATTEMPTS: usize = 3;
+/// Between two tries to make a container whose name is taken: by one that the engine is still making for a server that has
+/// died, or is still removing.
+const PAUSE: Duration = Duration::from_millis(50);
 /// A complaint may still be on its way from the supervisor when the engine says that the container has ended.
 const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -108,10 +109,10 @@ impl Docker {
         Ok(removed)
     }
 
-    /// Has the engine make the container, and waits until it has come to the door.
+    /// Has the engine make the container, and waits until it has come to the door. Tries for as long as the caller waits.
     async fn fill(&self, engine: &Engine, id: &SandboxId, fence: u64, plan: &Plan<'_>) -> Result<(), Error> {
         let name = container::name(plan.instance, id);
-        for _ in 0..ATTEMPTS {
+        loop {
             let made = engine.create(&name, plan.body()?).await?;
             if !made {
                 match engine.find(&name).await? {
@@ -121,7 +122,10 @@ impl Docker {
                         engine.remove(&name).await?;
                         continue;
                     }
-                    None => continue,
+                    None => {
+                        sleep(PAUSE).await;
+                        continue;
+                    }
                 }
             }
             if engine.start(&name).await? {
@@ -133,7 +137,6 @@ impl Docker {
                 return heard;
             }
         }
-        Err(Error::unavailable("the engine loses the container again and again"))
     }
 
     async fn await_it(&self, engine: &Engine, id: &SandboxId, fence: u64, name: &str) -> Result<(), Error> {

@@ -720,6 +720,8 @@ impl Keeper {
             // the kernel tells more in a moment.
             Ok(Flow::Ended) => {
                 self.poller.remove(self.sandboxes[&key].control.descriptor());
+                // One that failed in its first steps has said why, and this may be seen before the end of that.
+                self.finish_start(key, "it ended while it was being built");
                 self.kill(key, ENDED);
             }
             Err(error) => {
