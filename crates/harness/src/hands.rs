@@ -59,10 +59,13 @@ pub(crate) fn resources_of(
     environment: &EnvironmentConfig,
     hands: &HandsSettings,
 ) -> Resources {
-    let HandsSettings { policy: _, image, runtime: _ } = hands;
+    let HandsSettings { policy: _, image, runtime } = hands;
     let mut resources = usual.clone();
     if let Some(image) = image {
         resources.base.image = Some(image.clone());
+    }
+    if let Some(runtime) = runtime {
+        resources.runtime = Some(runtime.clone());
     }
     match environment {
         EnvironmentConfig::Cloud { networking: _, packages } => {
@@ -244,7 +247,7 @@ mod tests {
             lines: vec!["ERROR: No matching distribution found for nonesuch".to_owned()],
         };
         let (call, sandbox) = (EventId::from_text("sevt_a"), SandboxId::from_text("sbx_a"));
-        let told = results(&call, &sandbox, Outcome::Failed { error });
+        let told = results(&call, &sandbox, None, Outcome::Failed { error });
         let [Body::Error { error }, Body::AgentToolResult { is_error: true, content, .. }] = told.as_slice()
         else {
             panic!("{told:?}")

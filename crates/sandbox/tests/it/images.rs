@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use sandbox::images::{Images, Kind};
 use sandbox::{
     Base, Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
-    Supervised, conformance,
+    Saved, conformance,
 };
 
 use crate::host::{Host, fresh_id};
@@ -62,7 +62,7 @@ fn with_image() -> Host {
 }
 
 /// The same provider, all of whose sandboxes start from the small image.
-struct FromImage<'a>(&'a Supervised);
+struct FromImage<'a>(&'a dyn Provider);
 
 #[async_trait]
 impl Provider for FromImage<'_> {
@@ -81,6 +81,10 @@ impl Provider for FromImage<'_> {
 
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.0.collect_outputs(id, into).await
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        self.0.save(id, fence, into).await
     }
 
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
@@ -103,8 +107,9 @@ impl Provider for FromImage<'_> {
 #[tokio::test]
 async fn sandboxes_from_an_image_keep_the_contract() {
     let host = with_image();
-    conformance::suite(&FromImage(&host.provider), "image").await;
-    conformance::exits_suite(&FromImage(&host.provider), "image").await;
+    conformance::suite(&FromImage(&*host.provider), "image").await;
+    conformance::exits_suite(&FromImage(&*host.provider), "image").await;
+    conformance::snapshots_suite(&FromImage(&*host.provider), "image").await;
     host.end().await;
 }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox::{Capacity, Error, ExitNews, Limits, Network, Pool, Provider, Resources, Supervised};
+use sandbox::{Capacity, Error, ExitNews, Limits, Network, Pool, Resources};
 
-use crate::host::{Host, call, fresh_id, text};
+use crate::host::{Hands, Host, call, fresh_id, text};
 
 fn pool(resources: &Resources, count: usize) -> Pool {
     Pool { resources: resources.clone(), count }
@@ -21,7 +21,7 @@ fn at_most(sandboxes_max: usize) -> Capacity {
 }
 
 /// Waits until so many are ready.
-async fn until_ready(provider: &Supervised, count: usize) {
+async fn until_ready(provider: &Hands, count: usize) {
     let ready = async {
         while provider.occupancy().await.unwrap().ready != count {
             tokio::task::yield_now().await;
@@ -31,7 +31,7 @@ async fn until_ready(provider: &Supervised, count: usize) {
 }
 
 /// Waits until so many wait for room.
-async fn until_waiting(provider: &Supervised, count: usize) {
+async fn until_waiting(provider: &Hands, count: usize) {
     let waiting = async {
         while provider.occupancy().await.unwrap().waiting != count {
             tokio::task::yield_now().await;
