@@ -278,7 +278,8 @@ impl Supervised {
     async fn introduce(&self, link: &Link) -> Result<(), Unsent> {
         let pools = self.wish.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let introduction = async {
-            link.ask(Ask::Hold { capacity: self.settings.capacity.clone() }).await?;
+            let will_install = self.settings.registries.is_some();
+            link.ask(Ask::Hold { capacity: self.settings.capacity.clone(), will_install }).await?;
             if !pools.is_empty() {
                 link.ask(Ask::KeepReady { pools }).await?;
             }

@@ -322,8 +322,11 @@ impl Keeper {
         (!idle).then(wait)
     }
 
-    /// From now on this machine holds so many.
-    pub(crate) fn hold(&mut self, capacity: Capacity, now: Instant) {
+    /// From now on this machine holds so many; maybe some that may install packages.
+    pub(crate) fn hold(&mut self, capacity: Capacity, will_install: bool, now: Instant) {
+        if will_install && self.profile.installs {
+            self.look_for_private(now);
+        }
         self.capacity = capacity.bounded();
         self.refill_at = None;
         self.admit_waiting(now);

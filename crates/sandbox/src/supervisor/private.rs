@@ -15,8 +15,6 @@ use crate::namespaces::{masks, stacks, sys};
 
 /// A cold disk and half a million files; the askers' patience is 35 seconds.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(25);
-/// Behind everything that anybody waits for.
-const NICE: i32 = 5;
 
 /// What is known.
 pub(crate) enum Private {
@@ -51,7 +49,6 @@ impl Private {
                 sys::Forked::Child => {
                     drop(said);
                     let _ = sys::die_with_parent();
-                    let _ = rustix::process::nice(NICE);
                     let made = masks::make(Path::new("/usr"), "local", Path::new(stacks::MASKS));
                     let text = made.map_or_else(|error| error.to_string(), |count| count.to_string());
                     let _ = std::io::Write::write_all(&mut say, text.as_bytes());

@@ -341,8 +341,8 @@ impl Supervisor {
             }
             (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox, now),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),
-            (Ask::Hold { capacity }, _) => {
-                self.keeper.hold(capacity, now);
+            (Ask::Hold { capacity, will_install }, _) => {
+                self.keeper.hold(capacity, will_install, now);
                 self.respond(waiter, Answer::Done {});
             }
             (Ask::KeepReady { pools }, _) => {

@@ -88,6 +88,10 @@ pub(crate) enum Ask {
     /// This machine is to hold so many. The last word counts.
     Hold {
         capacity: Capacity,
+        /// Whether sandboxes that may install packages are to be expected: what those need first takes a second, and is
+        /// better done now.
+        #[serde(default)]
+        will_install: bool,
     },
     /// These are to be kept ready as long as this connection lasts, in place of what was said on it before.
     KeepReady {

@@ -83,16 +83,16 @@ impl Provider for FromImage<'_> {
         self.0.collect_outputs(id, into).await
     }
 
-    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
-        self.0.save(id, fence, into).await
-    }
-
     async fn destroy(&self, id: &SandboxId) -> Result<(), Error> {
         self.0.destroy(id).await
     }
 
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         self.0.list().await
+    }
+
+    async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
+        self.0.save(id, fence, into).await
     }
 
     async fn keep_ready(&self, pools: &[Pool]) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use crate::chaos::model::READ_BACK_COMMAND;
 const UNKNOWN: [&str; 2] =
     ["It is not known whether this call had any effect", "was interrupted before completion"];
 /// What says that everything before it in the workspace is gone.
-const WORKSPACE_LOST: &str = "The next call gets a new, empty workspace";
+const WORKSPACE_LOST: &str = "next call gets a new, empty workspace";
 
 /// What was counted.
 #[derive(Clone, Debug, Default)]
