@@ -192,6 +192,10 @@ impl Docker {
 
     async fn try_provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let (_, runtime) = self.settings.choose(resources)?;
+        // Not `Unprepared`: preparing would not help.
+        if !resources.base.packages.is_empty() {
+            return Err(Error::refused(NO_PACKAGES));
+        }
         let engine = self.engine().await?;
         if let Some(what) = engine.unbounded() {
             return Err(Error::refused(format!(

@@ -144,11 +144,10 @@ impl Host {
         host
     }
 
-    pub(crate) fn with_capacity(capacity: Capacity) -> Self {
-        let mut host = Self::new();
-        host.settings.capacity = capacity;
-        host.provider = host.another();
-        host
+    pub(crate) fn with_capacity(mut self, capacity: Capacity) -> Self {
+        self.settings.capacity = capacity;
+        self.provider = self.another();
+        self
     }
 
     pub(crate) fn with_registries(network: sandbox::Network) -> Self {

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use sandbox::{Base, Error, Limits, Network, Resources, conformance};
+use sandbox::{Base, Capacity, Error, Limits, Network, Packages, Resources, conformance};
 use serde_json::json;
 
 use self::engine::{Engine, IMAGE, RUNTIME, SMALL_IMAGE};
@@ -244,6 +244,12 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     let limits = Limits { processes: 1, ..Limits::default() };
     let said = refusal(&host, Resources { limits, ..Resources::default() }).await;
     assert!(said.contains("process limit"), "{said}");
+    let packages = Packages { pip: vec!["six".to_owned()], ..Packages::default() };
+    let base = Base { packages, ..Base::default() };
+    let said = refusal(&host, Resources { base: base.clone(), ..Resources::default() }).await;
+    assert!(said.contains("posthouse.image"), "{said}");
+    let said = host.provider.prepare(&base, &|_| {}).await.unwrap_err().to_string();
+    assert!(said.contains("packages cannot be installed into containers"), "{said}");
     // Until containers can be saved, whoever asks is told so, and what it has is not mistaken for a snapshot.
     let restored = Resources { restore: Some("/nowhere".into()), ..Resources::default() };
     let said = refusal(&host, restored).await;
@@ -262,6 +268,36 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
         matches!(&refused, Err(Error::Unavailable { reason }) if reason.contains("/nowhere/docker.sock")),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn a_container_for_which_there_is_no_room_waits_in_line() {
+    let Some(engine) = engine("a_container_for_which_there_is_no_room_waits_in_line") else { return };
+    let capacity = Capacity { sandboxes_max: 1, waiting_max: 1, ..Capacity::default() };
+    let host = host(engine).with_capacity(capacity);
+    let first = host.sandbox(Resources::default()).await;
+    let (waiting, unlucky) = (fresh_id(), fresh_id());
+    let resources = Resources::default();
+    let waits = host.provider.provision(&waiting, 1, &resources);
+    let others = async {
+        let there = async {
+            while host.provider.occupancy().await.unwrap().waiting != 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), there).await.expect("it waits");
+        let refused = host.provider.provision(&unlucky, 1, &resources).await;
+        assert!(
+            matches!(&refused, Err(Error::Busy { reason }) if reason.contains("1 live, limit 1, 1 wait")),
+            "{refused:?}"
+        );
+        assert_eq!(host.containers().len(), 1, "the engine is asked when there is room");
+        host.provider.destroy(&first.id).await.unwrap();
+    };
+    let (provisioned, ()) = tokio::join!(waits, others);
+    provisioned.unwrap();
+    assert_eq!(text(&host.provider.execute(call_of(&waiting, 1, "echo in")).await.unwrap()), "in");
+    host.end().await;
 }
 
 #[tokio::test]
