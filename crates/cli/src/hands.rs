@@ -18,10 +18,14 @@ pub(crate) enum Hands {
 impl Hands {
     /// Kept by a supervisor of these settings. Starts and asks nobody yet.
     pub(crate) fn kept_by(settings: supervisor::Settings, sandboxes: &Sandboxes) -> Self {
-        let supervised = Arc::new(Supervised::new(settings));
         match sandboxes {
-            Sandboxes::Namespaces => Self::Namespaces(supervised),
-            Sandboxes::Docker(settings) => Self::Docker(Arc::new(Docker::new(supervised, settings.clone()))),
+            Sandboxes::Namespaces => Self::Namespaces(Arc::new(Supervised::new(settings))),
+            Sandboxes::Docker(chosen) => {
+                // Nothing is installed into containers.
+                let settings = supervisor::Settings { registries: None, ..settings };
+                let keeper = Arc::new(Supervised::new(settings));
+                Self::Docker(Arc::new(Docker::new(keeper, chosen.clone())))
+            }
         }
     }
 

@@ -268,7 +268,7 @@ fn saver_options(settings: &Settings) -> SaverOptions {
     let SnapshotSettings { idle, keep, session_bytes_max, total_bytes_max, scratch, .. } =
         &settings.snapshots;
     SaverOptions {
-        idle: *idle,
+        idle: idle.filter(|_| settings.sandboxes.can_be_saved()),
         keep: *keep,
         session_bytes_max: *session_bytes_max,
         total_bytes_max: *total_bytes_max,

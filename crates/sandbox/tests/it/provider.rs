@@ -32,6 +32,17 @@ async fn a_sandbox_with_a_network_is_told_of_its_exit_and_of_whom_the_host_trust
 }
 
 #[tokio::test]
+async fn a_runtime_is_for_containers_and_refused_elsewhere() {
+    let host = Host::new();
+    let runtime = Some("runsc".to_owned());
+    let refused =
+        host.provider.provision(&fresh_id(), 1, &Resources { runtime, ..Resources::default() }).await;
+    let reason = if host.has_containers() { "[sandbox.docker] runtimes" } else { "provider = \"docker\"" };
+    assert!(matches!(&refused, Err(Error::Refused { reason: said }) if said.contains(reason)), "{refused:?}");
+    host.end().await;
+}
+
+#[tokio::test]
 async fn exits_come_from_the_next_supervisor_too() {
     let host = Host::new();
     let mut exits = host.provider.exits();
