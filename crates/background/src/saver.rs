@@ -297,7 +297,9 @@ impl Saver {
     /// Looks once: drops what is too old or too much, and removes what has been nobody's for `grace`.
     pub async fn tidy(&self, grace: Duration) {
         // First the blobs, then who owns them: one that is put and recorded in between is not on the first list.
-        let listed = self.blobs.list(SNAPSHOTS).await;
+        let micros = u64::try_from(self.store.now().as_micros()).unwrap_or_default();
+        let now = std::time::UNIX_EPOCH + Duration::from_micros(micros);
+        let listed = self.blobs.list(SNAPSHOTS, now).await;
         let holdings = match self.store.holdings().await {
             Ok(holdings) => holdings,
             Err(error) => {

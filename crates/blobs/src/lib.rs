@@ -178,9 +178,8 @@ impl Blobs {
         }
     }
 
-    /// Every blob below a path, at most a million.
-    pub async fn list(&self, below: &str) -> Result<Vec<Listed>, Error> {
-        let now = SystemTime::now();
+    /// Every blob below a path, at most a million, with its age at `now`.
+    pub async fn list(&self, below: &str, now: SystemTime) -> Result<Vec<Listed>, Error> {
         let listed = self.store.list(Some(&parse(below)?)).take(LISTED_MAX).map_ok(|meta| Listed {
             key: meta.location.to_string(),
             size_bytes: meta.size,

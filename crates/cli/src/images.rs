@@ -162,9 +162,9 @@ fn made_image(name: &str, card: &ImageCard, as_json: bool) -> anyhow::Result<()>
     let ImageCard { digest, source, size_bytes } = card;
     if as_json {
         let made = json!({"name": name, "digest": digest, "source": source, "size_bytes": size_bytes});
-        return Ok(out::line(&made.to_string())?);
+        return out::line(&made.to_string());
     }
-    Ok(out::line(&format!("{name}  {digest}  {} MiB from {source}", size_bytes >> 20))?)
+    out::line(&format!("{name}  {digest}  {} MiB from {source}", size_bytes >> 20))
 }
 
 fn show(kept: &[Kept], as_json: bool) -> anyhow::Result<()> {
@@ -192,5 +192,5 @@ fn show(kept: &[Kept], as_json: bool) -> anyhow::Result<()> {
         let days = format!("{:.1} days", unused.as_secs_f64() / 86_400.0);
         table.add_row([name, word(*kind).to_owned(), (size_bytes >> 20).to_string(), days, about.clone()]);
     }
-    Ok(out::line(&table.to_string())?)
+    out::line(&table.to_string())
 }

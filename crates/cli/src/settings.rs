@@ -658,11 +658,8 @@ mod tests {
     fn a_search_provider_is_the_files_with_what_flags_say_of_it() {
         let file = "[search]\nkind = \"brave\"\napi_key_file = \"/run/key\"\n";
         let file = || parse(file, Path::new("p.toml")).expect("valid");
-        let options = |kind, url: Option<&str>| WebOptions {
-            search_kind: kind,
-            search_url: url.map(str::to_owned),
-            ..WebOptions::default()
-        };
+        let options =
+            |kind, url: Option<&str>| WebOptions { search_kind: kind, search_url: url.map(str::to_owned) };
         assert!(options(None, Some(" ")).search(None).is_none());
         let searxng = options(None, Some("http://127.0.0.1:1")).search(None).expect("a provider");
         assert_eq!((searxng.kind, searxng.api_key_env), (web::SearchKind::Searxng, None));

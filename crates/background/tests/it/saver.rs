@@ -65,8 +65,14 @@ impl Saving {
     }
 
     async fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<_> =
-            self.blobs.list(SNAPSHOTS).await.expect("lists").into_iter().map(|blob| blob.key).collect();
+        let mut keys: Vec<_> = self
+            .blobs
+            .list(SNAPSHOTS, std::time::UNIX_EPOCH)
+            .await
+            .expect("lists")
+            .into_iter()
+            .map(|blob| blob.key)
+            .collect();
         keys.sort();
         keys
     }
@@ -184,7 +190,9 @@ async fn wherever_the_saver_dies_the_workspace_is_in_a_sandbox_or_in_a_snapshot(
         let (living, keys) = (saving.world.living().await, saving.keys().await);
         match (&state.sandbox, &state.snapshot) {
             (Some(_), None) => assert_eq!(living, ["sbox-a"], "after {polls} polls"),
-            (None, Some(snapshot)) => assert_eq!(keys, [snapshot.key.clone()], "after {polls} polls"),
+            (None, Some(snapshot)) => {
+                assert_eq!(keys, std::slice::from_ref(&snapshot.key), "after {polls} polls")
+            }
             other => panic!("after {polls} polls: {other:?}"),
         }
         // Whatever is left over goes, and the work is done.

@@ -22,7 +22,7 @@ async fn contract(blobs: &Blobs, folder: &Path) {
     blobs.put("snapshots/b/1", &file).await.expect("put");
     blobs.put("other/c", &file).await.expect("put");
     let mut listed: Vec<_> = blobs
-        .list("snapshots")
+        .list("snapshots", std::time::UNIX_EPOCH)
         .await
         .expect("lists")
         .into_iter()

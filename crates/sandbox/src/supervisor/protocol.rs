@@ -31,6 +31,7 @@ pub(crate) struct Request {
     pub(crate) ask: Ask,
 }
 
+#[allow(clippy::large_enum_variant, reason = "made one at a time, and never kept")]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ask {

@@ -41,7 +41,7 @@ impl Scope {
             path.strip_prefix(folder.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
         };
         (self.tops.is_empty() || self.tops.iter().any(|name| name.as_bytes() == top))
-            && !self.except.iter().any(|folder| within(folder))
+            && !self.except.iter().any(within)
     }
 }
 

@@ -18,6 +18,9 @@ use super::{
     Doing, EXTENTS_MAX, Error, PATH_BYTES_MAX, Scope, XATTR_BYTES_MAX, carried_mode, carries_attribute,
 };
 
+/// The name and the value of an extended attribute.
+type Attribute = (Vec<u8>, Vec<u8>);
+
 /// What an archive holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Packed {
@@ -188,7 +191,7 @@ impl<W: Write> Packer<'_, W> {
         Ok(())
     }
 
-    fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    fn attributes(&mut self, file: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<Attribute>, Error> {
         let mut names = Vec::with_capacity(256);
         loop {
             match flistxattr(file, rustix::buffer::spare_capacity(&mut names)) {
