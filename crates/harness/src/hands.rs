@@ -240,6 +240,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_environment_chooses_image_and_runtime_and_leaves_the_rest_as_usual() {
+        let usual = Resources {
+            base: Base { image: Some("usual".to_owned()), ..Base::default() },
+            runtime: Some("runc".to_owned()),
+            ..Resources::default()
+        };
+        let chosen = |hands: &HandsSettings| {
+            let Resources { base, runtime, .. } =
+                resources_of(&usual, &EnvironmentConfig::SelfHosted {}, hands);
+            (base.image, runtime)
+        };
+        let own = |text: &str| Some(text.to_owned());
+        assert_eq!(chosen(&HandsSettings::default()), (own("usual"), own("runc")));
+        let hands = HandsSettings { image: own("other"), runtime: own("runsc"), ..HandsSettings::default() };
+        assert_eq!(chosen(&hands), (own("other"), own("runsc")));
+    }
+
+    #[test]
     fn a_failed_install_is_told_to_the_client_and_to_the_model() {
         let error = Error::Packages {
             manager: sandbox::Manager::Pip,
