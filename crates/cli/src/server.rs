@@ -12,7 +12,7 @@ use harness::{Brain, Options, Snapshots};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
-use sandbox::supervisor::{self, Supervised};
+use sandbox::supervisor;
 use sandbox::{Base, Network, Provider, Resources};
 use store::Store;
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::demo;
 use crate::exits;
+use crate::hands::Hands;
 use crate::settings::{Database, DatabaseUrl, Role, Settings};
 use crate::snapshots::SnapshotSettings;
 
@@ -66,13 +67,13 @@ impl Server {
         })?;
         let url = format!("http://{}", listener.local_addr()?);
         let hands = (roles.has(Role::Brain) || roles.has(Role::Background))
-            .then(|| Arc::new(Supervised::new(supervisor_settings(settings))));
+            .then(|| Hands::kept_by(supervisor_settings(settings), &settings.sandboxes));
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
         let (mut work, mut door) = (JoinSet::new(), JoinSet::new());
         if let Some(hands) = hands {
-            let hands: Arc<dyn Provider> = hands;
+            let hands: Arc<dyn Provider> = hands.provider();
             let served =
                 exits::serve(Arc::clone(&hands), Arc::new(settings.network.guard()), closing.clone());
             door.spawn(async move {
@@ -96,7 +97,7 @@ impl Server {
                 });
             }
             if roles.has(Role::Background) {
-                let image = settings.image.clone();
+                let image = settings.usual_image();
                 let installer = background::Installer::new(store.clone(), Arc::clone(&hands), image);
                 let installer = installer.run(draining.clone());
                 work.spawn(async move {
@@ -240,7 +241,7 @@ fn brain_options(settings: &Settings) -> Options {
     Options {
         resources: Resources {
             limits: settings.limits.clone(),
-            base: Base { image: settings.image.clone(), ..Base::default() },
+            base: Base { image: settings.usual_image(), ..Base::default() },
             ..Resources::default()
         },
         holder: holder(),
@@ -267,7 +268,7 @@ fn saver_options(settings: &Settings) -> SaverOptions {
     let SnapshotSettings { idle, keep, session_bytes_max, total_bytes_max, scratch, .. } =
         &settings.snapshots;
     SaverOptions {
-        idle: *idle,
+        idle: idle.filter(|_| settings.sandboxes.can_be_saved()),
         keep: *keep,
         session_bytes_max: *session_bytes_max,
         total_bytes_max: *total_bytes_max,
@@ -283,12 +284,7 @@ fn holder() -> String {
 }
 
 /// What the probes look at.
-fn health(
-    settings: &Settings,
-    store: &Store,
-    hands: Option<&Arc<Supervised>>,
-    draining: &CancellationToken,
-) -> Health {
+fn health(settings: &Settings, store: &Store, hands: Option<&Hands>, draining: &CancellationToken) -> Health {
     let asked = store.clone();
     let mut health = Health::new(draining.clone()).with("database", move || database(asked.clone()));
     if settings.database.is_some() {
@@ -301,13 +297,13 @@ fn health(
         });
     }
     if let Some(hands) = hands.filter(|_| settings.roles.has(Role::Brain)) {
-        let hands = Arc::clone(hands);
+        let hands = hands.clone();
         // Clients are served without hands, and a brain can do little without them.
         let without = match settings.roles.has(Role::Api) {
             true => Condition::Degraded,
             false => Condition::Down,
         };
-        health = health.with("hands", move || look_at_hands(Arc::clone(&hands), without));
+        health = health.with("hands", move || look_at_hands(hands.clone(), without));
     }
     health
 }
@@ -322,15 +318,15 @@ async fn database(store: Store) -> Condition {
     }
 }
 
-async fn look_at_hands(hands: Arc<Supervised>, without: fn(&'static str) -> Condition) -> Condition {
+async fn look_at_hands(hands: Hands, without: fn(&'static str) -> Condition) -> Condition {
     match tokio::time::timeout(HANDS_LOOK_MAX, hands.report()).await {
         Ok(Ok(report)) if report.refusal().is_none() => Condition::Ok,
         Ok(Ok(_)) => Condition::Degraded("this machine allows no sandbox; `posthouse doctor` says why"),
         Ok(Err(error)) => {
             tracing::debug!(%error, "the supervisor does not answer");
-            without("the supervisor can neither be reached nor started")
+            without("what keeps the sandboxes can neither be reached nor started")
         }
-        Err(_) => without("the supervisor does not answer in time"),
+        Err(_) => without("what keeps the sandboxes does not answer in time"),
     }
 }
 

@@ -238,10 +238,26 @@ pub(crate) struct Database {
     pub(crate) listen: Option<DatabaseUrl>,
 }
 
-/// What each sandbox may use, and how many this machine holds.
+/// What sandboxes are, what each may use, and how many this machine holds.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Sandboxes (what each may use)")]
+#[command(next_help_heading = "Sandboxes (what they are, and what each may use)")]
 pub(crate) struct SandboxOptions {
+    /// What a sandbox is: Linux namespaces, or a container of an engine on this machine. [default: namespaces]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_PROVIDER", value_name = "KIND")]
+    sandbox_provider: Option<SandboxProvider>,
+
+    /// Containers: the engine's socket, Docker's or Podman's. [default: $DOCKER_HOST, or /var/run/docker.sock]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_HOST", value_name = "SOCKET")]
+    sandbox_docker_host: Option<String>,
+
+    /// Containers: the image, which is never pulled. [default: debian:stable-slim]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_IMAGE", value_name = "IMAGE")]
+    sandbox_docker_image: Option<String>,
+
+    /// Containers: the runtime, such as runc, crun or runsc. [default: the engine's]
+    #[arg(long, env = "POSTHOUSE_SANDBOX_DOCKER_RUNTIME", value_name = "NAME")]
+    sandbox_docker_runtime: Option<String>,
+
     /// Memory, files included. [default: 2147483648]
     #[arg(long, env = "POSTHOUSE_SANDBOX_MEMORY_BYTES", value_name = "BYTES")]
     sandbox_memory_bytes: Option<u64>,
@@ -279,7 +295,53 @@ pub(crate) struct SandboxOptions {
     sandboxes_ready_max: Option<usize>,
 }
 
+/// What a sandbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum SandboxProvider {
+    /// Namespaces, made by the supervisor.
+    #[default]
+    Namespaces,
+    /// A container, made by an engine that speaks the Docker API.
+    Docker,
+}
+
+/// What sandboxes are.
+#[derive(Clone, Debug)]
+pub(crate) enum Sandboxes {
+    Namespaces,
+    Docker(sandbox::docker::Settings),
+}
+
+impl Sandboxes {
+    /// Whether one that nobody uses can be put away.
+    pub(crate) fn can_be_saved(&self) -> bool {
+        matches!(self, Self::Namespaces)
+    }
+}
+
 impl SandboxOptions {
+    fn sandboxes(&self, kind: Option<SandboxProvider>, file: DockerFile) -> Sandboxes {
+        match self.sandbox_provider.or(kind).unwrap_or_default() {
+            SandboxProvider::Namespaces => Sandboxes::Namespaces,
+            SandboxProvider::Docker => {
+                let DockerFile { host, image, runtime, images, runtimes } = file;
+                let usual = sandbox::docker::Settings::default();
+                let of_docker = || std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
+                let host = self.sandbox_docker_host.clone().or(host).or_else(of_docker);
+                let image = self.sandbox_docker_image.clone().or(image);
+                Sandboxes::Docker(sandbox::docker::Settings {
+                    host: host.unwrap_or(usual.host),
+                    image: image.unwrap_or(usual.image),
+                    runtime: self.sandbox_docker_runtime.clone().or(runtime),
+                    images,
+                    runtimes,
+                    provision_time_max: usual.provision_time_max,
+                })
+            }
+        }
+    }
+
     fn over(self, file: sandbox::Limits) -> sandbox::Limits {
         sandbox::Limits {
             memory_bytes: self.sandbox_memory_bytes.unwrap_or(file.memory_bytes),
@@ -305,6 +367,8 @@ impl SandboxOptions {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct SandboxFile {
+    provider: Option<SandboxProvider>,
+    docker: DockerFile,
     #[serde(flatten)]
     limits: sandbox::Limits,
     #[serde(flatten)]
@@ -353,6 +417,17 @@ struct ImagesFile {
     default: Option<String>,
 }
 
+/// `[sandbox.docker]` of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DockerFile {
+    host: Option<String>,
+    image: Option<String>,
+    runtime: Option<String>,
+    images: Vec<String>,
+    runtimes: Vec<String>,
+}
+
 /// What a server runs with.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -370,12 +445,23 @@ pub(crate) struct Settings {
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) network: Network,
+    pub(crate) sandboxes: Sandboxes,
     pub(crate) limits: sandbox::Limits,
     pub(crate) search: Option<SearchConfig>,
     pub(crate) capacity: sandbox::Capacity,
     /// The image that sandboxes start from whose environments name none; the host's tools if `None`.
     pub(crate) image: Option<String>,
     pub(crate) snapshots: SnapshotSettings,
+}
+
+impl Settings {
+    /// The image that sandboxes start from whose environments name none. That of containers is their engine's affair.
+    pub(crate) fn usual_image(&self) -> Option<String> {
+        match self.sandboxes {
+            Sandboxes::Namespaces => self.image.clone(),
+            Sandboxes::Docker(_) => None,
+        }
+    }
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8400";
@@ -466,6 +552,7 @@ impl ServerOptions {
             providers: file.provider,
             load: self.load.over(file.limits),
             network: self.network.over(file.network)?,
+            sandboxes: self.sandbox.sandboxes(file.sandbox.provider, file.sandbox.docker),
             capacity: self.sandbox.capacity_over(file.sandbox.capacity),
             limits: self.sandbox.over(file.sandbox.limits),
             search: self.web.search(file.search),
@@ -588,7 +675,7 @@ mod tests {
     #[test]
     fn the_section_of_sandboxes_says_what_each_may_use_and_how_many_there_may_be() {
         let text = "[sandbox]\nprocesses = 99\nsandboxes_max = 7\nwaiting_seconds_max = 5\n";
-        let File { sandbox: SandboxFile { limits, capacity }, .. } =
+        let File { sandbox: SandboxFile { limits, capacity, .. }, .. } =
             parse(text, Path::new("p.toml")).expect("reads");
         assert_eq!(limits, sandbox::Limits { processes: 99, ..sandbox::Limits::default() });
         let expected = sandbox::Capacity {
@@ -599,6 +686,22 @@ mod tests {
         assert_eq!(capacity, expected);
         let flags = SandboxOptions { sandboxes_max: Some(9), ..SandboxOptions::default() };
         assert_eq!(flags.capacity_over(capacity).sandboxes_max, 9);
+    }
+
+    #[test]
+    fn containers_are_chosen_in_the_file_and_a_flag_wins_over_it() {
+        let text = "[sandbox]\nprovider = \"docker\"\nprocesses = 64\n[sandbox.docker]\nimage = \"a\"\nruntime = \"runsc\"\nimages = [\"c\"]\n";
+        let SandboxFile { provider, docker, limits, .. } =
+            parse(text, Path::new("p.toml")).expect("reads").sandbox;
+        assert_eq!((limits.processes, limits.open_files), (64, sandbox::Limits::default().open_files));
+        let flags =
+            SandboxOptions { sandbox_docker_image: Some("b".to_owned()), ..SandboxOptions::default() };
+        let Sandboxes::Docker(settings) = flags.sandboxes(provider, docker) else { panic!("containers") };
+        assert_eq!((settings.image.as_str(), settings.runtime.as_deref()), ("b", Some("runsc")));
+        assert_eq!(settings.images, ["c"]);
+        assert!(matches!(flags.sandboxes(None, DockerFile::default()), Sandboxes::Namespaces));
+        let error = parse("[sandbox.docker]\nimagine = 1\n", Path::new("p.toml")).expect_err("unknown key");
+        assert!(error.to_string().contains("imagine"), "{error}");
     }
 
     #[test]

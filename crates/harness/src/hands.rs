@@ -59,10 +59,13 @@ pub(crate) fn resources_of(
     environment: &EnvironmentConfig,
     hands: &HandsSettings,
 ) -> Resources {
-    let HandsSettings { policy: _, image, runtime: _ } = hands;
+    let HandsSettings { policy: _, image, runtime } = hands;
     let mut resources = usual.clone();
     if let Some(image) = image {
         resources.base.image = Some(image.clone());
+    }
+    if let Some(runtime) = runtime {
+        resources.runtime = Some(runtime.clone());
     }
     match environment {
         EnvironmentConfig::Cloud { networking: _, packages } => {
@@ -235,6 +238,24 @@ fn source_of(source: wire::Source) -> Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_environment_chooses_image_and_runtime_and_leaves_the_rest_as_usual() {
+        let usual = Resources {
+            base: Base { image: Some("usual".to_owned()), ..Base::default() },
+            runtime: Some("runc".to_owned()),
+            ..Resources::default()
+        };
+        let chosen = |hands: &HandsSettings| {
+            let Resources { base, runtime, .. } =
+                resources_of(&usual, &EnvironmentConfig::SelfHosted {}, hands);
+            (base.image, runtime)
+        };
+        let own = |text: &str| Some(text.to_owned());
+        assert_eq!(chosen(&HandsSettings::default()), (own("usual"), own("runc")));
+        let hands = HandsSettings { image: own("other"), runtime: own("runsc"), ..HandsSettings::default() };
+        assert_eq!(chosen(&hands), (own("other"), own("runsc")));
+    }
 
     #[test]
     fn a_failed_install_is_told_to_the_client_and_to_the_model() {

@@ -29,6 +29,12 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
     the_list_shows_what_lives(provider, &id("list")).await;
     outputs_are_collected_into_a_folder(provider, &id("outputs")).await;
     what_is_kept_ready_cannot_be_told_from_a_new_one(provider, &id("ready-one"), &id("ready-two")).await;
+}
+
+/// Runs the part about snapshots, for hands that can be saved.
+pub async fn snapshots_suite(provider: &dyn Provider, names: &str) {
+    let id =
+        |part: &str| SandboxId::parse(&format!("{names}-{part}")).expect("the caller's names make good ids");
     what_was_saved_is_there_again(provider, &id("saved"), &id("restored")).await;
     a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider, &id("unsaved")).await;
     nothing_is_made_of_a_broken_snapshot(provider, &id("broken"), &id("unmade"), &id("missing")).await;

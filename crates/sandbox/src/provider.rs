@@ -90,6 +90,8 @@ pub struct Resources {
     pub rights: Rights,
     /// What it starts from.
     pub base: Base,
+    /// What runs a container, where sandboxes are containers; the operator's choice if `None`.
+    pub runtime: Option<String>,
     /// A file that [`Provider::save`] wrote, of a sandbox with the same base: everything in its private layer is there again.
     /// `None`: an empty workspace.
     pub restore: Option<PathBuf>,
@@ -104,6 +106,7 @@ impl Default for Resources {
             network: None,
             rights: Rights::default(),
             base: Base::default(),
+            runtime: None,
             restore: None,
         }
     }

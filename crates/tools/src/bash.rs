@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
@@ -84,7 +84,7 @@ struct Input {
 /// The shell and the calls that want it, in the order in which they came.
 pub struct Bash {
     path: CString,
-    arguments: Vec<CString>,
+    dialect: Dialect,
     environment: Vec<CString>,
     workdir: PathBuf,
     shell: Option<Shell>,
@@ -99,8 +99,17 @@ struct Running {
     deadline: Instant,
 }
 
+/// What the shell understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    Bash,
+    /// What every `sh` does. A command that is no valid shell program ends it, as in every `sh`.
+    Posix,
+}
+
 struct Shell {
     pid: Pid,
+    dialect: Dialect,
     control: OwnedFd,
     script: OwnedFd,
     /// `None` when nobody holds the other end any more; a shell may redirect all it prints.
@@ -118,8 +127,8 @@ impl Bash {
         let environment =
             environment.map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
         Bash {
-            path: c"/bin/bash".into(),
-            arguments: vec![c"bash".into(), c"--noprofile".into(), c"--norc".into()],
+            path: c_string(config.shell.as_os_str().as_bytes()),
+            dialect: Dialect::of(&config.shell),
             environment: environment.collect(),
             workdir: config.workdir.clone(),
             shell: None,
@@ -285,8 +294,9 @@ impl Bash {
     }
 
     fn start_shell(&self) -> Result<Shell, String> {
-        let failed =
-            |cause: std::io::Error| format!("cannot start /bin/bash in {}: {cause}", self.workdir.display());
+        let failed = |cause: std::io::Error| {
+            format!("cannot start {} in {}: {cause}", self.path.to_string_lossy(), self.workdir.display())
+        };
         self.open_shell().map_err(failed)
     }
 
@@ -305,7 +315,7 @@ impl Bash {
         std::env::set_current_dir(&self.workdir)?;
         let pid = sys::spawn(&Program {
             path: &self.path,
-            arguments: &self.arguments,
+            arguments: &self.dialect.arguments(),
             environment: &self.environment,
             descriptors: &[
                 (0, control_read.as_fd()),
@@ -319,7 +329,16 @@ impl Bash {
         // Where it cannot be said, the kernel's own choice, the largest, is nearly always a command too.
         let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()), KILL_COMMANDS_FIRST);
         let (output, end) = (Some(output), Some(end));
-        Ok(Shell { pid, control, script, output, end, tail: Tail::default(), markers: Vec::new() })
+        Ok(Shell {
+            pid,
+            dialect: self.dialect,
+            control,
+            script,
+            output,
+            end,
+            tail: Tail::default(),
+            markers: Vec::new(),
+        })
     }
 
     /// Kills the shell and everything that was ever started in it.
@@ -330,13 +349,49 @@ impl Bash {
     }
 }
 
+impl Dialect {
+    fn of(shell: &Path) -> Dialect {
+        if shell.file_name().is_some_and(|name| name == "bash") { Dialect::Bash } else { Dialect::Posix }
+    }
+
+    fn arguments(self) -> Vec<CString> {
+        match self {
+            Dialect::Bash => vec![c"bash".into(), c"--noprofile".into(), c"--norc".into()],
+            Dialect::Posix => vec![c"sh".into()],
+        }
+    }
+
+    /// The line that reads and evaluates what lies in the memory file, and then writes the marker.
+    ///
+    /// `builtin` and `command`, because a command may define functions of these names; the last redirection,
+    /// because `set -x` would print the marker; the newline before the marker, because a job that has kept the pipe
+    /// may have left half a line there.
+    fn line(self, marker: &str) -> String {
+        match self {
+            Dialect::Bash => format!(
+                "builtin read -rd '' -u {SCRIPT};builtin eval -- \"$REPLY\" </dev/null {SCRIPT}<&- {END}>&-;\
+                 {{ builtin printf '\\n%s %d\\n' {marker} $? >&{END};}} 2>/dev/null\n"
+            ),
+            // The word is expanded before the descriptors are closed. `-p`, because a command may change PATH.
+            Dialect::Posix => format!(
+                "eval \"$(command -p cat <&{SCRIPT})\" </dev/null {SCRIPT}<&- {END}>&-;\
+                 {{ command printf '\\n%s %d\\n' {marker} $? >&{END};}} 2>/dev/null\n"
+            ),
+        }
+    }
+}
+
 impl Shell {
     /// Sends a command; returns the marker that its end will bring.
     fn send(&mut self, command: &str) -> Result<String, Errno> {
         rustix::fs::ftruncate(&self.script, 0)?;
-        // The zero byte ends what `read` takes. Without it `read` would fail, and with `set -e` in force
+        // The zero byte ends what bash's `read` takes. Without it `read` would fail, and with `set -e` in force
         // that would end the shell.
-        for (bytes, start) in [(command.as_bytes(), 0), (b"\0", command.len())] {
+        let end: &[u8] = match self.dialect {
+            Dialect::Bash => b"\0",
+            Dialect::Posix => b"",
+        };
+        for (bytes, start) in [(command.as_bytes(), 0), (end, command.len())] {
             let mut written = 0;
             while written < bytes.len() {
                 written += rustix::io::pwrite(&self.script, &bytes[written..], (start + written) as u64)?;
@@ -347,13 +402,7 @@ impl Shell {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let marker = format!("{:016x}", u64::from_ne_bytes(random));
-        // `builtin`, because a command may define functions of these names; the last redirection, because
-        // `set -x` would print the marker; the newline before the marker, because a job that has kept the pipe
-        // may have left half a line there.
-        let line = format!(
-            "builtin read -rd '' -u {SCRIPT};builtin eval -- \"$REPLY\" </dev/null {SCRIPT}<&- {END}>&-;\
-             {{ builtin printf '\\n%s %d\\n' {marker} $? >&{END};}} 2>/dev/null\n"
-        );
+        let line = self.dialect.line(&marker);
         // Shorter than a pipe's atomic write: it goes whole or not at all.
         rustix::io::write(&self.control, line.as_bytes())?;
         Ok(marker)

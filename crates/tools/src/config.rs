@@ -23,6 +23,8 @@ pub struct Config {
     pub extra_roots: Vec<Root>,
     /// Where outputs go that are too long to be shown. Should lie below a root, so that `read` finds them.
     pub overflow: PathBuf,
+    /// The shell: `bash`, or one that knows what POSIX says and no more.
+    pub shell: PathBuf,
     /// The whole environment of a shell.
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -49,7 +51,7 @@ impl Config {
     /// Reads the command line. Without arguments it is the layout of every sandbox.
     ///
     /// `--workdir DIR`, `--outputs DIR`, `--overflow DIR` replace one directory each; `--read-only DIR`
-    /// and `--read-write DIR` may be repeated and replace the extra roots.
+    /// and `--read-write DIR` may be repeated and replace the extra roots; `--shell FILE` is the shell.
     pub fn parse(
         arguments: impl IntoIterator<Item = OsString>,
         inherited: impl IntoIterator<Item = (OsString, OsString)>,
@@ -58,6 +60,7 @@ impl Config {
         let mut outputs = PathBuf::from("/mnt/session/outputs");
         let mut overflow = PathBuf::from("/tmp/tool-outputs");
         let mut extra_roots = Vec::new();
+        let mut shell = None;
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
             let value = arguments.next().map(PathBuf::from).filter(|path| path.is_absolute());
@@ -68,6 +71,7 @@ impl Config {
                 b"--overflow" => overflow = value,
                 b"--read-only" => extra_roots.push(Root { path: value, access: Access::Read }),
                 b"--read-write" => extra_roots.push(Root { path: value, access: Access::Write }),
+                b"--shell" => shell = Some(value),
                 _ => return Err(format!("unknown argument {}", name.display())),
             }
         }
@@ -84,11 +88,26 @@ impl Config {
         Ok(Config {
             outputs: settled(outputs),
             overflow: settled(overflow),
+            shell: shell.unwrap_or_else(usual_shell),
             workdir,
             extra_roots,
             environment,
         })
     }
+
+    /// Makes the folders that are not there yet. Where something else has made them already, nothing is left to do.
+    pub fn make_folders(&self) -> Result<(), String> {
+        let roots = self.extra_roots.iter().map(|root| &root.path);
+        [&self.workdir, &self.outputs].into_iter().chain(roots).try_for_each(|folder| {
+            fs::create_dir_all(folder).map_err(|cause| format!("cannot make {}: {cause}", folder.display()))
+        })
+    }
+}
+
+/// Not every image has a `bash`.
+fn usual_shell() -> PathBuf {
+    let bash = Path::new("/bin/bash");
+    if bash.exists() || !Path::new("/bin/sh").exists() { bash.into() } else { "/bin/sh".into() }
 }
 
 /// The path without symlinks, or as given where nothing is there yet. Done once, before any command has

@@ -8,7 +8,8 @@
 //! [`terminal`], [`processes`]), the file tools ([`tool`], [`files`], [`confine`]).
 //!
 //! This crate does not guard anything from the commands it runs: namespaces, Landlock and seccomp are
-//! in place before it starts. It has no database, no TLS and no async runtime.
+//! in place before it starts; in a container, whose engine starts it, it puts on the filter that it finds
+//! beside its socket ([`dial`]). It has no database, no TLS and no async runtime.
 
 pub mod wire;
 
@@ -23,6 +24,8 @@ pub mod config;
 pub mod confine;
 #[cfg(feature = "bin")]
 pub mod desk;
+#[cfg(feature = "bin")]
+pub mod dial;
 #[cfg(feature = "bin")]
 pub mod files;
 #[cfg(feature = "bin")]

@@ -83,6 +83,7 @@ mod tests {
             outputs: directory.join("outputs"),
             extra_roots: vec![Root { path: directory.clone(), access: Access::Write }],
             overflow: directory.join("long"),
+            shell: "/bin/bash".into(),
             environment: Vec::new(),
         }
     }

@@ -29,6 +29,31 @@ pub fn close_from(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
 }
 
+/// Puts this process and all that it starts under a system call filter: instructions of eight bytes each, as
+/// the kernel takes them.
+///
+/// An error says that nothing has changed. `no_new_privs` must be set.
+pub fn load_filter(program: &[u8]) -> io::Result<()> {
+    let (instructions, []) = program.as_chunks::<8>() else {
+        return Err(io::Error::other("it is cut off"));
+    };
+    let mut filter: Vec<libc::sock_filter> = instructions
+        .iter()
+        .map(|[code_low, code_high, jt, jf, k @ ..]| libc::sock_filter {
+            code: u16::from_ne_bytes([*code_low, *code_high]),
+            jt: *jt,
+            jf: *jf,
+            k: u32::from_ne_bytes(*k),
+        })
+        .collect();
+    let len = u16::try_from(filter.len()).map_err(|_| io::Error::other("it is too long"))?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel reads `len` instructions from `filter`, which lives on, checks each, and writes nothing.
+    let loaded =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    if loaded == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Keeps the heap of an idle process small.
 pub fn keep_the_heap_small() {
     // SAFETY: mallopt sets numbers inside the allocator and is called before any other thread exists.

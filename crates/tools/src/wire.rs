@@ -34,6 +34,18 @@ pub const OUTPUT_PIECE_BYTES_MAX: u64 = 4 << 20;
 /// The text of a call that was cancelled.
 pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
 
+/// What a `tools` that dials finds, and its first bytes.
+pub mod dial {
+    /// The supervisor's socket, in the folder that `tools` was told of.
+    pub const CONTROL: &str = "control.sock";
+    /// The system call filter beside it: the kernel's instructions of eight bytes each.
+    pub const FILTER: &str = "filter";
+    /// The byte that brings the exit as a descriptor.
+    pub const EXIT: u8 = 0;
+    /// The byte after which frames follow. Anything else in its place is the start of a complaint.
+    pub const GO: u8 = b'g';
+}
+
 /// One question to `tools`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {

@@ -11,6 +11,11 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 /// The static program that `build.rs` made.
 static TOOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tools"));
 
+/// The program's bytes, for those who can run only files.
+pub(crate) fn program() -> &'static [u8] {
+    TOOLS
+}
+
 /// A sealed, executable memory file with the `tools` program.
 pub(crate) fn tools() -> io::Result<OwnedFd> {
     sealed(TOOLS)

@@ -122,7 +122,7 @@ fn lock_in(
     control: &UnixStream,
     sync: &UnixStream,
 ) -> Result<std::convert::Infallible, Failure> {
-    let Resources { limits, mounts, hostname, network, rights: _, base: _, restore } = resources;
+    let Resources { limits, mounts, hostname, network, rights: _, base: _, runtime: _, restore } = resources;
     sys::die_with_parent().step("tie its life to the supervisor's")?;
 
     doors.enter_early().step("enter the control group")?;
@@ -225,15 +225,20 @@ fn environment(has_exit: bool) -> Vec<String> {
     let mut environment: Vec<String> = ENVIRONMENT.iter().map(|text| (*text).to_owned()).collect();
     if has_exit {
         let set = |name: &&str, value: &str| format!("{name}={value}");
-        let exit = format!("http://127.0.0.1:{EXIT_PORT}");
-        environment.extend(EXIT_VARIABLES.iter().map(|name| set(name, &exit)));
-        environment.extend(DIRECT_VARIABLES.iter().map(|name| set(name, "localhost,127.0.0.1,::1")));
+        environment.extend(exit_variables());
         let trusted = [etc::HOST_TRUSTED].into_iter().chain(etc::TRUSTED.iter().copied());
         if let Some(trusted) = trusted.into_iter().find(|path| Path::new(path).exists()) {
             environment.extend(TRUST_VARIABLES.iter().map(|name| set(name, trusted)));
         }
     }
     environment
+}
+
+/// How programs are told of the exit.
+pub(crate) fn exit_variables() -> Vec<String> {
+    let exit = format!("http://127.0.0.1:{EXIT_PORT}");
+    let proxies = EXIT_VARIABLES.iter().map(|name| format!("{name}={exit}"));
+    proxies.chain(DIRECT_VARIABLES.iter().map(|name| format!("{name}=localhost,127.0.0.1,::1"))).collect()
 }
 
 /// Waits for the parent's word, and takes what comes before it.

@@ -153,7 +153,7 @@ const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom"];
 
 /// What every user of a machine may read in `/proc` and a sandbox should not: how the host was started, where its kernel
 /// lies, its keys, disks, devices and interrupts.
-const MASKED: &[&str] = &[
+pub(crate) const MASKED: &[&str] = &[
     "acpi",
     "bus",
     "cmdline",

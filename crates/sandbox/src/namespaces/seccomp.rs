@@ -64,6 +64,16 @@ pub(crate) fn program(memory: Memory) -> Vec<sock_filter> {
     program
 }
 
+/// The same program as bytes, for a `tools` that puts it on by itself. Memory is the container's control group's to count.
+pub(crate) fn for_containers() -> Vec<u8> {
+    let bytes = |instruction: &sock_filter| {
+        let [code_low, code_high] = instruction.code.to_ne_bytes();
+        let [k0, k1, k2, k3] = instruction.k.to_ne_bytes();
+        [code_low, code_high, instruction.jt, instruction.jf, k0, k1, k2, k3]
+    };
+    program(Memory::Counted).iter().flat_map(bytes).collect()
+}
+
 /// What the filter says to one system call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answer {

@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(line.join('a', &capacity, start), Ok(()));
         assert_eq!(line.join('b', &capacity, start + Duration::from_secs(1)), Ok(()));
         assert_eq!(line.join('c', &capacity, start), Err('c'), "too many");
-        assert_eq!(line.overdue(&capacity, start + Duration::from_secs(4)), []);
+        assert!(line.overdue(&capacity, start + Duration::from_secs(4)).is_empty());
         assert_eq!(line.overdue(&capacity, start + Duration::from_secs(5)), ['a']);
         line.join('c', &capacity, start).unwrap();
         assert_eq!(line.leave(|one| *one == 'b'), ['b']);

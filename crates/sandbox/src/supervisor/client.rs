@@ -146,6 +146,15 @@ pub struct Supervised {
     failures: build::Failures,
 }
 
+/// Where a container is let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Door {
+    /// What to mount.
+    pub(crate) folder: PathBuf,
+    /// Tells its ids from every other's.
+    pub(crate) slot: u32,
+}
+
 /// Exits that wait for whoever serves them. They wait with the supervisor, too.
 const EXITS_WAITING: usize = 64;
 
@@ -316,6 +325,34 @@ impl Supervised {
             Answer::List(list) => Ok(list),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// Opens a door for a container, and says which; `None` if the sandbox lives already.
+    pub(crate) async fn adopt(
+        &self,
+        id: &SandboxId,
+        fence: u64,
+        resources: &Resources,
+        first_id: Option<u32>,
+    ) -> Result<Option<Door>, Error> {
+        let resources = || resources.clone();
+        let ask = || Ask::Adopt { sandbox: id.clone(), fence, resources: resources(), first_id };
+        let Patience { provision, room, .. } = self.settings.patience;
+        match self.ask_longer(provision, room, ask).await? {
+            Answer::Door { folder, slot } => Ok(Some(Door { folder, slot })),
+            Answer::Done {} => Ok(None),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Returns when the container that a door was opened for has come, after `patience` at the latest.
+    pub(crate) async fn adopted(&self, id: &SandboxId, fence: u64, patience: Duration) -> Result<(), Error> {
+        done(self.ask(patience, || Ask::Adopted { sandbox: id.clone(), fence }).await?)
+    }
+
+    /// A short name for this data directory, different from every other's on this machine.
+    pub(crate) fn instance(&self) -> Result<String, Error> {
+        Place::open(&self.settings.data_dir).map(|place| place.instance()).map_err(Error::unavailable)
     }
 
     async fn relay(

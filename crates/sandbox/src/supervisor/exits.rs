@@ -112,6 +112,7 @@ fn news_of(answer: Answer, descriptors: &mut VecDeque<OwnedFd>) -> io::Result<Op
         | Answer::Relayed(_)
         | Answer::List(_)
         | Answer::Occupancy(_)
+        | Answer::Door { .. }
         | Answer::Saved(_) => Ok(None),
     }
 }

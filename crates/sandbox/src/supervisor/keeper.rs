@@ -8,7 +8,9 @@
 //!     └──────────────────▲
 //! ```
 //!
-//! has no id as long as it is kept ready for whoever comes, and is `Dying` from the decision to kill it until the kernel says that its last process has ended.
+//! has no id as long as it is kept ready for whoever comes, and is `Dying` from the decision to kill it until the kernel says
+//! that its last process has ended. A container is not the supervisor's child: it is expected at a door ([`super::guests`]),
+//! lives as long as its control socket, and is buried at once; the engine that started it removes what is left.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -24,6 +26,7 @@ use tools::wire::{self, Reply, encode};
 use super::admission::{Capacity, Line, Load};
 use super::books::{Graves, Slots};
 use super::frames::{Flow, Frames};
+use super::guests::{Doors, Expected, Guest, Heard, OPEN_TIME_MAX, SLOTS};
 use super::memory::Memory;
 use super::passing;
 use super::poller::{Interest, Poller, Token};
@@ -118,6 +121,10 @@ pub(crate) struct Keeper {
     looked: Option<Instant>,
     /// When it was last said that somebody waits.
     said: Option<Instant>,
+    doors: Doors,
+    /// Containers that are expected, by the keys that they will have as sandboxes.
+    guests: HashMap<u64, Guest>,
+    guest_slots: Slots,
     /// What the supervisor itself asks of `tools`, as it goes over the wire.
     ping: Box<RawValue>,
     pause: Box<RawValue>,
@@ -134,14 +141,34 @@ pub(crate) struct Asked {
     pub(crate) layer: Option<String>,
 }
 
+/// A container that a door is to be opened for.
+pub(crate) struct Announced {
+    pub(crate) waiter: Waiter,
+    pub(crate) id: SandboxId,
+    pub(crate) fence: u64,
+    pub(crate) resources: Resources,
+    /// The lowest id that such containers run with, where it can be foreseen.
+    pub(crate) first_id: Option<u32>,
+}
+
 /// A sandbox that is asked for, maybe more than once.
 struct Wanted {
     id: SandboxId,
     fence: u64,
     resources: Resources,
-    /// The layer that is made in it.
-    layer: Option<String>,
+    kind: Kind,
     waiters: Vec<Waiter>,
+}
+
+/// How a sandbox is to come about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    Child {
+        /// The layer that is made in it.
+        layer: Option<String>,
+    },
+    /// Through a door.
+    Guest { first_id: Option<u32> },
 }
 
 struct Sandbox {
@@ -151,13 +178,11 @@ struct Sandbox {
     fence: u64,
     born: Instant,
     used: Instant,
-    slot: u32,
     limits: Limits,
+    body: Body,
     /// What its private layer lies on.
     base: String,
     start_time_max: Duration,
-    pid: i32,
-    process: Process,
     control: Frames,
     interest: Interest,
     sync: Option<UnixStream>,
@@ -168,7 +193,6 @@ struct Sandbox {
     /// The bare tmpfs with everything that it writes. Held, it keeps that in memory, but no longer than this struct.
     stage: Option<OwnedFd>,
     stillness: Stillness,
-    group: Group,
     state: State,
     /// When `tools` last said anything, or was first asked after a silence.
     heard: Instant,
@@ -180,12 +204,17 @@ struct Sandbox {
 /// The parts of a sandbox whose first steps have begun.
 struct Beginning {
     key: u64,
-    slot: u32,
-    group: Group,
-    pid: i32,
-    process: Process,
+    body: Body,
     control: Frames,
     sync: UnixStream,
+}
+
+/// What a sandbox consists of, besides its control socket.
+enum Body {
+    /// A process that the supervisor has started.
+    Child { slot: u32, pid: i32, process: Process, group: Group },
+    /// A container that has come to a door.
+    Guest { slot: u32 },
 }
 
 enum State {
@@ -215,6 +244,7 @@ impl Keeper {
         profile: Profile,
         report: Report,
         shelf: Shelf,
+        doors: Doors,
     ) -> Self {
         let slots = Slots::new(profile.ids.slots());
         let memory = Memory::find(&Groups::own_folders());
@@ -248,6 +278,9 @@ impl Keeper {
             refill_at: None,
             looked: None,
             said: None,
+            doors,
+            guests: HashMap::new(),
+            guest_slots: Slots::new(SLOTS),
             ping: to_raw_value(&wire::Op::Ping).expect("a ping is plain JSON"),
             pause: to_raw_value(&wire::Op::Pause).expect("so is this"),
             resume: to_raw_value(&wire::Op::Resume).expect("and this"),
@@ -269,10 +302,13 @@ impl Keeper {
         let restless = |sandbox: &Sandbox| match sandbox.state {
             State::Starting { .. } | State::Dying { .. } => true,
             State::Live => {
-                watched || !sandbox.pending.is_empty() || matches!(sandbox.stillness, Stillness::Packing(_))
+                (watched && sandbox.body.is_child())
+                    || !sandbox.pending.is_empty()
+                    || matches!(sandbox.stillness, Stillness::Packing(_))
             }
         };
         !self.held_back.is_empty()
+            || !self.guests.is_empty()
             || !self.unremoved.is_empty()
             || !self.leaving.is_empty()
             || !self.line.is_empty()
@@ -300,7 +336,7 @@ impl Keeper {
     pub(crate) fn keep_ready(&mut self, connection: u64, pools: Vec<Pool>) {
         let checked = pools.into_iter().filter_map(|Pool { resources, count }| {
             // Whoever provisions it is told what is wrong with it.
-            Some(Pool { resources: checked(resources).ok()?, count })
+            Some(Pool { resources: of_namespaces(resources).ok()?, count })
         });
         self.pools.wish(connection, checked.collect());
         self.refill_at = None;
@@ -318,49 +354,34 @@ impl Keeper {
 
     /// How full this machine is.
     pub(crate) fn occupancy(&self) -> Occupancy {
+        self.occupancy_of(&CHILD)
+    }
+
+    fn occupancy_of(&self, kind: &Kind) -> Occupancy {
         let is_ready = |key: &&u64| matches!(self.sandboxes[*key].state, State::Live);
         Occupancy {
-            live: self.keys.len(),
+            live: self.keys.len() + self.guests.len(),
             waiting: self.line.len(),
             ready: self.spare.iter().filter(is_ready).count(),
-            sandboxes_max: self.sandboxes_max(),
+            sandboxes_max: self.sandboxes_max(kind),
         }
     }
 
     pub(crate) fn provision(&mut self, asked: Asked, now: Instant) {
         let (waiter, id, fence) = (asked.waiter, asked.id.clone(), asked.fence);
-        if let Some(key) = self.keys.get(&id).copied() {
-            let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
-            if let Err(error) = sandbox.pass(Some(fence), now) {
-                return self.reply(waiter, Answer::Failed(error));
-            }
-            self.stir(key, now);
-            let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
-            match &mut sandbox.state {
-                State::Starting { waiters } => waiters.push(waiter),
-                State::Live => self.reply(waiter, Answer::Done {}),
-                State::Dying { reason, .. } => {
-                    let error = Error::gone(reason.clone());
-                    self.reply(waiter, Answer::Failed(error));
-                }
-            }
+        if self.is_known(waiter, &id, fence, now) {
             return;
         }
-        if let Some(reason) = self.graves.reason(&id) {
-            let error = Error::gone(reason);
+        if self.guest(&id).is_some() {
+            let error = Error::refused("a container is awaited under this id");
             return self.reply(waiter, Answer::Failed(error));
         }
-        if let Some(wanted) = self.line.find(|wanted| wanted.id == id) {
-            if fence < wanted.fence {
-                let error = Error::Fenced { seen: wanted.fence };
-                return self.reply(waiter, Answer::Failed(error));
-            }
-            wanted.fence = fence;
-            return wanted.waiters.push(waiter);
+        if self.waits_in_line(waiter, &id, fence, |kind| matches!(kind, Kind::Child { .. })) {
+            return;
         }
         let allowed = match self.report.refusal() {
             Some(reason) => Err(Error::Refused { reason }),
-            None => checked(asked.resources.clone()),
+            None => of_namespaces(asked.resources.clone()),
         };
         match allowed {
             Ok(resources) if self.installs(&resources).is_none() => {
@@ -369,11 +390,31 @@ impl Keeper {
                 }
             }
             Ok(resources) => {
-                let layer = asked.layer;
-                self.admit(Wanted { id, fence, resources, layer, waiters: vec![waiter] }, now);
+                let kind = Kind::Child { layer: asked.layer };
+                self.admit(Wanted { id, fence, resources, kind, waiters: vec![waiter] }, now);
             }
             Err(error) => self.reply(waiter, Answer::Failed(error)),
         }
+    }
+
+    /// Whether such a sandbox waits for room; whoever asks for it then waits with it, or has an answer.
+    fn waits_in_line(
+        &mut self,
+        waiter: Waiter,
+        id: &SandboxId,
+        fence: u64,
+        is_same: impl FnOnce(&Kind) -> bool,
+    ) -> bool {
+        let Some(wanted) = self.line.find(|wanted| wanted.id == *id) else { return false };
+        let joined = match is_same(&wanted.kind) {
+            true => pass(&mut wanted.fence, Some(fence)),
+            false => Err(Error::refused("a sandbox of another kind is awaited under this id")),
+        };
+        match joined {
+            Ok(()) => wanted.waiters.push(waiter),
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
+        }
+        true
     }
 
     /// Places a sandbox at once, unless there is no room or somebody has waited longer.
@@ -383,7 +424,7 @@ impl Keeper {
         }
         match self.line.join(wanted, &self.capacity, now) {
             Ok(()) => {
-                self.make_way();
+                self.make_way(now);
                 self.say_full(now);
                 // What is ready may be all that the first in line needs.
                 self.admit_waiting(now);
@@ -402,26 +443,35 @@ impl Keeper {
     }
 
     fn has_place_for(&self, wanted: &Wanted) -> bool {
-        self.spare_for(wanted).is_some() || self.room().is_ok()
+        self.spare_for(wanted).is_some() || self.room(&wanted.kind).is_ok()
     }
 
-    /// Hands one out that is ready, or begins a new one. There is a place for it.
+    /// Hands one out that is ready, begins a new one, or opens a door for one. There is a place for it.
     fn place(&mut self, wanted: Wanted, now: Instant) {
         if let Some(key) = self.spare_for(&wanted) {
             return self.hand_out(key, wanted, now);
         }
-        let Wanted { id, fence, resources, layer, waiters } = wanted;
-        let begun = self.begin(Some((id, fence)), resources, layer.as_deref(), waiters, now);
-        if let Err((error, waiters)) = begun {
-            for waiter in waiters {
-                self.reply(waiter, Answer::Failed(error.clone()));
+        let Wanted { id, fence, resources, kind, waiters } = wanted;
+        let (answer, waiters) = match kind {
+            Kind::Child { layer } => {
+                match self.begin(Some((id, fence)), resources, layer.as_deref(), waiters, now) {
+                    Ok(_) => return,
+                    Err((error, waiters)) => (Answer::Failed(error), waiters),
+                }
             }
+            Kind::Guest { first_id } => {
+                let door = self.expect(id, fence, resources, first_id, now);
+                (door.unwrap_or_else(Answer::Failed), waiters)
+            }
+        };
+        for waiter in waiters {
+            self.reply(waiter, answer.clone());
         }
     }
 
     /// Gives a sandbox that was kept ready its id.
     fn hand_out(&mut self, key: u64, wanted: Wanted, now: Instant) {
-        let Wanted { id, fence, resources, layer: _, waiters: asked } = wanted;
+        let Wanted { id, fence, resources, kind: _, waiters: asked } = wanted;
         self.spare.retain(|spare| *spare != key);
         self.pools.took(now);
         self.refill_at = None;
@@ -443,9 +493,9 @@ impl Keeper {
 
     /// One that is kept ready and will do. A layer is made in a sandbox of its own.
     fn spare_for(&self, wanted: &Wanted) -> Option<u64> {
-        match wanted.layer {
-            None => self.spare_of(&Shape::of(&wanted.resources)),
-            Some(_) => None,
+        match wanted.kind {
+            Kind::Child { layer: None } => self.spare_of(&Shape::of(&wanted.resources)),
+            Kind::Child { layer: Some(_) } | Kind::Guest { .. } => None,
         }
     }
 
@@ -456,36 +506,40 @@ impl Keeper {
         fitting().find(is_live).or_else(|| fitting().next())
     }
 
-    /// Whether one more may be started; else what is lacking.
-    fn room(&self) -> Result<(), String> {
+    /// Whether one more may be started, or awaited; else what is lacking.
+    fn room(&self, kind: &Kind) -> Result<(), String> {
         let is_starting = |sandbox: &&Sandbox| matches!(sandbox.state, State::Starting { .. });
         let load = Load {
-            sandboxes: self.sandboxes.len(),
-            starting: self.sandboxes.values().filter(is_starting).count(),
+            sandboxes: self.sandboxes.len() + self.guests.len(),
+            starting: self.sandboxes.values().filter(is_starting).count() + self.guests.len(),
             free_bytes: self.memory.free_bytes(),
         };
-        Capacity { sandboxes_max: self.sandboxes_max(), ..self.capacity.clone() }.admits(load)
+        Capacity { sandboxes_max: self.sandboxes_max(kind), ..self.capacity.clone() }.admits(load)
     }
 
-    /// As many as are allowed, and as there are ranges of ids.
-    fn sandboxes_max(&self) -> usize {
-        self.capacity.sandboxes_max.min(self.profile.ids.slots() as usize)
+    /// As many as are allowed, and as there are ranges of ids. Containers need none of those.
+    fn sandboxes_max(&self, kind: &Kind) -> usize {
+        let slots = match kind {
+            Kind::Child { .. } => self.profile.ids.slots(),
+            Kind::Guest { .. } => SLOTS,
+        };
+        self.capacity.sandboxes_max.min(slots as usize)
     }
 
     /// Ends what is kept ready, as far as it is in the way of those who wait.
-    fn make_way(&mut self) {
+    fn make_way(&mut self, now: Instant) {
         let is_dying = |sandbox: &&Sandbox| matches!(sandbox.state, State::Dying { .. });
         let on_the_way = self.sandboxes.values().filter(is_dying).count();
         let in_the_way = self.line.len().saturating_sub(on_the_way);
         let giving: Vec<u64> = self.spare.iter().copied().take(in_the_way).collect();
         for key in giving {
-            self.kill(key, GIVES_WAY);
+            self.kill(key, GIVES_WAY, now);
         }
     }
 
     fn refuse(&mut self, wanted: Wanted) {
-        let lacking = self.room().err().unwrap_or_default();
-        let Occupancy { live, waiting, ready: _, sandboxes_max } = self.occupancy();
+        let lacking = self.room(&wanted.kind).err().unwrap_or_default();
+        let Occupancy { live, waiting, ready: _, sandboxes_max } = self.occupancy_of(&wanted.kind);
         let reason = format!(
             "no room for another sandbox on this machine: {live} live, limit {sandboxes_max}, {waiting} wait{lacking}"
         );
@@ -523,13 +577,13 @@ impl Keeper {
                 None => return,
                 Some(Errand::End(shape)) => {
                     if let Some(key) = self.spare_of(&shape) {
-                        self.kill(key, NOT_WISHED);
+                        self.kill(key, NOT_WISHED, now);
                     }
                 }
                 Some(Errand::Make(shape)) => {
                     let is_starting = |sandbox: &Sandbox| matches!(sandbox.state, State::Starting { .. });
                     let hurry = !self.line.is_empty() || self.sandboxes.values().any(is_starting);
-                    if hurry || self.report.refusal().is_some() || self.room().is_err() {
+                    if hurry || self.report.refusal().is_some() || self.room(&CHILD).is_err() {
                         return;
                     }
                     if self.installs(shape.resources()).is_none() {
@@ -545,6 +599,128 @@ impl Keeper {
         }
     }
 
+    /// Whether there is or was such a sandbox; whoever asks for it then has an answer, or will have.
+    fn is_known(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) -> bool {
+        let Some(key) = self.keys.get(id).copied() else {
+            let Some(reason) = self.graves.reason(id) else { return false };
+            let error = Error::gone(reason);
+            self.reply(waiter, Answer::Failed(error));
+            return true;
+        };
+        let sandbox = self.sandboxes.get_mut(&key).expect("every key leads to a sandbox");
+        if let Err(error) = sandbox.pass(Some(fence), now) {
+            self.reply(waiter, Answer::Failed(error));
+            return true;
+        }
+        self.stir(key, now);
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return true };
+        let answer = match &mut sandbox.state {
+            State::Starting { waiters } => {
+                waiters.push(waiter);
+                return true;
+            }
+            State::Live => Answer::Done {},
+            State::Dying { reason, .. } => Answer::Failed(Error::gone(reason.clone())),
+        };
+        self.reply(waiter, answer);
+        true
+    }
+
+    /// Opens a door for a container as soon as there is room for it, or says again where it is.
+    pub(crate) fn adopt(&mut self, announced: Announced, now: Instant) {
+        let Announced { waiter, id, fence, resources, first_id } = announced;
+        if self.is_known(waiter, &id, fence, now)
+            || self.waits_in_line(waiter, &id, fence, |kind| matches!(kind, Kind::Guest { .. }))
+        {
+            return;
+        }
+        if let Some(guest) = self.guest(&id) {
+            let door = pass(&mut guest.fence, Some(fence)).map(|()| {
+                guest.used = now;
+                guest.door()
+            });
+            return self.reply(waiter, door.unwrap_or_else(Answer::Failed));
+        }
+        let allowed = match resources.restore {
+            None => checked(resources),
+            Some(_) => Err(Error::refused(NO_SNAPSHOTS)),
+        };
+        match allowed {
+            Ok(resources) => {
+                let kind = Kind::Guest { first_id };
+                self.admit(Wanted { id, fence, resources, kind, waiters: vec![waiter] }, now);
+            }
+            Err(error) => self.reply(waiter, Answer::Failed(error)),
+        }
+    }
+
+    fn expect(
+        &mut self,
+        id: SandboxId,
+        fence: u64,
+        resources: Resources,
+        first_id: Option<u32>,
+        now: Instant,
+    ) -> Result<Answer, Error> {
+        let Some(slot) = self.guest_slots.take() else {
+            return Err(Error::Busy { reason: format!("{} sandboxes live here", self.sandboxes.len()) });
+        };
+        let peer = first_id.map(|first| first.saturating_add(slot));
+        let expected = Expected { id, fence, slot, resources, peer };
+        let key = self.next_key;
+        self.next_key += 1;
+        let guest = Guest::expect(&mut self.doors, expected, now).and_then(|guest| {
+            self.poller.add(guest.descriptor(), Token::Door(key)).map_err(Error::unavailable)?;
+            Ok(guest)
+        });
+        let guest = guest.inspect_err(|_| self.guest_slots.give_back(slot))?;
+        let door = guest.door();
+        self.guests.insert(key, guest);
+        Ok(door)
+    }
+
+    /// Waits until the container that a door was opened for is there.
+    pub(crate) fn adopted(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) {
+        if self.is_known(waiter, id, fence, now) {
+            return;
+        }
+        let passed = match self.guest(id) {
+            Some(guest) => pass(&mut guest.fence, Some(fence)).map(|()| guest.waiters.push(waiter)),
+            None => Err(Error::gone(UNKNOWN)),
+        };
+        if let Err(error) = passed {
+            self.reply(waiter, Answer::Failed(error));
+        }
+    }
+
+    fn guest(&mut self, id: &SandboxId) -> Option<&mut Guest> {
+        self.guests.values_mut().find(|guest| guest.id == *id)
+    }
+
+    /// Somebody is at a door.
+    pub(crate) fn door_ready(&mut self, key: u64, now: Instant) {
+        let Some(guest) = self.guests.get_mut(&key) else { return };
+        let Some(stream) = guest.answer() else { return };
+        self.poller.remove(guest.descriptor());
+        guest.greet(stream);
+        if let Err(error) = self.poller.add(guest.descriptor(), Token::Greeting(key)) {
+            self.dismiss(key, &format!("it cannot be heard: {error}"), now);
+        }
+    }
+
+    /// Somebody who has come in says something.
+    pub(crate) fn greeting_ready(&mut self, key: u64, now: Instant) {
+        match self.guests.get_mut(&key).map(Guest::hear) {
+            None | Some(Heard::Open) => {}
+            Some(Heard::Failed(reason)) => self.dismiss(key, &reason, now),
+            Some(Heard::Ready(stream)) => {
+                if let Err(error) = self.take_in(key, stream, now) {
+                    self.dismiss(key, &format!("it cannot be kept: {error}"), now);
+                }
+            }
+        }
+    }
+
     /// Where memory has become short, what is kept ready goes first, one each time.
     fn release_memory(&mut self, now: Instant) {
         if self.spare.is_empty() || self.looked.is_some_and(|looked| now.duration_since(looked) < READY_LOOK)
@@ -554,9 +730,68 @@ impl Keeper {
         self.looked = Some(now);
         if self.memory.free_bytes().is_some_and(|free| free < self.capacity.memory_reserve_bytes) {
             let key = self.spare[0];
-            self.kill(key, GIVES_WAY);
+            self.kill(key, GIVES_WAY, now);
             self.pools.failed(now);
         }
+    }
+
+    /// A guest becomes a sandbox like any other.
+    fn take_in(&mut self, key: u64, stream: UnixStream, now: Instant) -> io::Result<()> {
+        let control = Frames::new(stream, wire::RESPONSE_BYTES_MAX, WAITING_BYTES_MAX)?;
+        self.poller.add(control.descriptor(), Token::Control(key))?;
+        let Some(mut guest) = self.guests.remove(&key) else { return Ok(()) };
+        self.poller.remove(guest.descriptor());
+        let sandbox = Sandbox {
+            id: Some(guest.id.clone()),
+            shape: Shape::of(&guest.resources),
+            fence: guest.fence,
+            born: guest.born,
+            used: now,
+            limits: guest.resources.limits.clone(),
+            body: Body::Guest { slot: guest.slot },
+            base: guest.resources.base.name(),
+            start_time_max: OPEN_TIME_MAX,
+            control,
+            interest: Interest::Read,
+            sync: None,
+            complaint: Vec::new(),
+            network: guest.resources.network.clone(),
+            exit: guest.exit.take(),
+            stage: None,
+            stillness: Stillness::Moving,
+            state: State::Live,
+            heard: now,
+            pending: HashMap::new(),
+            next_request: 1,
+        };
+        if sandbox.exit.is_some() {
+            self.untold.push(key);
+        }
+        self.keys.insert(guest.id.clone(), key);
+        self.sandboxes.insert(key, sandbox);
+        for waiter in std::mem::take(&mut guest.waiters) {
+            self.reply(waiter, Answer::Done {});
+        }
+        self.refill_at = None;
+        self.admit_waiting(now);
+        Ok(())
+    }
+
+    /// Nobody comes through this door any more.
+    fn dismiss(&mut self, key: u64, reason: &str, now: Instant) {
+        let Some(mut guest) = self.guests.remove(&key) else { return };
+        self.poller.remove(guest.descriptor());
+        self.guest_slots.give_back(guest.slot);
+        self.graves.dig(guest.id.clone(), reason.to_owned());
+        let error = match reason == DESTROYED {
+            true => Error::gone(reason),
+            false => Error::unavailable(reason),
+        };
+        for waiter in std::mem::take(&mut guest.waiters) {
+            self.reply(waiter, Answer::Failed(error.clone()));
+        }
+        self.refill_at = None;
+        self.admit_waiting(now);
     }
 
     /// Starts one: for somebody, or to be kept ready.
@@ -569,7 +804,7 @@ impl Keeper {
         now: Instant,
     ) -> Result<u64, (Error, Vec<Waiter>)> {
         match self.start(&resources, layer) {
-            Ok(Beginning { key, slot, group, pid, process, control, sync }) => {
+            Ok(Beginning { key, body, control, sync }) => {
                 let (id, fence) = named.unzip();
                 self.keys.extend(id.clone().map(|id| (id, key)));
                 let sandbox = Sandbox {
@@ -578,15 +813,13 @@ impl Keeper {
                     fence: fence.unwrap_or_default(),
                     born: now,
                     used: now,
-                    slot,
                     base: resources.base.name(),
                     limits: resources.limits,
                     start_time_max: match resources.restore {
                         None => START_TIME_MAX,
                         Some(_) => START_TIME_MAX + RESTORE_TIME_MAX,
                     },
-                    pid,
-                    process,
+                    body,
                     control,
                     interest: Interest::Read,
                     sync: Some(sync),
@@ -595,7 +828,6 @@ impl Keeper {
                     exit: None,
                     stage: None,
                     stillness: Stillness::Moving,
-                    group,
                     state: State::Starting { waiters },
                     heard: now,
                     pending: HashMap::new(),
@@ -629,7 +861,7 @@ impl Keeper {
         });
         match watched {
             Ok((pid, process, control, sync)) => {
-                Ok(Beginning { key, slot, group, pid, process, control, sync })
+                Ok(Beginning { key, body: Body::Child { slot, pid, process, group }, control, sync })
             }
             Err(error) => {
                 self.unremoved.push(group);
@@ -763,6 +995,10 @@ impl Keeper {
         now: Instant,
     ) {
         let Some(key) = self.keys.get(id).copied() else {
+            if self.guest(id).is_some() {
+                let reason = "its container has not come yet".to_owned();
+                return self.reply(waiter, Answer::Failed(Error::Busy { reason }));
+            }
             let error = Error::gone(self.graves.reason(id).unwrap_or(UNKNOWN));
             return self.reply(waiter, Answer::Failed(error));
         };
@@ -817,9 +1053,11 @@ impl Keeper {
             }
         };
         let waiter = sheet.waiter;
-        let started = match &sandbox.stage {
-            Some(stage) => Packing::start(&self.only, &self.profile, sandbox.slot, stage, sheet),
-            None => Err((Error::unavailable("this sandbox has not handed out its files"), sheet)),
+        let started = match (&sandbox.body, &sandbox.stage) {
+            (Body::Child { slot, .. }, Some(stage)) => {
+                Packing::start(&self.only, &self.profile, *slot, stage, sheet)
+            }
+            _ => Err((Error::unavailable("this sandbox has not handed out its files"), sheet)),
         };
         let watched = started.map_err(|(error, _sheet)| error).and_then(|packing| {
             self.poller.add(packing.descriptor(), Token::Packer(key)).map_err(Error::unavailable)?;
@@ -894,10 +1132,15 @@ impl Keeper {
         self.reply(waiter, Answer::Failed(error.clone()));
     }
 
-    pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId) {
+    pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId, now: Instant) {
+        let guest = self.guests.iter().find(|(_, guest)| guest.id == id).map(|(key, _)| *key);
+        if let Some(key) = guest {
+            self.dismiss(key, DESTROYED, now);
+            return self.reply(waiter, Answer::Done {});
+        }
         match self.keys.get(&id).copied() {
             Some(key) => {
-                self.kill(key, DESTROYED);
+                self.kill(key, DESTROYED, now);
                 match self.sandboxes.get_mut(&key).map(|sandbox| &mut sandbox.state) {
                     Some(State::Dying { waiters, .. }) => waiters.push(waiter),
                     Some(State::Starting { .. } | State::Live) | None => self.reply(waiter, Answer::Done {}),
@@ -927,7 +1170,9 @@ impl Keeper {
 
     pub(crate) fn list(&self, now: Instant) -> Vec<SandboxInfo> {
         let alive = self.sandboxes.values().filter(|sandbox| !matches!(sandbox.state, State::Dying { .. }));
-        let mut list: Vec<SandboxInfo> = alive.filter_map(|sandbox| sandbox.info(now)).collect();
+        let expected = self.guests.values().map(|guest| guest.info(now));
+        let mut list: Vec<SandboxInfo> =
+            alive.filter_map(|sandbox| sandbox.info(now)).chain(expected).collect();
         list.sort_by(|one, other| one.id.cmp(&other.id));
         list
     }
@@ -951,14 +1196,16 @@ impl Keeper {
             // the kernel tells more in a moment.
             Ok(Flow::Ended) => {
                 self.poller.remove(self.sandboxes[&key].control.descriptor());
-                self.kill(key, ENDED);
+                // One that failed in its first steps has said why, and this may be seen before the end of that.
+                self.finish_start(key, "it ended while it was being built", now);
+                self.kill(key, ENDED, now);
             }
             Err(error) => {
                 self.poller.remove(self.sandboxes[&key].control.descriptor());
                 let broken =
                     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
                 let nonsense = format!("its first process talks nonsense: {error}");
-                self.kill(key, if broken { ENDED } else { &nonsense });
+                self.kill(key, if broken { ENDED } else { &nonsense }, now);
             }
         }
     }
@@ -1016,7 +1263,7 @@ impl Keeper {
             if sandbox.id.is_none() {
                 self.pools.failed(now);
             }
-            self.kill(key, &reason);
+            self.kill(key, &reason, now);
             Answer::Failed(match unrestorable {
                 true => Error::Unrestorable { reason },
                 false => Error::Unavailable { reason },
@@ -1035,33 +1282,45 @@ impl Keeper {
             self.pools.failed(now);
         }
         self.refill_at = None;
-        self.kill(key, ENDED);
+        self.kill(key, ENDED, now);
         let Some(sandbox) = self.sandboxes.get(&key) else { return };
-        if !sandbox.process.reap() {
-            return;
+        let Body::Child { process, .. } = &sandbox.body else { return };
+        if process.reap() {
+            self.bury(key, now);
         }
+    }
+
+    /// Forgets one that has ended, and tells those who wait for that.
+    fn bury(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.remove(&key) else { return };
-        self.poller.remove(sandbox.process.descriptor());
         self.poller.remove(sandbox.control.descriptor());
         if let Some(sync) = &sandbox.sync {
             self.poller.remove(sync);
         }
-        self.slots.give_back(sandbox.slot);
-        let State::Dying { reason, waiters } = sandbox.state else { return };
-        if let Some(id) = sandbox.id {
-            self.keys.remove(&id);
-            if sandbox.exit.is_some() {
-                self.closed.push(id.clone());
+        if let State::Dying { reason, waiters } = sandbox.state {
+            if let Some(id) = sandbox.id {
+                self.keys.remove(&id);
+                if sandbox.exit.is_some() {
+                    self.closed.push(id.clone());
+                }
+                self.graves.dig(id, reason);
             }
-            self.graves.dig(id, reason);
+            for waiter in waiters {
+                self.reply(waiter, Answer::Done {});
+            }
         }
-        for waiter in waiters {
-            self.reply(waiter, Answer::Done {});
+        match sandbox.body {
+            Body::Child { slot, pid: _, process, group } => {
+                self.poller.remove(process.descriptor());
+                self.slots.give_back(slot);
+                if !group.remove() {
+                    self.unremoved.push(group);
+                }
+                self.make_ready();
+            }
+            Body::Guest { slot } => self.guest_slots.give_back(slot),
         }
-        if !sandbox.group.remove() {
-            self.unremoved.push(sandbox.group);
-        }
-        self.make_ready();
+        self.refill_at = None;
         self.admit_waiting(now);
     }
 
@@ -1085,7 +1344,13 @@ impl Keeper {
             })
             .collect();
         for (key, reason) in verdicts {
-            self.kill(key, &reason);
+            self.kill(key, &reason, now);
+        }
+        let late = |guest: &Guest| now > guest.born + OPEN_TIME_MAX;
+        let late: Vec<u64> =
+            self.guests.iter().filter(|(_, guest)| late(guest)).map(|(key, _)| *key).collect();
+        for key in late {
+            self.dismiss(key, "its container did not come in time", now);
         }
         let overdue = |sandbox: &Sandbox| match &sandbox.stillness {
             Stillness::Moving | Stillness::Still => false,
@@ -1121,10 +1386,14 @@ impl Keeper {
         let sandboxes = std::mem::take(&mut self.sandboxes);
         self.keys.clear();
         self.spare.clear();
-        sandboxes.values().for_each(|sandbox| sandbox.process.kill());
+        self.guests.clear();
+        self.doors.remove();
+        sandboxes.values().for_each(|sandbox| sandbox.body.kill());
         for (_, sandbox) in sandboxes {
-            drop(sandbox.process);
-            self.unremoved.push(sandbox.group);
+            // A container ends with its control socket, which goes here.
+            let Body::Child { process, group, .. } = sandbox.body else { continue };
+            drop(process);
+            self.unremoved.push(group);
         }
         self.unremoved.extend(self.ready.take().map(|(_, group)| group));
         // The groups empty themselves within moments of the last process; what stays is cleared by the next supervisor.
@@ -1139,17 +1408,17 @@ impl Keeper {
     }
 
     /// Decides that a sandbox dies, unless that is decided already, and tells everybody who waits for a call in it.
-    fn kill(&mut self, key: u64, reason: &str) {
+    fn kill(&mut self, key: u64, reason: &str, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         if matches!(sandbox.state, State::Dying { .. }) {
             return;
         }
-        sandbox.process.kill();
+        sandbox.body.kill();
         self.spare.retain(|spare| *spare != key);
         self.stop_saving(key, &Error::gone(reason));
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         // The kernel does not say whom it killed, so neither do we.
-        let reason = match reason == ENDED && sandbox.group.memory_kills() > 0 {
+        let reason = match reason == ENDED && sandbox.body.memory_kills() > 0 {
             true => format!(
                 "{ENDED}, after processes in it were killed for want of memory (its limit is {} MiB)",
                 sandbox.limits.memory_bytes >> 20
@@ -1170,6 +1439,9 @@ impl Keeper {
         self.replies.extend(
             starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
         );
+        if !self.sandboxes[&key].body.is_child() {
+            self.bury(key, now);
+        }
     }
 
     fn update_interest(&mut self, key: u64) {
@@ -1189,12 +1461,7 @@ impl Keeper {
 impl Sandbox {
     /// Lets the holder of this fencing token through, or tells it that it is late.
     fn pass(&mut self, fence: Option<u64>, now: Instant) -> Result<(), Error> {
-        if let Some(fence) = fence {
-            if fence < self.fence {
-                return Err(Error::Fenced { seen: self.fence });
-            }
-            self.fence = fence;
-        }
+        pass(&mut self.fence, fence)?;
         self.used = now;
         Ok(())
     }
@@ -1207,6 +1474,9 @@ impl Sandbox {
             State::Dying { reason, .. } => return Err(Error::gone(reason.clone())),
             State::Starting { .. } => return Err(Error::Busy { reason: "it is being built".to_owned() }),
             State::Live => {}
+        }
+        if !self.body.is_child() {
+            return Err(Error::refused(NO_SNAPSHOTS));
         }
         if self.pending.values().any(|pending| matches!(pending, Pending::Asked(_))) {
             return Err(Error::Busy { reason: "calls run in it".to_owned() });
@@ -1328,7 +1598,9 @@ impl Sandbox {
                     return Some("it no longer answers".to_owned());
                 }
                 let limit = self.limits.memory_bytes;
-                let over = watched && watchdog::memory_bytes(self.pid, limit) > limit;
+                // A container's is its engine's to limit.
+                let Body::Child { pid, .. } = self.body else { return None };
+                let over = watched && watchdog::memory_bytes(pid, limit) > limit;
                 over.then(|| memory_reason(limit))
             }
         }
@@ -1341,13 +1613,70 @@ impl Sandbox {
             age: now.duration_since(self.born),
             idle: now.duration_since(self.used),
             fence: self.fence,
-            memory_bytes: self.group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(self.pid, 0))),
+            memory_bytes: self.body.memory_bytes(),
             calls: self.pending.values().filter(|pending| matches!(pending, Pending::Asked(_))).count()
                 as u64,
         })
     }
 }
 
+impl Body {
+    fn is_child(&self) -> bool {
+        matches!(self, Self::Child { .. })
+    }
+
+    fn kill(&self) {
+        match self {
+            Self::Child { process, .. } => process.kill(),
+            // It ends with its control socket, and its engine sees to the rest.
+            Self::Guest { .. } => {}
+        }
+    }
+
+    fn memory_kills(&self) -> u64 {
+        match self {
+            Self::Child { group, .. } => group.memory_kills(),
+            Self::Guest { .. } => 0,
+        }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Child { pid, group, .. } => {
+                group.memory_bytes().or_else(|| Some(watchdog::memory_bytes(*pid, 0)))
+            }
+            Self::Guest { .. } => None,
+        }
+    }
+}
+
+const CHILD: Kind = Kind::Child { layer: None };
+
+/// The same as far as the supervisor can make it itself.
+fn of_namespaces(resources: Resources) -> Result<Resources, Error> {
+    match resources.runtime {
+        None => checked(resources),
+        Some(_) => Err(Error::refused(
+            "sandboxes are no containers here, so they have no runtime; the operator can make them containers with \
+             [sandbox] provider = \"docker\"",
+        )),
+    }
+}
+
+/// Raises the fence, or says that the caller is late.
+fn pass(seen: &mut u64, fence: Option<u64>) -> Result<(), Error> {
+    match fence {
+        Some(fence) if fence < *seen => Err(Error::Fenced { seen: *seen }),
+        Some(fence) => {
+            *seen = fence;
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// What tells those who want to save a container, or to make one of a snapshot.
+const NO_SNAPSHOTS: &str = "containers cannot be saved or restored yet; sandboxes of namespaces can";
 const UNKNOWN: &str = "no sandbox of this id lives here";
 const DESTROYED: &str = "it was destroyed";
 const GIVES_WAY: &str = "it was kept ready and made way";

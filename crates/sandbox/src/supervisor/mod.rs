@@ -10,7 +10,8 @@
 //! ```
 //!
 //! In reading order: `protocol` (the words), `frames` (the bytes), `process` (its life: start, lock, loop), `keeper` (what it
-//! owns and decides; `books`, `terms`, `admission`, `memory`, `pool`, `private`), `client` (the server's side, [`Supervised`]),
+//! owns and decides; `books`, `terms`, `admission`, `memory`, `pool`, `private`, `guests` for sandboxes that an engine of
+//! containers starts), `client` (the server's side, [`Supervised`]),
 //! `collect` (deliverables onto the host's disk), `build` (package layers),
 //! `passing` and `exits` (how the exits of sandboxes get to the server).
 
@@ -21,6 +22,7 @@ pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;
 pub(crate) mod frames;
+pub(crate) mod guests;
 pub(crate) mod keeper;
 pub(crate) mod memory;
 pub(crate) mod passing;

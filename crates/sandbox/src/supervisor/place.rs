@@ -22,6 +22,9 @@ const GROUPS: &str = "control-groups";
 /// Where sandboxes are put together.
 const WORK: &str = "work";
 
+/// Where containers are let in.
+const DOORS: &str = "doors";
+
 /// A log larger than this is started anew.
 const LOG_BYTES_MAX: u64 = 1 << 20;
 
@@ -91,6 +94,10 @@ impl Place {
 
     pub(crate) fn work(&self) -> PathBuf {
         self.folder.join(WORK)
+    }
+
+    pub(crate) fn doors(&self) -> PathBuf {
+        self.folder.join(DOORS)
     }
 
     /// Becomes the supervisor of this place; `None` if there is one.

@@ -21,6 +21,10 @@ pub(crate) enum Token {
     Process(u64),
     /// The look for what of the host's is private.
     Masks,
+    /// The door of a container that is expected.
+    Door(u64),
+    /// The first words of one that has come.
+    Greeting(u64),
     /// The end of whoever writes a sandbox's snapshot.
     Packer(u64),
 }
@@ -37,6 +41,8 @@ impl Token {
             Self::Process(key) => (4, key),
             Self::Masks => (5, 0),
             Self::Packer(key) => (6, key),
+            Self::Door(key) => (7, key),
+            Self::Greeting(key) => (8, key),
         };
         (kind << KIND_SHIFT) | key
     }
@@ -50,6 +56,8 @@ impl Token {
             3 => Self::Sync(key),
             4 => Self::Process(key),
             5 => Self::Masks,
+            7 => Self::Door(key),
+            8 => Self::Greeting(key),
             _ => Self::Packer(key),
         }
     }
@@ -121,6 +129,8 @@ mod tests {
             Token::Control(1),
             Token::Sync(1 << 40),
             Token::Process(0),
+            Token::Door(3),
+            Token::Greeting(u64::from(u32::MAX)),
             Token::Packer(3),
         ];
         assert_eq!(tokens.map(|token| Token::from_number(token.number())), tokens);

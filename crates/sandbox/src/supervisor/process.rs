@@ -18,7 +18,8 @@ use rustix::fs::Mode;
 use tools::wire::encode;
 
 use super::frames::{Flow, Frames};
-use super::keeper::{Asked, Keeper, TICK, Waiter};
+use super::guests::Doors;
+use super::keeper::{Announced, Asked, Keeper, TICK, Waiter};
 use super::passing::Outgoing;
 use super::place::{Lock, Place, peer_is_own_user};
 use super::poller::{Interest, Poller, Token};
@@ -28,7 +29,7 @@ use crate::namespaces::cgroups::{self, Groups};
 use crate::namespaces::probe::Findings;
 use crate::namespaces::profile::{Profile, clean_folder};
 use crate::namespaces::start::OnlyThread;
-use crate::namespaces::sys;
+use crate::namespaces::{seccomp, sys};
 use crate::provider::{Error, Network, SandboxId};
 
 /// How long to stay without a server, unless one says otherwise: longer than a restart or an upgrade takes.
@@ -167,7 +168,9 @@ impl Supervisor {
         let poller = Rc::new(Poller::new()?);
         let listener = place.listen(lock)?;
         poller.add(&listener, Token::Listener)?;
-        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report, place.shelf());
+        let filter = profile.filter.is_some().then(seccomp::for_containers);
+        let doors = Doors::new(place.doors(), filter)?;
+        let keeper = Keeper::new(only, Rc::clone(&poller), profile, report, place.shelf(), doors);
         Ok(Self {
             poller,
             listener,
@@ -201,6 +204,8 @@ impl Supervisor {
                     Token::Sync(key) => self.keeper.sync_ready(key, now),
                     Token::Process(key) => self.keeper.process_ended(key, now),
                     Token::Masks => self.keeper.masks_ready(now),
+                    Token::Door(key) => self.keeper.door_ready(key, now),
+                    Token::Greeting(key) => self.keeper.greeting_ready(key, now),
                     Token::Packer(key) => self.keeper.packer_ended(key, now),
                 }
             }
@@ -324,13 +329,17 @@ impl Supervisor {
             (Ask::Provision { sandbox, fence, resources, layer }, _) => {
                 self.keeper.provision(Asked { waiter, id: sandbox, fence, resources, layer }, now);
             }
+            (Ask::Adopt { sandbox, fence, resources, first_id }, _) => {
+                self.keeper.adopt(Announced { waiter, id: sandbox, fence, resources, first_id }, now);
+            }
+            (Ask::Adopted { sandbox, fence }, _) => self.keeper.adopted(waiter, &sandbox, fence, now),
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
             }
             (Ask::Save { sandbox, fence, into }, _) => {
                 self.keeper.save(waiter, &sandbox, fence, &into, now);
             }
-            (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox),
+            (Ask::Destroy { sandbox }, _) => self.keeper.destroy(waiter, sandbox, now),
             (Ask::List {}, _) => self.respond(waiter, Answer::List(self.keeper.list(now))),
             (Ask::Hold { capacity, will_install }, _) => {
                 self.keeper.hold(capacity, will_install, now);

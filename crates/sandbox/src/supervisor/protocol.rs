@@ -16,7 +16,7 @@ use crate::doctor::Report;
 use crate::provider::{Error, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo, Saved};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 3;
+pub(crate) const PROTOCOL: u32 = 4;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;
@@ -53,6 +53,21 @@ pub(crate) enum Ask {
         /// The key of the layer that is made in it, in whose unfinished folder it writes.
         #[serde(default)]
         layer: Option<String>,
+    },
+    /// Open a door for a sandbox that an engine of containers starts. Answered with [`Answer::Door`] as often as it is asked,
+    /// until the sandbox lives.
+    Adopt {
+        sandbox: SandboxId,
+        fence: u64,
+        resources: Resources,
+        /// The lowest of the ids that containers run with; whoever comes must have this one plus the door's slot. `None`
+        /// where the engine translates ids, so that they cannot be foreseen.
+        first_id: Option<u32>,
+    },
+    /// Answered when the sandbox that a door was opened for lives, or will not.
+    Adopted {
+        sandbox: SandboxId,
+        fence: u64,
     },
     /// Hand this operation ([`tools::wire::Op`], not looked into) to the sandbox's `tools`.
     Relay {
@@ -107,6 +122,11 @@ pub(crate) enum Answer {
     Relayed(Box<RawValue>),
     List(Vec<SandboxInfo>),
     Occupancy(Occupancy),
+    /// Mount this folder, and use the ids of this slot.
+    Door {
+        folder: PathBuf,
+        slot: u32,
+    },
     Saved(Saved),
     /// The socket comes with the frame's first byte.
     Exit {

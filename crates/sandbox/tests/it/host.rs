@@ -12,7 +12,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use sandbox::doctor::Report;
 use sandbox::{
-    Call, Capacity, Error, Output, Patience, Program, Provider, Resources, SandboxId, Settings, Supervised,
+    Call, Capacity, Docker, Error, Occupancy, Output, Patience, Program, Provider, Resources, SandboxId,
+    Settings, Supervised, docker,
 };
 use serde_json::{Value, json};
 use tools::wire::{Content, encode, read_frame};
@@ -27,12 +28,68 @@ pub(crate) const INSTALLS: &str = "POSTHOUSE_TEST_INSTALLS";
 pub(crate) fn installs() -> bool {
     std::env::var_os(INSTALLS).is_some()
 }
+/// Names an engine's socket, where sandboxes are to be its containers.
+pub(crate) const CONTAINERS: &str = "POSTHOUSE_TEST_CONTAINERS";
 
 pub(crate) struct Host {
-    pub(crate) provider: Supervised,
+    pub(crate) provider: Hands,
+    engine: Option<docker::Settings>,
     settings: Settings,
     /// Keeps the data directory; `None` where somebody else does.
     _data: Option<tempfile::TempDir>,
+}
+
+fn engine_at(socket: String) -> docker::Settings {
+    let runtime = std::env::var(crate::docker::engine::RUNTIME).ok().filter(|runtime| runtime != "runc");
+    docker::Settings {
+        host: socket,
+        image: crate::docker::engine::IMAGE.to_owned(),
+        runtime: runtime.map(|_| "test".to_owned()),
+        ..docker::Settings::default()
+    }
+}
+
+/// The provider under test, and the supervisor below it.
+pub(crate) struct Hands {
+    provider: Arc<dyn Provider>,
+    supervised: Arc<Supervised>,
+    docker: Option<Arc<Docker>>,
+}
+
+impl Hands {
+    fn new(settings: &Settings, engine: Option<&docker::Settings>) -> Self {
+        let supervised = Arc::new(Supervised::new(settings.clone()));
+        let docker = engine.map(|engine| Arc::new(Docker::new(Arc::clone(&supervised), engine.clone())));
+        let provider: Arc<dyn Provider> = match &docker {
+            Some(docker) => Arc::clone(docker) as _,
+            None => Arc::clone(&supervised) as _,
+        };
+        Self { provider, supervised, docker }
+    }
+
+    pub(crate) fn docker(&self) -> &Docker {
+        self.docker.as_ref().expect("its sandboxes are containers")
+    }
+
+    pub(crate) async fn report(&self) -> Result<Report, Error> {
+        self.supervised.report().await
+    }
+
+    pub(crate) async fn occupancy(&self) -> Result<Occupancy, Error> {
+        self.supervised.occupancy().await
+    }
+
+    pub(crate) async fn end(&self) -> Result<(), Error> {
+        self.supervised.end().await
+    }
+}
+
+impl std::ops::Deref for Hands {
+    type Target = dyn Provider;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.provider
+    }
 }
 
 impl Host {
@@ -46,7 +103,38 @@ impl Host {
             .map_or(env!("CARGO_BIN_EXE_posthouse-supervisor").into(), PathBuf::from);
         let settings =
             Settings { program: Program { path, arguments: Vec::new() }, ..Settings::new(data_dir) };
-        Self { provider: Supervised::new(settings.clone()), settings, _data: kept }
+        let engine = std::env::var(CONTAINERS).ok().map(engine_at);
+        Self { provider: Hands::new(&settings, engine.as_ref()), engine, settings, _data: kept }
+    }
+
+    /// With an engine's containers as sandboxes.
+    pub(crate) fn of_containers(socket: &str) -> Self {
+        let mut host = Self::new();
+        host.engine = Some(engine_at(socket.to_owned()));
+        host.provider = host.another();
+        host
+    }
+
+    /// The same with other choices.
+    pub(crate) fn with_engine(mut self, change: impl FnOnce(&mut docker::Settings)) -> Self {
+        change(self.engine.as_mut().expect("its sandboxes are containers"));
+        self.provider = self.another();
+        self
+    }
+
+    /// Whether its sandboxes are containers, which legitimately differ in what a test then says.
+    pub(crate) fn has_containers(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// By what its containers' names differ from those of other data directories.
+    pub(crate) fn instance(&self) -> String {
+        let folder = self.data().join("supervisor").canonicalize().unwrap();
+        let hash =
+            folder.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        format!("{hash:016x}")
     }
 
     pub(crate) fn with_idle_exit(idle_exit: Duration) -> Self {
@@ -56,11 +144,10 @@ impl Host {
         host
     }
 
-    pub(crate) fn with_capacity(capacity: Capacity) -> Self {
-        let mut host = Self::new();
-        host.settings.capacity = capacity;
-        host.provider = host.another();
-        host
+    pub(crate) fn with_capacity(mut self, capacity: Capacity) -> Self {
+        self.settings.capacity = capacity;
+        self.provider = self.another();
+        self
     }
 
     pub(crate) fn with_registries(network: sandbox::Network) -> Self {
@@ -88,12 +175,12 @@ impl Host {
     }
 
     /// Another server on the same data directory.
-    pub(crate) fn another(&self) -> Supervised {
-        Supervised::new(self.settings.clone())
+    pub(crate) fn another(&self) -> Hands {
+        Hands::new(&self.settings, self.engine.as_ref())
     }
 
     /// Another server on the same data directory, which does not wait long for answers.
-    pub(crate) fn impatient(&self) -> Supervised {
+    pub(crate) fn impatient(&self) -> Hands {
         let soon = Duration::from_millis(500);
         let patience = Patience {
             hello: soon,
@@ -105,7 +192,7 @@ impl Host {
             collect: soon,
             execute_grace: soon,
         };
-        Supervised::new(Settings { patience, ..self.settings.clone() })
+        Hands::new(&Settings { patience, ..self.settings.clone() }, self.engine.as_ref())
     }
 
     /// This server dies and comes back.
@@ -131,8 +218,28 @@ impl Host {
         rustix::net::sockopt::socket_peercred(stream).unwrap().pid
     }
 
-    /// Every process below the supervisor.
+    /// The containers that an engine has of this data directory.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        match &self.engine {
+            Some(engine) => crate::docker::engine::containers_of(&engine.host, &self.instance()),
+            None => Vec::new(),
+        }
+    }
+
+    /// Every process below the supervisor, and in the containers that it keeps.
     pub(crate) fn family(&self) -> Vec<Pid> {
+        if let Some(engine) = &self.engine {
+            let first = crate::docker::engine::pids_of(&engine.host, &self.containers());
+            let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+            // A runtime that is a kernel of its own shows one process, in the host's own namespace.
+            let own = fs::read_link("/proc/self/ns/pid").ok();
+            let is_inside = |pid: &i32| {
+                let found = namespace(*pid);
+                first.iter().any(|one| one == pid || (namespace(*one) == found && found != own))
+            };
+            let family = processes().filter(is_inside);
+            return family.filter_map(Pid::from_raw).collect();
+        }
         let parents: Vec<(i32, i32)> = processes().filter_map(|pid| Some((pid, parent(pid)?))).collect();
         let mut family = vec![self.supervisor().as_raw_nonzero().get()];
         let mut next = 0;
@@ -159,7 +266,7 @@ impl Host {
         }
         let id = fresh_id();
         self.provider.provision(&id, 1, &resources).await.unwrap();
-        Sandbox { provider: &self.provider, id }
+        Sandbox { provider: &*self.provider, id }
     }
 
     /// Ends the supervisor and looks for what it may have left behind: processes, control groups, its socket.
@@ -169,6 +276,7 @@ impl Host {
         let groups = fs::read_to_string(self.data().join("supervisor/control-groups")).unwrap();
         self.provider.end().await.unwrap();
         eventually("the supervisor ends", || !Self::is_alive(supervisor)).await;
+        eventually("no container is left", || self.containers().is_empty()).await;
         let left: Vec<_> = family.into_iter().filter(|pid| Self::is_alive(*pid)).collect();
         assert!(left.is_empty(), "processes left: {left:?}");
         let left: Vec<_> = groups.lines().filter(|folder| Path::new(folder).exists()).collect();

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use sandbox::images::{Images, Kind};
 use sandbox::{
     Base, Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
-    Saved, Supervised, conformance,
+    Saved, conformance,
 };
 
 use crate::host::{Host, fresh_id};
@@ -62,7 +62,7 @@ fn with_image() -> Host {
 }
 
 /// The same provider, all of whose sandboxes start from the small image.
-struct FromImage<'a>(&'a Supervised);
+struct FromImage<'a>(&'a dyn Provider);
 
 #[async_trait]
 impl Provider for FromImage<'_> {
@@ -107,8 +107,9 @@ impl Provider for FromImage<'_> {
 #[tokio::test]
 async fn sandboxes_from_an_image_keep_the_contract() {
     let host = with_image();
-    conformance::suite(&FromImage(&host.provider), "image").await;
-    conformance::exits_suite(&FromImage(&host.provider), "image").await;
+    conformance::suite(&FromImage(&*host.provider), "image").await;
+    conformance::exits_suite(&FromImage(&*host.provider), "image").await;
+    conformance::snapshots_suite(&FromImage(&*host.provider), "image").await;
     host.end().await;
 }
 

@@ -1,10 +1,11 @@
 //! The sandbox crate from outside: real supervisors, real sandboxes, real attacks.
 //!
 //! Every test has a data directory and a supervisor of its own. As root, all of it runs a second time as an ordinary
-//! user (`ordinary_user`). What a machine does not allow is never skipped in silence: the test asserts that the doctor's report
+//! user (`ordinary_user`), and the attacks and the provider's tests on containers of a real engine (`docker`). What a machine does not allow is never skipped in silence: the test asserts that the doctor's report
 //! says so.
 
 mod attacks;
+mod docker;
 mod host;
 mod images;
 mod ordinary_user;

@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use egress::{Guard, Policy, PrivateHosts, Proxy, Who};
 use sandbox::doctor::{self, PROCESS_LIMIT};
-use sandbox::{
-    Access, Base, Error, ExitNews, Manager, Mount, Network, Packages, Provider, Resources, Rights,
-};
+use sandbox::{Access, Base, Error, ExitNews, Manager, Mount, Network, Packages, Resources, Rights};
 use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, Sandbox, fresh_id};

@@ -5,15 +5,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
 
-use sandbox::{Error, ExitNews, Limits, Provider, Resources, SandboxId, conformance};
+use sandbox::{Error, ExitNews, Limits, Resources, SandboxId, conformance};
 
 use crate::host::{Host, fresh_id};
 
 #[tokio::test]
 async fn sandboxes_of_namespaces_keep_the_contract() {
     let host = Host::new();
-    conformance::suite(&host.provider, "suite").await;
-    conformance::exits_suite(&host.provider, "suite").await;
+    conformance::suite(&*host.provider, "suite").await;
+    conformance::exits_suite(&*host.provider, "suite").await;
+    conformance::snapshots_suite(&*host.provider, "suite").await;
     host.end().await;
 }
 
@@ -27,6 +28,17 @@ async fn a_sandbox_with_a_network_is_told_of_its_exit_and_of_whom_the_host_trust
     assert_eq!(told.await, "http://127.0.0.1:3128 http://127.0.0.1:3128 localhost,127.0.0.1,::1");
     let alone = host.sandbox(Resources::default()).await;
     assert_eq!(alone.bash("env | grep -ic proxy").await, "0");
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_runtime_is_for_containers_and_refused_elsewhere() {
+    let host = Host::new();
+    let runtime = Some("runsc".to_owned());
+    let refused =
+        host.provider.provision(&fresh_id(), 1, &Resources { runtime, ..Resources::default() }).await;
+    let reason = if host.has_containers() { "[sandbox.docker] runtimes" } else { "provider = \"docker\"" };
+    assert!(matches!(&refused, Err(Error::Refused { reason: said }) if said.contains(reason)), "{refused:?}");
     host.end().await;
 }
 
@@ -50,6 +62,15 @@ async fn exits_come_from_the_next_supervisor_too() {
 async fn the_working_folder_and_the_tools_are_where_an_agent_expects_them() {
     let host = Host::new();
     let sandbox = host.sandbox(Resources::default()).await;
+    if host.has_containers() {
+        let told = sandbox
+            .bash("pwd; hostname; echo $HOME; test $(id -u) != 0 && touch ~/x /workspace/x && stat -c %u .")
+            .await;
+        assert_eq!(told, format!("/workspace\nsandbox\n/home/agent\n{}", sandbox.bash("id -u").await));
+        let folders = sandbox.bash("ls -d /mnt/session/outputs /mnt/session/uploads /tmp").await;
+        assert_eq!(folders.lines().count(), 3);
+        return host.end().await;
+    }
     assert_eq!(sandbox.bash("pwd; id -u; hostname; echo $HOME").await, "/workspace\n0\nsandbox\n/root");
     assert_eq!(sandbox.bash("ls -d /mnt/session/outputs /mnt/session/uploads /tmp").await.lines().count(), 3);
     let written = sandbox.bash("echo x > /usr/local/bin/x && echo y > /etc/y && echo z > /tmp/z && rm /usr/bin/env && cat /usr/local/bin/x");

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox::{Capacity, Error, ExitNews, Limits, Network, Pool, Provider, Resources, Supervised};
+use sandbox::{Capacity, Error, ExitNews, Limits, Network, Pool, Resources};
 
-use crate::host::{Host, call, fresh_id, text};
+use crate::host::{Hands, Host, call, fresh_id, text};
 
 fn pool(resources: &Resources, count: usize) -> Pool {
     Pool { resources: resources.clone(), count }
@@ -21,7 +21,7 @@ fn at_most(sandboxes_max: usize) -> Capacity {
 }
 
 /// Waits until so many are ready.
-async fn until_ready(provider: &Supervised, count: usize) {
+async fn until_ready(provider: &Hands, count: usize) {
     let ready = async {
         while provider.occupancy().await.unwrap().ready != count {
             tokio::task::yield_now().await;
@@ -31,7 +31,7 @@ async fn until_ready(provider: &Supervised, count: usize) {
 }
 
 /// Waits until so many wait for room.
-async fn until_waiting(provider: &Supervised, count: usize) {
+async fn until_waiting(provider: &Hands, count: usize) {
     let waiting = async {
         while provider.occupancy().await.unwrap().waiting != count {
             tokio::task::yield_now().await;
@@ -100,7 +100,7 @@ async fn a_wish_goes_with_its_server_and_comes_back_with_a_connection() {
 
 #[tokio::test]
 async fn who_finds_no_room_waits_in_line() {
-    let host = Host::with_capacity(at_most(1));
+    let host = Host::new().with_capacity(at_most(1));
     let provider = &host.provider;
     let first = host.sandbox(Resources::default()).await;
     let (second, third) = (fresh_id(), fresh_id());
@@ -131,7 +131,7 @@ async fn who_finds_no_room_waits_in_line() {
 
 #[tokio::test]
 async fn a_wait_for_room_can_be_ended() {
-    let host = Host::with_capacity(at_most(1));
+    let host = Host::new().with_capacity(at_most(1));
     let _first = host.sandbox(Resources::default()).await;
     let (provider, second, usual) = (&host.provider, fresh_id(), Resources::default());
     let end = async {
@@ -159,7 +159,7 @@ async fn beyond_the_bounds_of_waiting_it_is_said_what_is_lacking() {
         (Capacity { waiting_max: 0, ..at_most(1) }, "1 live, limit 1, 0 wait"),
         (Capacity { waiting_time_max: Duration::ZERO, ..at_most(1) }, "1 live, limit 1, 0 wait"),
     ] {
-        let host = Host::with_capacity(capacity);
+        let host = Host::new().with_capacity(capacity);
         let _first = host.sandbox(Resources::default()).await;
         let refused = host.provider.provision(&fresh_id(), 1, &Resources::default()).await.unwrap_err();
         assert_eq!(
@@ -169,7 +169,7 @@ async fn beyond_the_bounds_of_waiting_it_is_said_what_is_lacking() {
         host.end().await;
     }
     let reserve = Capacity { memory_reserve_bytes: u64::MAX, waiting_max: 0, ..Capacity::default() };
-    let host = Host::with_capacity(reserve);
+    let host = Host::new().with_capacity(reserve);
     let refused = host.provider.provision(&fresh_id(), 1, &Resources::default()).await.unwrap_err();
     assert!(refused.to_string().contains("kept in reserve"), "{refused}");
     host.end().await;
@@ -177,7 +177,7 @@ async fn beyond_the_bounds_of_waiting_it_is_said_what_is_lacking() {
 
 #[tokio::test]
 async fn what_is_kept_ready_makes_way() {
-    let host = Host::with_capacity(at_most(3));
+    let host = Host::new().with_capacity(at_most(3));
     host.provider.keep_ready(&[pool(&Resources::default(), 5)]).await.unwrap();
     until_ready(&host.provider, 3).await;
     // Of another kind, so that none of those that are ready will do.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sandbox::archive::Written;
-use sandbox::{Access, Error, Limits, Mount, Provider, Resources};
+use sandbox::{Access, Error, Limits, Mount, Resources};
 use serde_json::json;
 use tools::archive::Scope;
 

@@ -150,7 +150,7 @@ async fn a_supervisor_whose_data_directory_is_deleted_ends() {
 #[tokio::test]
 async fn servers_that_start_at_once_share_one_supervisor() {
     let host = Host::new();
-    let servers: Vec<Supervised> = (0..8).map(|_| host.another()).collect();
+    let servers: Vec<_> = (0..8).map(|_| host.another()).collect();
     let mut reports = tokio::task::JoinSet::new();
     for server in servers {
         reports.spawn(async move { (server.report().await.map(|_| ()), server) });

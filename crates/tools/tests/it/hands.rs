@@ -33,6 +33,15 @@ impl Hands {
     }
 
     pub(crate) fn with_environment(variables: &[(&str, &str)]) -> Hands {
+        Hands::with(variables, &[])
+    }
+
+    /// With another shell than the usual one.
+    pub(crate) fn with_shell(shell: &str) -> Hands {
+        Hands::with(&[], &["--shell", shell])
+    }
+
+    fn with(variables: &[(&str, &str)], arguments: &[&str]) -> Hands {
         let directory = tempfile::tempdir().unwrap();
         for name in ["work", "outputs", "uploads", "tmp", "outside"] {
             fs::create_dir(directory.path().join(name)).unwrap();
@@ -49,6 +58,7 @@ impl Hands {
         ] {
             command.arg(option).arg(directory.path().join(name));
         }
+        command.args(arguments);
         command.env_clear().env("PATH", "/usr/bin:/bin").envs(variables.iter().copied());
         command.stdin(Stdio::null());
         pass_as_control_socket(&mut command, theirs.into());

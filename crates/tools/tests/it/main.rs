@@ -2,9 +2,11 @@
 
 mod archive;
 mod bash;
+mod dial;
 mod files;
 mod hands;
 mod ledger;
 mod outputs;
 mod paths;
 mod process;
+mod sh;
