@@ -20,7 +20,7 @@ use protocol::event::{Body, Snapshot};
 use protocol::id::{SandboxId, SessionId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
-use sandbox::{Provider, Resources, SandboxInfo, Saved};
+use sandbox::{Provider, SandboxInfo, Saved};
 use session::Draft;
 use session::state::State;
 use store::{AppendError, Holding, LEASE, Lease, Store, Token};
@@ -283,14 +283,8 @@ impl Saver {
     /// Lets a sandbox go on that stands still for its snapshot.
     async fn wake(&self, token: &Token, sandbox: &SandboxId) {
         let handle = handle(sandbox);
-        let resources = Resources::default();
-        let waking = async {
-            // Only one that lives: a dead one must not be made anew.
-            let lives = self.hands.list().await.is_ok_and(|list| list.iter().any(|info| info.id == handle));
-            if lives {
-                let _ = self.hands.provision(&handle, token.epoch, &resources).await;
-            }
-        };
+        // A use like any other, and one that never makes a sandbox in the place of a dead one: no call has this id.
+        let waking = self.hands.cancel(&handle, token.epoch, "none");
         let _ = timeout(WAKE_TIME_MAX, waking).await;
     }
 
@@ -363,7 +357,7 @@ impl Saver {
             && view.state.snapshot.as_ref().is_some_and(|found| found.key == snapshot.key)
             && !view.state.wants_brain()
         {
-            let body = Body::SnapshotLost { key: snapshot.key.clone(), reason: reason.clone() };
+            let body = Body::SnapshotLost { key: snapshot.key.clone(), reason: reason.clone(), told: false };
             if self.append(&lease.token, &view.state, body).await.is_ok() {
                 tracing::warn!(
                     session.id = %session, snapshot.bytes = snapshot.size_bytes, reason,

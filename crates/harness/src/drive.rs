@@ -475,6 +475,12 @@ impl Drive<'_> {
     async fn obtain(&mut self, call: &EventId) -> Result<Obtained, Halt> {
         let (brain, token) = (self.brain, self.token);
         let mut begun = self.speculation.take();
+        if let Some(reason) = self.view.state.untold_loss.clone() {
+            if let Some(begun) = begun {
+                begun.discard(&brain.errands, &brain.hands);
+            }
+            return Ok(Obtained::Not(self.drafts(workspace::was_lost(call, reason))));
+        }
         let new = brain.store.ids().make();
         let beginning = self.beginning();
         let obtaining = async {

@@ -87,13 +87,13 @@ impl Ahead {
         let id = sandbox.clone();
         let task: JoinHandle<()> = tracker.spawn(async move {
             tokio::time::sleep(HEAD_START).await;
-            let mut is_made = beginning.provision(&*hands, &id, fence).await;
+            let is_made = beginning.provision(&*hands, &id, fence).await;
             while is_made.is_ok() {
                 said.send_replace(Some(true));
                 tokio::time::sleep(TOUCH_EVERY).await;
-                // It is there: what it was made of does not matter any more.
-                let touched = hands::provision(&*hands, &id, fence, &beginning.resources).await;
-                is_made = touched.map_err(Unmade::Outcome);
+                if !hands::touch(&*hands, &id, fence).await {
+                    break;
+                }
             }
             said.send_replace(Some(false));
             if let Err(unmade) = is_made {

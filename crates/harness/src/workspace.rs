@@ -142,7 +142,15 @@ pub(crate) fn lost(call: &EventId, snapshot: Snapshot, reason: String) -> Vec<Bo
          workspace.",
         snapshot.saved_at
     );
-    vec![hands::error(call, text), Body::SnapshotLost { key: snapshot.key, reason }]
+    vec![hands::error(call, text), Body::SnapshotLost { key: snapshot.key, reason, told: true }]
+}
+
+/// The same where it was lost before, while nobody was there to be told.
+pub(crate) fn was_lost(call: &EventId, reason: String) -> Vec<Body> {
+    let text = format!(
+        "hand: the saved workspace is lost: {reason}. This call was not run. The next call gets a new, empty workspace."
+    );
+    vec![hands::error(call, text), Body::SnapshotLost { key: String::new(), reason, told: true }]
 }
 
 /// What the model is told of the workspace of a sandbox that is gone.

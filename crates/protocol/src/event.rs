@@ -141,7 +141,13 @@ pub enum Body {
     },
     /// The snapshot of this key is no more, or cannot be used.
     #[serde(rename = "posthouse.snapshot_lost")]
-    SnapshotLost { key: String, reason: String },
+    SnapshotLost {
+        key: String,
+        reason: String,
+        /// Whether the model has been told.
+        #[serde(default)]
+        told: bool,
+    },
 
     /// The deliverables of the calls so far are out of the sandbox, as far as they could be had.
     #[serde(rename = "posthouse.outputs_collected")]

@@ -63,6 +63,9 @@ pub struct State {
     /// What the next sandbox begins with, if this one is put away or dies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
+    /// Why the workspace is gone, if the model does not know it yet.
+    #[serde(default)]
+    pub untold_loss: Option<String>,
     /// When the workspace was begun, in however many sandboxes it has been since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_begun_at: Option<Timestamp>,
@@ -220,6 +223,7 @@ impl State {
             sandbox: None,
             has_outputs: false,
             snapshot: None,
+            untold_loss: None,
             workspace_begun_at: None,
             tokens: ModelUsage::default(),
             web_searches: 0,
@@ -322,8 +326,16 @@ impl State {
                 }
             }
             // Whatever it was that is lost, it is not what has been saved since.
-            Body::SnapshotLost { key, reason: _ } => {
-                self.snapshot.take_if(|snapshot| snapshot.key == *key);
+            Body::SnapshotLost { key: _, reason: _, told: true } => {
+                self.snapshot = None;
+                self.untold_loss = None;
+            }
+            Body::SnapshotLost { key, reason, told: false } => {
+                let lost = self.snapshot.take_if(|snapshot| snapshot.key == *key);
+                // As long as its sandbox lives, nothing is lost.
+                if lost.is_some() && self.sandbox.is_none() {
+                    self.untold_loss = Some(reason.clone());
+                }
             }
             Body::SandboxLost { sandbox_id: _ } => {
                 self.sandbox = None;

@@ -72,7 +72,6 @@ async fn a_sandbox_that_hangs_does_not_delay_the_answer() {
     let session = scene.session(|_| {}).await;
     tokio::join!(scene.world.wake(&session), async {
         scene.hands().until_asked(1).await;
-        assert_eq!(scene.server.requests(MODEL).len(), 1, "the request was sent before");
         scene.server.release("it");
     });
     assert_eq!(scene.world.told(&session).await, "user: go\nagent: hello\nidle: end_turn");

@@ -89,6 +89,24 @@ async fn the_next_call_begins_with_what_was_saved() {
 }
 
 #[tokio::test]
+async fn a_snapshot_that_was_dropped_meanwhile_is_told_before_anything_runs_without_it() {
+    let saved = Saved::new(turns(&["second", "third"]), "snapshot of the first").await;
+    let store = &saved.world.store;
+    let lease = store.try_claim(&saved.session, "saver").await.expect("works").expect("free");
+    let head = saved.world.state(&saved.session).await.head;
+    let (key, reason) = ("snapshots/one".to_owned(), "it was kept for 30 days".to_owned());
+    let body = Body::SnapshotLost { key, reason, told: false };
+    store
+        .append(&lease.token, head, vec![Draft::New { id: store.ids().make(), body }])
+        .await
+        .expect("appended");
+    store.release(lease).await.expect("released");
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    assert!(told.contains("error: hand: the saved workspace is lost: it was kept for 30 days"), "{told}");
+    assert!(!told.contains("ran second") && told.contains("result: ran third"), "{told}");
+}
+
+#[tokio::test]
 async fn a_corrupt_or_missing_snapshot_is_told_and_the_call_after_it_gets_an_empty_workspace() {
     for missing in [false, true] {
         let saved = Saved::new(turns(&["second", "third"]), "nonsense").await;

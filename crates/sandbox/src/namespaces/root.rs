@@ -25,8 +25,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, statat, statx,
-    symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, renameat, statat,
+    statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -378,7 +378,7 @@ pub(crate) fn build(
     mount_devices()?;
     mount_proc(layout)?;
     for held in mounts {
-        mount_held(held, plan.kind, origin)?;
+        mount_held(held, plan.kind, ways(plan, origin))?;
     }
     umask(mask);
     enter()
@@ -394,7 +394,7 @@ fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan, origin: Origin)
     }
     if plan.installs {
         for name in FOLDERS_OF_PACKAGES {
-            make_below_root(name, origin)?;
+            make_below_root(name, ways(plan, origin))?;
         }
     }
     match origin {
@@ -402,6 +402,11 @@ fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan, origin: Origin)
         // What the snapshot has is the agent's, links included.
         Origin::Restored => Ok(()),
     }
+}
+
+/// How the ways in the root are to be taken: a layer is as little to be trusted as a snapshot.
+fn ways(plan: &Plan, origin: Origin) -> Origin {
+    if plan.has_layer { Origin::Restored } else { origin }
 }
 
 /// Makes a folder of the root, in which overlays may be mounted by now. Those of a snapshot may hold a link on the way.
@@ -546,9 +551,10 @@ fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack, origin: Origin) -> R
         // The first of them is the upper folder itself.
         make_if_missing(&if below.as_os_str().is_empty() { upper.clone() } else { upper.join(below) })?;
     }
-    if plan.installs || origin == Origin::Restored {
+    let ways = ways(plan, origin);
+    if plan.installs || ways == Origin::Restored {
         // Below a stack that has just been mounted there may be no such folder.
-        make_below_root(&stack.target, origin)?;
+        make_below_root(&stack.target, ways)?;
     }
     mount_layer(plan, stack, &format!("{ROOT}/{}", stack.target))
 }
@@ -658,8 +664,10 @@ fn mount_held(
                 false => insist_on_folder(&target, 0o755, origin)?,
             }
         } else {
-            if !is_ours {
-                let _ = unlinkat(CWD, &target, AtFlags::empty());
+            if !is_ours && unlinkat(CWD, &target, AtFlags::empty()) == Err(Errno::ISDIR) {
+                let mut aside = target.clone().into_os_string();
+                aside.push(snapshot::ASIDE);
+                renameat(CWD, &target, CWD, PathBuf::from(aside)).step("clear the way for a mount")?;
             }
             make_file(target.to_str().unwrap_or_default())?;
         }

@@ -32,7 +32,7 @@ const PRIVATE: Scope = Scope { tops: &["u", "r"], except: &["r/dev", "r/proc", "
 pub(crate) const RESTORE: &str = "restore the snapshot";
 
 /// Where something stands in the way of the root, it gets this name.
-const ASIDE: &str = ".saved";
+pub(super) const ASIDE: &str = ".saved";
 
 /// Takes hold of the bare stage, without what is mounted in it: what the sandbox sees, before its overlays.
 pub(crate) fn hold_stage() -> Result<OwnedFd, Failure> {

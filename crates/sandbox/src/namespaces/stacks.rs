@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) stage: Option<usize>,
     /// Whether root inside may do what package managers need.
     pub(crate) installs: bool,
+    /// Whether a package layer lies below: whoever made the packages may have put links where the root is about to be built.
+    pub(crate) has_layer: bool,
     pub(crate) kind: Kind,
 }
 
@@ -89,7 +91,8 @@ impl Plan {
         installs: bool,
         masked: bool,
     ) -> io::Result<Self> {
-        let mut plan = Self { installs, kind: Kind::Host, ..Self::default() };
+        let has_layer = found.layer.is_some();
+        let mut plan = Self { installs, has_layer, kind: Kind::Host, ..Self::default() };
         if let Some(layer) = &found.layer {
             plan.add_plain_folders(layer)?;
         }
@@ -124,7 +127,8 @@ impl Plan {
 
     /// For a sandbox from an image.
     pub(crate) fn over_image(image: &Path, found: &Found, installs: bool) -> Self {
-        let mut plan = Self { installs, kind: Kind::Image, ..Self::default() };
+        let has_layer = found.layer.is_some();
+        let mut plan = Self { installs, has_layer, kind: Kind::Image, ..Self::default() };
         let bottom = plan.hold(image.to_owned());
         plan.add("", found, vec![bottom]);
         plan

@@ -250,7 +250,8 @@ impl Guest {
         SandboxInfo {
             id: self.id.clone(),
             age: now.duration_since(self.born),
-            idle: now.duration_since(self.used),
+            // Its own deadline ends it.
+            idle: Duration::ZERO,
             fence: self.fence,
             memory_bytes: None,
             calls: 0,

@@ -346,6 +346,7 @@ impl Keeper {
     pub(crate) fn forget(&mut self, connection: u64) {
         self.pools.forget(connection);
         self.refill_at = None;
+        self.held_back.retain(|asked| asked.waiter.connection != connection);
         self.line.leave(|wanted| {
             wanted.waiters.retain(|waiter| waiter.connection != connection);
             wanted.waiters.is_empty()
@@ -1611,7 +1612,11 @@ impl Sandbox {
         Some(SandboxInfo {
             id: self.id.clone()?,
             age: now.duration_since(self.born),
-            idle: now.duration_since(self.used),
+            idle: match self.state {
+                // Its own deadline ends it; nobody else knows how long it may take.
+                State::Starting { .. } => Duration::ZERO,
+                State::Live | State::Dying { .. } => now.duration_since(self.used),
+            },
             fence: self.fence,
             memory_bytes: self.body.memory_bytes(),
             calls: self.pending.values().filter(|pending| matches!(pending, Pending::Asked(_))).count()

@@ -38,7 +38,7 @@ fn saved(key: &str, put_away: bool) -> Body {
 }
 
 fn lost(key: &str) -> Body {
-    Body::SnapshotLost { key: key.to_owned(), reason: "it was old".to_owned() }
+    Body::SnapshotLost { key: key.to_owned(), reason: "it was old".to_owned(), told: false }
 }
 
 #[test]
@@ -70,4 +70,15 @@ fn a_snapshot_outlives_its_sandbox_and_is_lost_only_by_its_own_name() {
     let died = Body::SandboxLost { sandbox_id: SandboxId::from_text("sbx_2") };
     let state = folded(&[sandbox("sbx_1"), saved("one", true), sandbox("sbx_2"), died, lost("another")]);
     assert_eq!((state.sandbox, state.snapshot), (None, Some(snapshot("one"))));
+}
+
+#[test]
+fn a_workspace_that_was_lost_while_nobody_was_there_is_told_once() {
+    let told = Body::SnapshotLost { key: String::new(), reason: "it was old".to_owned(), told: true };
+    let untold = |bodies: &[Body]| folded(bodies).untold_loss;
+    let gone = [sandbox("sbx_1"), saved("one", true), lost("one")];
+    assert_eq!(untold(&gone).as_deref(), Some("it was old"));
+    assert_eq!(untold(&[gone.as_slice(), &[told]].concat()), None);
+    assert_eq!(untold(&[sandbox("sbx_1"), saved("one", false), lost("one")]), None, "its sandbox lives");
+    assert_eq!(untold(&[gone[0].clone(), gone[1].clone(), lost("another")]), None, "it is another's");
 }
