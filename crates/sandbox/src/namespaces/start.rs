@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
@@ -118,17 +119,36 @@ pub(crate) fn start(
         launch(only, namespaces, doors.birthplace(), become_sandbox)
     });
     let Launched { pid, process, mut sync } = launched?;
-    map_ids(pid, profile.ids, slot)?;
-    if profile.owners == Owners::Mapped && !plan.held.is_empty() {
-        let namespace = user_namespace(pid)?;
-        for (number, folder) in plan.held.iter().enumerate() {
-            let access = if plan.stage == Some(number) { Access::ReadWrite } else { Access::ReadOnly };
-            let lower = hold_mapped(folder, &namespace, access)?;
-            passing::send(&sync, &[child::LOWER], lower.as_fd()).step("bring a folder below a layer")?;
-        }
+    let equipped = map_ids(pid, profile.ids, slot)
+        .and_then(|()| bring_lowers(pid, profile, plan, &sync))
+        .and_then(|()| sync.write_all(&[child::GO]).step("let the process go"));
+    match equipped {
+        Ok(()) => {}
+        // It has given up before it got all it needs, and says why itself.
+        Err(_) if is_closed(&sync) => {}
+        Err(failure) => return Err(failure),
     }
-    sync.write_all(&[child::GO]).step("let the process go")?;
     Ok(Started { pid, process, control, sync })
+}
+
+fn bring_lowers(pid: i32, profile: &Profile, plan: &Plan, sync: &UnixStream) -> Result<(), Failure> {
+    if profile.owners != Owners::Mapped || plan.held.is_empty() {
+        return Ok(());
+    }
+    let namespace = user_namespace(pid)?;
+    for (number, folder) in plan.held.iter().enumerate() {
+        let access = if plan.stage == Some(number) { Access::ReadWrite } else { Access::ReadOnly };
+        let lower = hold_mapped(folder, &namespace, access)?;
+        passing::send(sync, &[child::LOWER], lower.as_fd()).step("bring a folder below a layer")?;
+    }
+    Ok(())
+}
+
+/// Whether the other end is gone.
+fn is_closed(sync: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(sync, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// The user namespace of a process whose ids are mapped.
