@@ -207,7 +207,7 @@ impl Saver {
         }
         let key = format!("{SNAPSHOTS}/{}/{}", token.session, token.epoch);
         if let Err(error) = self.blobs.put(&key, file).await {
-            return Err(Unsaved::Failed(chain(&error)));
+            return Err(Unsaved::Failed(blobs::with_causes(&error)));
         }
         // Again, because saving takes a while: whoever came meanwhile keeps the sandbox.
         let now_state = self.rests(token, sandbox).await?;
@@ -304,7 +304,9 @@ impl Saver {
         self.drop_old(&holdings).await;
         match listed {
             Ok(listed) => self.remove_orphans(listed, &holdings, grace).await,
-            Err(error) => tracing::warn!(error = chain(&error), "the snapshots could not be listed"),
+            Err(error) => {
+                tracing::warn!(error = blobs::with_causes(&error), "the snapshots could not be listed")
+            }
         }
         let scratch = self.options.scratch.clone();
         let cleared = tokio::task::spawn_blocking(move || clear_scratch(&scratch, grace)).await;
@@ -397,7 +399,7 @@ impl Saver {
                 Err(error) => {
                     tracing::warn!(
                         snapshot.key = key,
-                        error = chain(&error),
+                        error = blobs::with_causes(&error),
                         "a snapshot could not be removed"
                     )
                 }
@@ -412,18 +414,6 @@ fn handle(id: &SandboxId) -> sandbox::SandboxId {
 
 fn age(now: Timestamp, then: Timestamp) -> Duration {
     Duration::from_micros(u64::try_from(now.as_micros() - then.as_micros()).unwrap_or(0))
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// For this user alone: what lies there is what agents wrote.

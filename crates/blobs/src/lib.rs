@@ -189,6 +189,18 @@ impl Blobs {
     }
 }
 
+/// An error with its causes, on one line: a store's own message seldom says what went wrong.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// A hard link under a name of its own first, then a rename: nobody ever sees half a blob.
 fn put_beside(folder: &Path, file: &Path, key: &str) -> io::Result<()> {
     let target = folder.join(key);

@@ -113,7 +113,7 @@ async fn fetch(blobs: &Blobs, snapshot: &Snapshot, scratch: &Path, file: &Path) 
         }
         Err(blobs::Error::Missing { .. }) => Err(Unfetched::Lost("it is missing".to_owned())),
         Err(error) => {
-            tracing::warn!(snapshot.key, error = %crate::workspace::chain(&error), "a snapshot could not be fetched");
+            tracing::warn!(snapshot.key, error = %blobs::with_causes(&error), "a snapshot could not be fetched");
             Err(Unfetched::Failed(error.to_string()))
         }
     }
@@ -121,18 +121,6 @@ async fn fetch(blobs: &Blobs, snapshot: &Snapshot, scratch: &Path, file: &Path) 
 
 fn failed(reason: String) -> Unmade {
     Unmade::Outcome(Outcome::Failed { error: Error::Busy { reason } })
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// The events that say that a call did not run because the workspace is lost.

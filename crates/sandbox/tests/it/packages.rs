@@ -1,8 +1,8 @@
 //! Package managers at work in sandboxes, through the real proxy, against the real registries.
 //!
 //! What a machine has not (a manager, a way to a registry, the ids that apt needs) is left out aloud: the test prints it and
-//! asserts why, and fails if nothing at all could be tried. Where registries have addresses that are not public,
-//! `POSTHOUSE_ALLOW_PRIVATE_HOSTS` names them, as for the server.
+//! asserts why, and fails if nothing at all could be tried. The registries are allowed by name, so that
+//! mirrors of them count; `POSTHOUSE_ALLOW_PRIVATE_HOSTS` may say otherwise.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
