@@ -53,7 +53,7 @@ async fn answer(proxy: Proxy, exit: Exit, stop: CancellationToken) {
         Grant { session: None, policy: Policy::NOTHING }
     });
     let who = Who { sandbox: sandbox.to_string(), session };
-    if let Err(error) = proxy.serve(listener, who, policy, stop).await {
+    if let Err(error) = proxy.serve(listener, who, policy, None, stop).await {
         tracing::error!(sandbox.id = %sandbox, %error, "the exit of a sandbox cannot be served");
     }
 }

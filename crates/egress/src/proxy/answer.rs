@@ -3,17 +3,13 @@
 //! Whoever reads it sees `curl`'s output: for a plain request the body, for a CONNECT no more than the status line. So the
 //! reason stands in three places: the reason phrase, the header `x-posthouse-egress`, and the body.
 
-use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::ext::ReasonPhrase;
 
 use super::head::{Broken, HEAD_BYTES_MAX};
+use crate::edge::Body;
 use crate::refusal::Refusal;
-
-/// The body of every answer.
-pub(super) type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Carries the rule and the reason, so that a program can tell the proxy's answers from a server's.
 const HEADER: &str = "x-posthouse-egress";

@@ -22,10 +22,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::answer::{Answer, Body};
+use super::answer::Answer;
 use super::meter::{Meter, Metered, Visit};
 use super::tunnel::Tunnel;
 use super::{Served, head, tunnel};
+use crate::edge::Body;
 use crate::host::Host;
 use crate::policy::Allowed;
 use crate::refusal::Refusal;
@@ -102,7 +103,7 @@ pub(super) async fn connection(served: Arc<Served>, stream: TcpStream) {
     let near = parts.io.into_inner();
     let tunnel = exchange.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
     match tunnel {
-        Some(tunnel) => tunnel::run(&exchange.served, near, parts.read_buf, tunnel).await,
+        Some(tunnel) => tunnel::run(Arc::clone(&exchange.served), near, parts.read_buf, tunnel).await,
         None => linger(near).await,
     }
 }
@@ -133,8 +134,25 @@ struct Exchange {
 
 impl Exchange {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        self.answer_boxed(request.map(|body| body.map_err(Into::into).boxed_unsync())).await
+    }
+
+    /// Answers what is asked of the exit itself; gives back everything else.
+    async fn local(&self, request: Request<Body>) -> Result<Response<Body>, Request<Body>> {
+        let is_local = request.uri().scheme().is_none() && request.uri().authority().is_none();
+        match &self.served.edge {
+            Some(edge) if is_local => edge.local(request).await,
+            Some(_) | None => Err(request),
+        }
+    }
+
+    async fn answer_boxed(&self, request: Request<Body>) -> Response<Body> {
         let method = method_name(request.method());
         let is_connect = request.method() == Method::CONNECT;
+        let request = match self.local(request).await {
+            Ok(response) => return response,
+            Err(request) => request,
+        };
         let target = if is_connect { connect_target(request.uri()) } else { plain_target(request.uri()) };
         let target = match target {
             Ok(target) => target,
@@ -232,7 +250,7 @@ impl Exchange {
     /// Sends the request to the far side and gives its response, whose body is still on its way.
     async fn pass_on(
         &self,
-        request: Request<Incoming>,
+        request: Request<Body>,
         target: &Target,
         far: Metered,
     ) -> Result<Response<Body>, Answer> {
@@ -272,7 +290,7 @@ impl Exchange {
         }
         strip(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        let body = Streamed { body, _driver: driver, _visit: visit };
+        let body = Streamed { body, _driver: Some(driver), _visit: visit };
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 }
@@ -366,7 +384,7 @@ fn plain_target(uri: &Uri) -> Result<Target, Answer> {
 }
 
 /// Host and port of an authority.
-fn split(authority: &str) -> Result<(Host, Option<u16>), Answer> {
+pub(super) fn split(authority: &str) -> Result<(Host, Option<u16>), Answer> {
     if authority.contains('@') {
         return Err(Answer::malformed("the URL contains a user or a password"));
     }
@@ -387,7 +405,7 @@ fn split(authority: &str) -> Result<(Host, Option<u16>), Answer> {
 }
 
 /// The request as the far side gets it: to the host that was decided upon, whatever Host said.
-fn outgoing(request: Request<Incoming>, target: &Target) -> Result<Request<Incoming>, Answer> {
+fn outgoing(request: Request<Body>, target: &Target) -> Result<Request<Body>, Answer> {
     let (mut parts, body) = request.into_parts();
     let is_chunked = parts.headers.contains_key(header::TRANSFER_ENCODING);
     strip(&mut parts.headers);
@@ -407,7 +425,7 @@ fn outgoing(request: Request<Incoming>, target: &Target) -> Result<Request<Incom
 }
 
 /// Removes what concerns one connection only, and what the connection's ends name as such.
-fn strip(headers: &mut HeaderMap) {
+pub(super) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -424,22 +442,22 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 /// The body of a response, with what keeps it coming.
-struct Streamed {
-    body: Incoming,
-    /// Dropped with the body: then the connection to the far side is closed.
-    _driver: AbortOnDropHandle<()>,
-    _visit: Arc<Visit>,
+pub(super) struct Streamed {
+    pub(super) body: Incoming,
+    /// Dropped with the body: then the connection to the far side is closed, if it was for this response alone.
+    pub(super) _driver: Option<AbortOnDropHandle<()>>,
+    pub(super) _visit: Arc<Visit>,
 }
 
 impl hyper::body::Body for Streamed {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {

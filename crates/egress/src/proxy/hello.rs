@@ -15,6 +15,8 @@ pub(super) struct Hello {
     /// Whether a second, encrypted ClientHello may say something else. Some clients send such an extension with noise in
     /// it; that cannot be told apart, by design.
     pub(super) may_hide_another: bool,
+    /// The protocols that it would speak within, in its order; `None` if it names none.
+    pub(super) protocols: Option<Vec<Vec<u8>>>,
 }
 
 /// Reads a ClientHello as its bytes arrive.
@@ -55,6 +57,7 @@ impl Reader {
                     return Ok(Some(Hello {
                         server_name: hello.server_name().map(str::to_owned),
                         // rustls has read it, so it is well-formed; what cannot be walked here is not to be trusted.
+                        protocols: hello.alpn().map(|names| names.map(<[u8]>::to_vec).collect()),
                         may_hide_another: has_extension(&self.seen, ENCRYPTED_CLIENT_HELLO).unwrap_or(true),
                     }));
                 }

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! head (shape, size, time) → exchange (target, policy, guard, dial) ─┬→ one request and its response
-//!                                                                    └→ tunnel (ClientHello, bytes both ways)
+//!                                                                    └→ tunnel (ClientHello) ─┬→ bytes both ways
+//!                                                                                             └→ intercept (secrets are spent)
 //! ```
 //!
 //! Every decision is one line of the log with the target `egress`: denials at `info`, because an operator will want to see
@@ -13,25 +14,30 @@
 //! makes a thousand of them. No line has a path, a query, a header or content.
 //!
 //! What it cannot see: what happens inside TLS, from the second message of a handshake on. Two sites behind one front that
-//! serves both under either name are one site to it. A mode that ends TLS here would take the place of `tunnel::run`, behind the same decision; there is none.
+//! serves both under either name are one site to it. Only where the sandbox may spend secrets to a host does TLS end here,
+//! behind the same decision (`intercept`).
 
 mod answer;
 mod exchange;
 mod head;
 mod hello;
+mod intercept;
 mod meter;
+mod splice;
 mod tunnel;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::edge::Edge;
 use crate::guard::Guard;
 use crate::policy::Policy;
 
@@ -89,7 +95,19 @@ pub struct Proxy {
     guard: Arc<Guard>,
     limits: Limits,
     tls_ports: Arc<[u16]>,
+    tls: Arc<ClientConfig>,
+    uninspected: Uninspected,
     connections: Arc<Semaphore>,
+}
+
+/// What becomes of TLS to a host to which secrets may be spent, if it is not for HTTP, so that no placeholder can be found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uninspected {
+    /// It is refused with an alert, and the log says so.
+    #[default]
+    Refuse,
+    /// It passes as it is, with its placeholders.
+    Pass,
 }
 
 /// One sandbox, as its connections see it.
@@ -98,8 +116,11 @@ struct Served {
     guard: Arc<Guard>,
     limits: Limits,
     tls_ports: Arc<[u16]>,
+    tls: Arc<ClientConfig>,
+    uninspected: Uninspected,
     who: Who,
     policy: Policy,
+    edge: Option<Arc<dyn Edge>>,
     lookups: Semaphore,
 }
 
@@ -107,7 +128,19 @@ impl Proxy {
     /// A proxy that reaches what the guard allows.
     pub fn new(guard: Arc<Guard>, limits: Limits) -> Self {
         let connections = Arc::new(Semaphore::new(limits.connections_total_max));
-        Self { guard, limits, tls_ports: Arc::new(TLS_PORTS_DEFAULT), connections }
+        let tls = Arc::new(trusting(RootCertStore::empty()));
+        let tls_ports = Arc::new(TLS_PORTS_DEFAULT);
+        Self { guard, limits, tls_ports, tls, uninspected: Uninspected::default(), connections }
+    }
+
+    /// The same proxy, which trusts these authorities where it ends TLS itself; without them it trusts nobody.
+    pub fn with_roots(self, roots: RootCertStore) -> Self {
+        Self { tls: Arc::new(trusting(roots)), ..self }
+    }
+
+    /// The same proxy, with this rule for what it cannot look into.
+    pub fn with_uninspected(self, uninspected: Uninspected) -> Self {
+        Self { uninspected, ..self }
     }
 
     /// The same proxy, expecting TLS on these ports instead of 443: there the name that TLS asks for must be the name of
@@ -116,13 +149,14 @@ impl Proxy {
         Self { tls_ports: ports.into_iter().collect(), ..self }
     }
 
-    /// Serves one sandbox's listener until `shutdown` is cancelled; then every connection is cut off at once. Fails only
+    /// Serves one sandbox's listener, and spends what `edge` gives it, until `shutdown` is cancelled; then every connection is cut off at once. Fails only
     /// if the listener cannot be used at all. The caller awaits it; dropping the future has the effect of `shutdown`.
     pub async fn serve(
         &self,
         listener: std::net::TcpListener,
         who: Who,
         policy: Policy,
+        edge: Option<Arc<dyn Edge>>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
         listener.set_nonblocking(true)?;
@@ -131,8 +165,11 @@ impl Proxy {
             guard: Arc::clone(&self.guard),
             limits: self.limits.clone(),
             tls_ports: Arc::clone(&self.tls_ports),
+            tls: Arc::clone(&self.tls),
+            uninspected: self.uninspected,
             who,
             policy,
+            edge,
             lookups: Semaphore::new(LOOKUPS_MAX),
         });
         let mut connections = JoinSet::new();
@@ -165,6 +202,27 @@ impl Proxy {
             }
         }
     }
+}
+
+/// A client of TLS that trusts these authorities.
+fn trusting(roots: RootCertStore) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
+
+/// The authorities that this machine trusts. What cannot be read is left out.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(target: "egress", %error, "some authorities of this machine cannot be read");
+    }
+    roots.add_parsable_certificates(found.certs);
+    roots
 }
 
 /// What may happen next to a listener.

@@ -15,7 +15,10 @@
 //! Clients that send noise in the place of ECH (browsers built on Chromium do unless told not to) are refused in limited
 //! mode, because noise and secret look the same. On other ports, which an operator has opened, nothing is looked at: what
 //! is spoken there may begin with the server. CONNECT to port 80 is refused before in limited mode.
+//!
+//! To a host to which the sandbox may spend secrets, [`intercept`] takes over after that look.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,11 +26,12 @@ use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Served;
 use super::answer::Answer;
 use super::exchange::linger;
 use super::hello::{Hello, Reader};
+use super::intercept::{self, HTTP1, HTTP2, Intercept};
 use super::meter::Metered;
+use super::{Served, Uninspected};
 use crate::host::Host;
 use crate::policy::Policy;
 
@@ -48,15 +52,24 @@ pub(super) struct Tunnel {
 
 /// Carries a tunnel to its end. `early` is what came right behind the CONNECT.
 pub(super) async fn run(
-    served: &Served,
-    mut near: impl AsyncRead + AsyncWrite + Unpin,
+    served: Arc<Served>,
+    mut near: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     early: Bytes,
     Tunnel { mut far }: Tunnel,
 ) {
     let (host, port) = (far.visit().host.clone(), far.visit().port);
     let first = if served.tls_ports.contains(&port) {
-        match greeting(served, &host, &mut near, early).await {
-            Ok(first) => first,
+        let begun = match greeting(&served, &host, &mut near, early).await {
+            Ok((first, hello)) => {
+                interception(&served, &host, hello.as_ref()).await.map(|intercept| (first, intercept))
+            }
+            Err(refused) => Err(refused),
+        };
+        match begun {
+            Ok((first, Some(intercept))) => {
+                return intercept::run(served, near, first, far, intercept).await;
+            }
+            Ok((first, None)) => first,
             Err(refused) => {
                 let answer = Answer::new(StatusCode::FORBIDDEN, refused.rule, "");
                 served.log_denial("CONNECT", Some((&host, port)), &answer, Some(far.visit().address));
@@ -93,13 +106,54 @@ struct Refused {
     is_tls: bool,
 }
 
+/// What takes the place of this tunnel, if secrets may be spent to the host.
+async fn interception(
+    served: &Served,
+    host: &Host,
+    hello: Option<&Hello>,
+) -> Result<Option<Intercept>, Refused> {
+    let (Some(edge), Some(hello)) = (&served.edge, hello) else { return Ok(None) };
+    // A name within the name could be any, and without a name there is nothing to answer in.
+    let is_named = hello.server_name.as_deref().is_some_and(|name| Host::parse(name).as_ref() == Ok(host));
+    if !is_named || hello.may_hide_another {
+        return Ok(None);
+    }
+    let unavailable = |error: &dyn std::fmt::Display| {
+        tracing::error!(
+            target: "egress",
+            { sandbox.id = %served.who.sandbox, %host, %error },
+            "a tunnel is refused"
+        );
+        Refused { rule: "credentials_unavailable", is_tls: true }
+    };
+    let replacements = edge.replacements(host).await.map_err(|error| unavailable(&error))?;
+    if replacements.is_empty() {
+        return Ok(None);
+    }
+    let offered: Vec<Vec<u8>> = match &hello.protocols {
+        None => Vec::new(),
+        Some(named) => {
+            named.iter().filter(|name| [HTTP1, HTTP2].contains(&name.as_slice())).cloned().collect()
+        }
+    };
+    if hello.protocols.is_some() && offered.is_empty() {
+        return match served.uninspected {
+            Uninspected::Pass => Ok(None),
+            Uninspected::Refuse => Err(Refused { rule: "not_http", is_tls: true }),
+        };
+    }
+    let authority = edge.authority().await.map_err(|error| unavailable(&error))?;
+    let certified = authority.certified(host).map_err(|error| unavailable(&error))?;
+    Ok(Some(Intercept { edge: Arc::clone(edge), replacements: replacements.into(), certified, offered }))
+}
+
 /// Reads how the near side begins and judges it. Returns what was read.
 async fn greeting(
     served: &Served,
     host: &Host,
     near: &mut (impl AsyncRead + Unpin),
     early: Bytes,
-) -> Result<Vec<u8>, Refused> {
+) -> Result<(Vec<u8>, Option<Hello>), Refused> {
     let deadline = Instant::now() + served.limits.hello_time_max;
     let mut reader = Reader::new();
     let mut more = early.to_vec();
@@ -119,15 +173,18 @@ async fn greeting(
         }
     };
     let judged = match hello {
-        Ok(hello) => judge(&served.policy, host, &hello).map_err(|rule| Refused { rule, is_tls: true }),
+        Ok(hello) => match judge(&served.policy, host, &hello) {
+            Ok(()) => Ok(Some(hello)),
+            Err(rule) => Err(Refused { rule, is_tls: true }),
+        },
         Err(rule) if served.policy.is_limited() => Err(Refused { rule, is_tls: false }),
-        Err(_) => Ok(()),
+        Err(_) => Ok(None),
     };
-    judged.map(|()| reader.bytes().to_vec())
+    judged.map(|hello| (reader.bytes().to_vec(), hello))
 }
 
 fn judge(policy: &Policy, host: &Host, hello: &Hello) -> Result<(), &'static str> {
-    let Hello { server_name, may_hide_another } = hello;
+    let Hello { server_name, may_hide_another, protocols: _ } = hello;
     if *may_hide_another && policy.is_limited() {
         return Err("hidden_name");
     }

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress::{Guard, Limits, Policy, PrivateHosts, Proxy, Table, Who};
+use egress::{Edge, Guard, Limits, Policy, PrivateHosts, Proxy, Table, Who};
+use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -45,6 +46,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) table: Table,
     pub(crate) limits: Limits,
     pub(crate) tls_ports: Vec<u16>,
+    pub(crate) edge: Option<Arc<dyn Edge>>,
+    pub(crate) roots: RootCertStore,
 }
 
 impl Default for Setup<'_> {
@@ -56,6 +59,8 @@ impl Default for Setup<'_> {
             table: Table::default(),
             limits: Limits::default(),
             tls_ports: vec![443],
+            edge: None,
+            roots: RootCertStore::empty(),
         }
     }
 }
@@ -64,14 +69,15 @@ impl Setup<'_> {
     pub(crate) fn start(self) -> Way {
         let guard =
             Guard::new(self.private.parse::<PrivateHosts>().unwrap(), []).with_names(self.table.names());
-        let proxy = Proxy::new(Arc::new(guard), self.limits).with_tls_ports(self.tls_ports);
+        let proxy =
+            Proxy::new(Arc::new(guard), self.limits).with_tls_ports(self.tls_ports).with_roots(self.roots);
         let listener = std::net::TcpListener::bind((LOOPBACK, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
         let who = Who { sandbox: self.sandbox.to_owned(), session: Some("sesn_test".to_owned()) };
-        let policy = self.policy;
-        let serving = tokio::spawn(async move { proxy.serve(listener, who, policy, token).await });
+        let (policy, edge) = (self.policy, self.edge);
+        let serving = tokio::spawn(async move { proxy.serve(listener, who, policy, edge, token).await });
         Way { address, shutdown: shutdown.drop_guard(), serving }
     }
 }

@@ -9,3 +9,4 @@ mod plain;
 mod policy;
 mod private;
 mod shapes;
+mod spending;
