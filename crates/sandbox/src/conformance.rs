@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
 use crate::provider::{
-    Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources, SandboxId,
+    Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources,
+    SandboxId,
 };
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
@@ -38,6 +39,31 @@ pub async fn snapshots_suite(provider: &dyn Provider, names: &str) {
     what_was_saved_is_there_again(provider, &id("saved"), &id("restored")).await;
     a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider, &id("unsaved")).await;
     nothing_is_made_of_a_broken_snapshot(provider, &id("broken"), &id("unmade"), &id("missing")).await;
+}
+
+/// Runs the part about what a session brings, for hands with real files. `authority` is a certificate in PEM.
+pub async fn equipment_suite(provider: &dyn Provider, names: &str, authority: &str) {
+    let id = SandboxId::parse(&format!("{names}-equipped")).expect("the caller's names make good ids");
+    make(provider, &id).await;
+    let variables = [("SOME_TOKEN", "a b=c"), ("LANG", "C")];
+    let equipment = Equipment {
+        variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        trusted: Some(authority.to_owned()),
+    };
+    for _ in 0..2 {
+        provider.equip(&id, 1, &equipment).await.expect("a session can bring something, again and again");
+    }
+    let fenced = provider.equip(&id, 0, &equipment).await;
+    assert!(matches!(fenced, Err(Error::Fenced { .. })), "{fenced:?}");
+    let seen = bash(provider, &id, "variables", r#"echo "$SOME_TOKEN $LANG""#).await;
+    assert_eq!(seen, "a b=c C");
+    // Every program finds the same list, in which the session's authority stands once, at the end.
+    let look = r#"cmp "$SSL_CERT_FILE" "$GIT_SSL_CAINFO" && cmp "$SSL_CERT_FILE" "$NODE_EXTRA_CA_CERTS" && tail -n 1 "$CURL_CA_BUNDLE""#;
+    assert_eq!(bash(provider, &id, "trusted", look).await, "-----END CERTIFICATE-----");
+    let second = authority.lines().nth(1).expect("a certificate has several lines");
+    let count = bash(provider, &id, "once", &format!("grep -cF -- '{second}' \"$SSL_CERT_FILE\"")).await;
+    assert_eq!(count, "1");
+    destroy(provider, &id).await;
 }
 
 /// Runs the part that needs a shell which can open connections (`/dev/tcp`), which the fakes have not.

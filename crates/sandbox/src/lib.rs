@@ -24,8 +24,8 @@ pub mod supervisor;
 pub use docker::Docker;
 pub use packages::{Manager, Packages};
 pub use provider::{
-    Access, Base, Call, Collected, EXIT_PORT, Error, Exit, ExitNews, Exits, Limits, Mount, Network,
-    Occupancy, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo, Saved,
+    Access, Base, Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Limits, Mount,
+    Network, Occupancy, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo, Saved,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

@@ -13,6 +13,7 @@
 //!                        └─┘ execute, cancel, collect_outputs, save
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -109,6 +110,25 @@ impl Default for Resources {
             runtime: None,
             restore: None,
         }
+    }
+}
+
+/// What a session brings into its sandbox once it lives, whoever it was made for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Equipment {
+    /// Variables of the shells that start from then on.
+    pub variables: BTreeMap<String, String>,
+    /// The certificate, in PEM, of an authority that its programs are to trust besides the system's. Those that carry a list of
+    /// their own and know no variable for another will not.
+    pub trusted: Option<String>,
+}
+
+impl Equipment {
+    /// Whether there is nothing to bring.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { variables, trusted } = self;
+        variables.is_empty() && trusted.is_none()
     }
 }
 
@@ -345,7 +365,7 @@ pub struct Saved {
 /// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
 ///   still happen.
 /// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
-/// - `provision`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
+/// - `provision`, `equip`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
 ///   [`Error::Fenced`] and does nothing.
 /// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
 ///   every server.
@@ -361,6 +381,12 @@ pub trait Provider: Send + Sync {
     /// With [`Resources::restore`] it starts with everything that the snapshot holds, or not at all: what cannot be restored is
     /// [`Error::Unrestorable`], and nothing is made.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
+
+    /// Brings what a session brings. Asked for once the sandbox lives and before its first call; asking again is as good as
+    /// once. The hands of fakes need nothing.
+    async fn equip(&self, _id: &SandboxId, _fence: u64, _equipment: &Equipment) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes ready what sandboxes of this base start from, by installing its packages, and says meanwhile how far it is. Once
     /// for each distinct base, however often and by however many servers it is asked for; afterwards it does nothing.

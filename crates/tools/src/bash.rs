@@ -18,7 +18,7 @@
 //! the function of the same topic.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -119,22 +119,32 @@ struct Shell {
     markers: Vec<u8>,
 }
 
+fn c_string(bytes: &[u8]) -> CString {
+    CString::new(bytes).unwrap_or_default()
+}
+
 impl Bash {
     /// No shell yet; the first command starts one.
     pub fn new(config: &Config) -> Bash {
-        let c_string = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
-        let environment = config.environment.iter();
-        let environment =
-            environment.map(|(name, value)| c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
-        Bash {
+        let mut bash = Bash {
             path: c_string(config.shell.as_os_str().as_bytes()),
             dialect: Dialect::of(&config.shell),
-            environment: environment.collect(),
+            environment: Vec::new(),
             workdir: config.workdir.clone(),
             shell: None,
             waiting: VecDeque::new(),
             running: None,
-        }
+        };
+        bash.set_environment(&config.environment);
+        bash
+    }
+
+    /// The whole environment of shells that start from now on.
+    pub fn set_environment(&mut self, environment: &[(OsString, OsString)]) {
+        let text = |(name, value): &(OsString, OsString)| {
+            c_string(&[name.as_bytes(), b"=", value.as_bytes()].concat())
+        };
+        self.environment = environment.iter().map(text).collect();
     }
 
     /// How many calls wait for their turn.

@@ -27,6 +27,8 @@ pub mod desk;
 #[cfg(feature = "bin")]
 pub mod dial;
 #[cfg(feature = "bin")]
+pub mod equipment;
+#[cfg(feature = "bin")]
 pub mod files;
 #[cfg(feature = "bin")]
 pub mod ledger;

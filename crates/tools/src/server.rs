@@ -2,6 +2,8 @@
 //!
 //! It ends when the control socket does. As process 1 that ends every process of the sandbox.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -16,6 +18,7 @@ use serde_json::value::RawValue;
 use crate::bash::{Bash, Call, Finished};
 use crate::config::Config;
 use crate::desk::{Desk, Job, WAITING_MAX};
+use crate::equipment;
 use crate::processes::Processes;
 use crate::tool::FileTool;
 use crate::wire::{self, INTERRUPTED, Op, Output, PROTOCOL, REQUEST_BYTES_MAX, Refusal, Reply};
@@ -30,9 +33,10 @@ const CALL_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 pub fn serve(control: UnixStream, config: Config) -> io::Result<()> {
     let processes = Processes::adopt()?;
     let bash = Bash::new(&config);
+    let environment = config.environment.clone();
     let desk = Arc::new(Desk::new(config, control.try_clone()?)?);
     desk.reply(0, Reply::Ready { protocol: PROTOCOL });
-    let mut server = Server { control, processes, bash, desk };
+    let mut server = Server { control, processes, bash, environment, desk };
     let ended = server.run();
     server.processes.kill_all();
     ended
@@ -42,6 +46,8 @@ struct Server {
     control: UnixStream,
     processes: Processes,
     bash: Bash,
+    /// Of shells that start from now on.
+    environment: Vec<(OsString, OsString)>,
     desk: Arc<Desk>,
 }
 
@@ -174,8 +180,30 @@ impl Server {
                 self.processes.resume();
                 self.desk.reply(id, Reply::Resumed);
             }
+            Op::Equip { variables, trusted } => {
+                let reply = match self.equip(variables, trusted) {
+                    Ok(()) => Reply::Equipped,
+                    Err(message) => Reply::Refused { reason: Refusal::Invalid, message },
+                };
+                self.desk.reply(id, reply);
+            }
             Op::Ping => self.desk.reply(id, Reply::Pong),
         }
+    }
+
+    fn equip(&mut self, variables: BTreeMap<String, String>, trusted: Option<String>) -> Result<(), String> {
+        if let Some((name, _)) = variables.iter().find(|(name, value)| !equipment::is_variable(name, value)) {
+            return Err(format!("{name:?} is no variable"));
+        }
+        let trust = match trusted {
+            Some(authority) => equipment::trust(&authority, &self.environment)
+                .map_err(|cause| format!("the list of authorities cannot be written: {cause}"))?,
+            None => Vec::new(),
+        };
+        let variables = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
+        equipment::set(&mut self.environment, variables.chain(trust));
+        self.bash.set_environment(&self.environment);
+        Ok(())
     }
 
     fn execute(&mut self, id: u64, call_id: String, name: &str, input: Value, timeout_ms: u64) {

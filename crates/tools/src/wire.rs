@@ -11,6 +11,7 @@
 //! Neither form is ever stored, but a supervisor may meet a `tools` of another build, so a change that
 //! an older peer cannot read moves [`PROTOCOL`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The version that [`Reply::Ready`] states.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The largest request. A `write` call with a few megabytes of content fits; nothing that a model
 /// writes in one call comes near.
@@ -96,6 +97,13 @@ pub enum Op {
     Pause,
     /// Let them go on, those excepted that stood still before.
     Resume,
+    /// Take what the session brings. Asked before its first call; asking again is as good as once.
+    Equip {
+        /// Variables of shells that start from now on.
+        variables: BTreeMap<String, String>,
+        /// The certificate, in PEM, of an authority that programs are to trust besides the system's.
+        trusted: Option<String>,
+    },
     /// Are you there?
     Ping,
 }
@@ -138,6 +146,8 @@ pub enum Reply {
     Paused,
     /// To [`Op::Resume`].
     Resumed,
+    /// To [`Op::Equip`].
+    Equipped,
     /// To [`Op::Ping`].
     Pong,
     /// To [`Op::Cancel`].
@@ -361,6 +371,7 @@ mod tests {
             Reply::Bytes { data: "YQ==".into(), size_bytes: 1 },
             Reply::Paused,
             Reply::Resumed,
+            Reply::Equipped,
             Reply::Pong,
             Reply::Cancelled { known: false },
             Reply::Refused { reason: Refusal::Forgotten, message: "gone".into() },

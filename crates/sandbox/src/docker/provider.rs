@@ -26,7 +26,8 @@ use super::container::{self, Plan};
 use super::engine::{Engine, Labelled};
 use super::settings::Settings;
 use crate::provider::{
-    Base, Call, Collected, Error, Exits, Pool, Progress, Provider, Resources, SandboxId, SandboxInfo, Saved,
+    Base, Call, Collected, Equipment, Error, Exits, Pool, Progress, Provider, Resources, SandboxId,
+    SandboxInfo, Saved,
 };
 use crate::supervisor::Supervised;
 use crate::supervisor::client::Door;
@@ -234,6 +235,10 @@ impl Provider for Docker {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         let provisioned = self.try_provision(id, fence, resources).await;
         self.noted(provisioned).await
+    }
+
+    async fn equip(&self, id: &SandboxId, fence: u64, equipment: &Equipment) -> Result<(), Error> {
+        self.keeper.equip(id, fence, equipment).await
     }
 
     async fn prepare(&self, base: &Base, _progress: &Progress<'_>) -> Result<(), Error> {

@@ -28,8 +28,8 @@ use super::protocol::{Answer, Ask, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_M
 use super::{build, exits};
 use crate::doctor::Report;
 use crate::provider::{
-    Base, Call, Collected, Error, Exits, Network, Occupancy, Pool, Progress, Provider, Resources, SandboxId,
-    SandboxInfo, Saved,
+    Base, Call, Collected, Equipment, Error, Exits, Network, Occupancy, Pool, Progress, Provider, Resources,
+    SandboxId, SandboxInfo, Saved,
 };
 use crate::shelf::Shelf;
 
@@ -375,6 +375,18 @@ impl Supervised {
 impl Provider for Supervised {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
         self.provision_in(id, fence, resources, None).await
+    }
+
+    async fn equip(&self, id: &SandboxId, fence: u64, equipment: &Equipment) -> Result<(), Error> {
+        if equipment.is_empty() {
+            return Ok(());
+        }
+        let Equipment { variables, trusted } = equipment.clone();
+        let op = Op::Equip { variables, trusted };
+        match self.relay(self.settings.patience.control, id, Some(fence), &op).await? {
+            Reply::Equipped => Ok(()),
+            other => Err(refused(other)),
+        }
     }
 
     async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {

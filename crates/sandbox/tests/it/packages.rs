@@ -37,7 +37,7 @@ impl Door {
                 let policy: Policy = serde_json::from_str(&exit.network.0).unwrap();
                 let who = Who { sandbox: exit.sandbox.to_string(), session: None };
                 let (proxy, ended) = (proxy.clone(), ended.clone());
-                served.spawn(async move { proxy.serve(exit.listener, who, policy, ended).await });
+                served.spawn(async move { proxy.serve(exit.listener, who, policy, None, ended).await });
             }
         });
         Self { shutdown, task }

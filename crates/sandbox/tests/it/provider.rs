@@ -14,6 +14,8 @@ async fn sandboxes_of_namespaces_keep_the_contract() {
     let host = Host::new();
     conformance::suite(&*host.provider, "suite").await;
     conformance::exits_suite(&*host.provider, "suite").await;
+    let authority = egress::Authority::from_seed("suite", &[1; 32]).unwrap();
+    conformance::equipment_suite(&*host.provider, "suite", authority.certificate()).await;
     conformance::snapshots_suite(&*host.provider, "suite").await;
     host.end().await;
 }

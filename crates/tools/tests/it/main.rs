@@ -3,6 +3,7 @@
 mod archive;
 mod bash;
 mod dial;
+mod equip;
 mod files;
 mod hands;
 mod ledger;

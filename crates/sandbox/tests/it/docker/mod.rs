@@ -52,6 +52,8 @@ async fn containers_keep_the_contract() {
     conformance::suite(&*host.provider, "suite").await;
     if !is_walled_in() {
         conformance::exits_suite(&*host.provider, "suite").await;
+        let authority = egress::Authority::from_seed("suite", &[1; 32]).unwrap();
+        conformance::equipment_suite(&*host.provider, "suite", authority.certificate()).await;
     }
     assert_eq!(host.containers(), [""; 0]);
     host.end().await;
