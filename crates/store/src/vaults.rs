@@ -14,12 +14,12 @@ use protocol::vault::Vault;
 use protocol::vault_request::archived_vault;
 use session::Refusal;
 
+use crate::Store;
 use crate::error::{ChangeError, Error, OpenError};
 use crate::lock::make_directory;
 use crate::resources::Change;
 use crate::sessions::Cursor;
 use crate::sqlite::{Database, vault_keys};
-use crate::{Options, Store};
 
 /// Credentials of one vault that are not archived.
 pub const CREDENTIALS_MAX: usize = 20;
@@ -259,7 +259,7 @@ pub struct VaultKeys(Database);
 
 impl VaultKeys {
     /// Opens the directory's database, or makes it.
-    pub fn open(data_dir: &Path, _: Options) -> Result<Self, OpenError> {
+    pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
         make_directory(data_dir)?;
         Ok(Self(Database::open(data_dir)?))
     }

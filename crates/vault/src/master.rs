@@ -31,6 +31,7 @@ const FILE_MODE: u32 = 0o600;
 const OTHERS: u32 = 0o077;
 
 /// Where the master key comes from.
+#[derive(Clone)]
 pub enum Source {
     /// A file, made when it is first needed and nothing is sealed yet.
     File(PathBuf),
