@@ -19,9 +19,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sandbox", &["protocol", "tools"]),
     ("egress", &["protocol"]),
     ("blobs", &[]),
-    ("harness", &["protocol", "session", "store", "egress", "blobs", "sandbox", "tools"]),
-    ("background", &["protocol", "session", "store", "blobs", "sandbox"]),
-    ("api", &["protocol", "session", "store"]),
+    ("vault", &["protocol", "session", "store", "egress"]),
+    ("harness", &["protocol", "session", "store", "vault", "egress", "blobs", "sandbox", "tools"]),
+    ("background", &["protocol", "session", "store", "vault", "blobs", "sandbox"]),
+    ("api", &["protocol", "session", "store", "vault"]),
     ("client", &["protocol"]),
     ("testkit", &["protocol", "sandbox", "tools"]),
     (
@@ -30,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "protocol",
             "session",
             "store",
+            "vault",
             "egress",
             "blobs",
             "sandbox",
@@ -100,6 +102,11 @@ pub(crate) fn sources() -> anyhow::Result<()> {
             "{shown} does not open with what it is for (`//!`)"
         );
         let is_store = path.starts_with(root().join("crates/store"));
+        let is_vault = path.starts_with(root().join("crates/vault"));
+        ensure!(
+            is_vault || is_test || !text.contains(".reveal("),
+            "{shown} opens a secret, which only crates/vault may do"
+        );
         let has_sql =
             ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|word| text.contains(word));
         ensure!(is_store || is_test || !has_sql, "{shown} holds SQL, which belongs in crates/store");

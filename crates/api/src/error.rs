@@ -51,6 +51,8 @@ pub(crate) enum Error {
     QueueFull,
     /// The store failed.
     Store(store::Error),
+    /// The vault can seal and open nothing.
+    Vault(vault::Error),
     /// A panic, already logged by the panic hook.
     Panicked,
 }
@@ -79,6 +81,15 @@ impl From<Refusal> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Store(error)
+    }
+}
+
+impl From<vault::Error> for Error {
+    fn from(error: vault::Error) -> Self {
+        match error {
+            vault::Error::Store(error) => error.into(),
+            other => Self::Vault(other),
+        }
     }
 }
 
@@ -167,6 +178,11 @@ impl Error {
                 let message = "the server cannot write at the moment; try again".to_owned();
                 (overloaded(), OverloadedError, message, None)
             }
+            Self::Vault(_) => {
+                let message =
+                    "the server cannot use its vault; its log has the reason under this request's id";
+                (StatusCode::INTERNAL_SERVER_ERROR, ApiError, message.to_owned(), None)
+            }
             Self::Store(_) | Self::Panicked => {
                 let message = "the server failed; its log has the reason under this request's id".to_owned();
                 (StatusCode::INTERNAL_SERVER_ERROR, ApiError, message, None)
@@ -216,6 +232,10 @@ impl IntoResponse for Error {
                 tracing::error!(error = Chain(error).to_string(), "the store failed a request");
                 // What may have been done already must not be done again unasked.
                 !error.may_have_happened()
+            }
+            Self::Vault(error) => {
+                tracing::error!(error = Chain(error).to_string(), "the vault failed a request");
+                true
             }
             _ => true,
         };

@@ -12,6 +12,7 @@ mod agents;
 mod auth;
 mod beta;
 mod catalog;
+mod credentials;
 mod cursor;
 mod envelope;
 mod environments;
@@ -26,6 +27,7 @@ mod serve;
 mod sessions;
 mod sse;
 mod threads;
+mod vaults;
 
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ use axum::routing::{get, post};
 use protocol::environment::Networking;
 use store::Store;
 use tokio_util::sync::CancellationToken;
+use vault::Credentials;
 
 pub use catalog::{Catalog, ModelRule};
 pub use health::{Condition, Health};
@@ -45,6 +48,8 @@ pub use serve::{serve, serve_health};
 pub struct App {
     /// Where everything lasts.
     pub store: Store,
+    /// What sessions may spend.
+    pub credentials: Credentials,
     /// Which models there are.
     pub models: Arc<Catalog>,
     /// What the probes are told.
@@ -73,6 +78,15 @@ pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
             get(environments::retrieve).post(environments::update).delete(environments::delete),
         )
         .route("/v1/environments/{environment_id}/archive", post(environments::archive))
+        .route("/v1/vaults", post(vaults::create).get(vaults::list))
+        .route("/v1/vaults/{vault_id}", get(vaults::retrieve).post(vaults::update).delete(vaults::delete))
+        .route("/v1/vaults/{vault_id}/archive", post(vaults::archive))
+        .route("/v1/vaults/{vault_id}/credentials", post(credentials::create).get(credentials::list))
+        .route(
+            "/v1/vaults/{vault_id}/credentials/{credential_id}",
+            get(credentials::retrieve).post(credentials::update).delete(credentials::delete),
+        )
+        .route("/v1/vaults/{vault_id}/credentials/{credential_id}/archive", post(credentials::archive))
         .route("/v1/sessions", post(sessions::create).get(sessions::list))
         .route(
             "/v1/sessions/{session_id}",

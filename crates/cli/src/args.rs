@@ -10,6 +10,7 @@ use crate::keys::KeysOptions;
 use crate::run::RunOptions;
 use crate::serve::ServeOptions;
 use crate::sessions::SessionsOptions;
+use crate::vaults::VaultsOptions;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     Sessions(SessionsOptions),
     /// Make, list and revoke API keys.
     Keys(KeysOptions),
+    /// Make, fill and empty vaults, and change the key that seals them.
+    #[command(visible_alias = "vault")]
+    Vaults(VaultsOptions),
     /// Make, list and remove images for sandboxes.
     Images(ImagesOptions),
     /// Look after the database: its format, and whether what it holds fits together.

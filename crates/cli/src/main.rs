@@ -23,6 +23,7 @@ mod server;
 mod sessions;
 mod settings;
 mod snapshots;
+mod vaults;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Run(options) => on_runtime(run::run(options)),
         Command::Sessions(options) => on_runtime(sessions::sessions(options)),
         Command::Keys(options) => on_runtime(keys::keys(options)),
+        Command::Vaults(options) => on_runtime(vaults::vaults(options)),
         Command::Images(options) => on_runtime(images::images(options)),
         Command::Database(options) => on_runtime(database::database(options)),
         Command::Doctor(options) => on_runtime(doctor::doctor(options)),

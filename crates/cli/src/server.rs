@@ -117,8 +117,11 @@ impl Server {
         }
         let serves_api = roles.has(Role::Api);
         let stop = closing.clone();
+        let credentials = vault::Credentials::new(store.clone(), settings.vault.clone());
+        look_at_vault(&credentials, settings).await;
         let app = api::App {
             store: store.clone(),
+            credentials,
             models: Arc::new(catalog(&models)),
             health,
             default_networking: settings.network.default_networking.clone(),
@@ -281,6 +284,18 @@ fn saver_options(settings: &Settings) -> SaverOptions {
 fn holder() -> String {
     let machine = rustix::system::uname();
     format!("{}-{}", machine.nodename().to_string_lossy(), std::process::id())
+}
+
+/// Says at the start what would otherwise be found out by the first who needs a secret. Everything else works without.
+async fn look_at_vault(credentials: &vault::Credentials, settings: &Settings) {
+    // The key of a fleet is not made here: whoever seals the first secret makes it, and the others need the same.
+    let is_begun = match credentials.store().vault_master().await {
+        Ok(master) => master.is_some() || settings.database.is_none(),
+        Err(_) => false,
+    };
+    if is_begun && let Err(error) = credentials.check().await {
+        tracing::error!(error = format!("{:#}", anyhow!(error)), "vaults cannot be used");
+    }
 }
 
 /// What the probes look at.

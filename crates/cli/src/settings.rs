@@ -14,6 +14,7 @@ use serde::Deserialize;
 use crate::load::{Load, LoadOptions};
 use crate::network::{Network, NetworkFile, NetworkOptions};
 use crate::snapshots::{SnapshotOptions, SnapshotSettings, SnapshotTable};
+use crate::vaults::{VaultOptions, VaultTable};
 
 /// Where everything lasts. For every command that opens a store.
 #[derive(Args, Clone, Debug, Default)]
@@ -79,6 +80,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) snapshots: SnapshotOptions,
+
+    #[command(flatten)]
+    pub(crate) vault: VaultOptions,
 }
 
 /// What `web_search` asks.
@@ -408,6 +412,7 @@ struct File {
     images: ImagesFile,
     blobs: Option<String>,
     snapshots: SnapshotTable,
+    vault: VaultTable,
 }
 
 /// What the configuration file says of images.
@@ -452,6 +457,8 @@ pub(crate) struct Settings {
     /// The image that sandboxes start from whose environments name none; the host's tools if `None`.
     pub(crate) image: Option<String>,
     pub(crate) snapshots: SnapshotSettings,
+    /// Where the master key of the vaults comes from.
+    pub(crate) vault: vault::Source,
 }
 
 impl Settings {
@@ -535,6 +542,7 @@ impl ServerOptions {
         };
         Ok(Settings {
             snapshots: self.snapshots.over(file.snapshots, file.blobs, &data_dir)?,
+            vault: self.vault.over(file.vault, &data_dir)?,
             data_dir,
             database: shared_database(database.or(file.database), database_listen.or(file.database_listen))?,
             listen: self.listen.or(file.listen).unwrap_or_else(|| listen.parse().expect("a valid address")),

@@ -11,12 +11,14 @@ mod request;
 mod stream;
 
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::event::{Event, PreviewKind};
 use protocol::model::ModelPage;
 use protocol::page::{BidirectionalPage, Page};
 use protocol::position::Position;
 use protocol::session::{Session, Thread};
+use protocol::vault::Vault;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -99,6 +101,46 @@ impl Client {
     /// Deletes an environment.
     pub async fn delete_environment(&self, id: &str) -> Result<Deleted, Error> {
         self.delete(&["v1", "environments", id]).await
+    }
+
+    /// Makes a vault.
+    pub async fn create_vault(&self, body: Value) -> Result<Vault, Error> {
+        self.post(&["v1", "vaults"], &body).await
+    }
+
+    /// A page of vaults.
+    pub async fn list_vaults(&self, query: Query<'_>) -> Result<Page<Vault>, Error> {
+        self.get(&["v1", "vaults"], query).await
+    }
+
+    /// Archives a vault and what it holds.
+    pub async fn archive_vault(&self, id: &str) -> Result<Vault, Error> {
+        self.post(&["v1", "vaults", id, "archive"], &json!({})).await
+    }
+
+    /// Deletes a vault and what it holds.
+    pub async fn delete_vault(&self, id: &str) -> Result<Deleted, Error> {
+        self.delete(&["v1", "vaults", id]).await
+    }
+
+    /// Puts a credential into a vault.
+    pub async fn create_credential(&self, vault: &str, body: Value) -> Result<Credential, Error> {
+        self.post(&["v1", "vaults", vault, "credentials"], &body).await
+    }
+
+    /// A page of a vault's credentials.
+    pub async fn list_credentials(&self, vault: &str, query: Query<'_>) -> Result<Page<Credential>, Error> {
+        self.get(&["v1", "vaults", vault, "credentials"], query).await
+    }
+
+    /// Archives a credential.
+    pub async fn archive_credential(&self, vault: &str, id: &str) -> Result<Credential, Error> {
+        self.post(&["v1", "vaults", vault, "credentials", id, "archive"], &json!({})).await
+    }
+
+    /// Deletes a credential.
+    pub async fn delete_credential(&self, vault: &str, id: &str) -> Result<Deleted, Error> {
+        self.delete(&["v1", "vaults", vault, "credentials", id]).await
     }
 
     /// Makes a session.

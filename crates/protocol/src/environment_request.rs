@@ -265,14 +265,18 @@ fn networking(value: Value, path: &str) -> Parsed<NetworkingRequest> {
 /// A bare host name, or `*.` and a domain. No scheme, port, path or address.
 fn host(value: Value, path: &str) -> Parsed<String> {
     let host = text(1..=HOST_CHARS_MAX)(value, path)?;
-    let refusal = || {
-        let rule =
-            "must be a host name such as `api.example.com`, or `*.example.com`, without scheme, port or path";
-        Invalid::new(path, rule)
-    };
+    if is_host(&host) {
+        return Ok(host);
+    }
+    let rule =
+        "must be a host name such as `api.example.com`, or `*.example.com`, without scheme, port or path";
+    Err(Invalid::new(path, rule))
+}
+
+pub(crate) fn is_host(host: &str) -> bool {
     let (name, labels_min) = match host.strip_prefix("*.") {
         Some(domain) => (domain, 2),
-        None => (host.as_str(), 1),
+        None => (host, 1),
     };
     let labels: Vec<&str> = name.split('.').collect();
     let is_label = |label: &&str| {
@@ -283,10 +287,7 @@ fn host(value: Value, path: &str) -> Parsed<String> {
     };
     // A last label of digits only can only be meant as an address.
     let is_address = labels.last().is_some_and(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
-    if labels.len() < labels_min || !labels.iter().all(is_label) || is_address {
-        return Err(refusal());
-    }
-    Ok(host)
+    labels.len() >= labels_min && labels.iter().all(is_label) && !is_address
 }
 
 fn packages(value: Value, path: &str) -> Parsed<PackagesRequest> {

@@ -88,6 +88,10 @@ ids! {
     AgentId = "agent_";
     /// An environment: the kind of place in which a session's hands work.
     EnvironmentId = "env_";
+    /// A vault: where credentials are kept.
+    VaultId = "vlt_";
+    /// A credential of a vault.
+    CredentialId = "vcrd_";
     /// A session.
     SessionId = "sesn_";
     /// A thread of a session.

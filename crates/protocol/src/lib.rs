@@ -7,6 +7,8 @@
 pub mod agent;
 pub mod agent_request;
 pub mod content;
+pub mod credential;
+pub mod credential_request;
 pub mod environment;
 pub mod environment_request;
 pub mod error;
@@ -18,10 +20,13 @@ pub mod model;
 pub mod page;
 pub mod parse;
 pub mod position;
+pub mod secret;
 pub mod send;
 pub mod session;
 pub mod session_request;
 pub mod sse;
 
 pub mod time;
+pub mod vault;
+pub mod vault_request;
 pub mod web;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::agent::{SessionAgent, ThreadAgent};
-use crate::id::{EnvironmentId, SessionId, ThreadId};
+use crate::id::{EnvironmentId, SessionId, ThreadId, VaultId};
 use crate::metadata::Metadata;
 use crate::time::Timestamp;
 
@@ -26,8 +26,8 @@ pub struct Session {
     pub title: Option<String>,
     /// What its owner hung on it.
     pub metadata: Metadata,
-    /// Always empty until vaults are built.
-    pub vault_ids: Vec<String>,
+    /// Whose credentials it may spend, in this order. Never changes.
+    pub vault_ids: Vec<VaultId>,
     /// Always empty until resources are built.
     pub resources: Vec<Value>,
     /// What it is doing.

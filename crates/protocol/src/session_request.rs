@@ -5,14 +5,16 @@ use serde_json::Value;
 use crate::agent::{Agent, SessionAgent, Tool};
 use crate::agent_request::{AgentOverrides, empty_list, tools};
 use crate::event::Body;
-use crate::id::{AgentId, EnvironmentId, SessionId};
+use crate::id::{AgentId, EnvironmentId, SessionId, VaultId};
 use crate::metadata::{Metadata, MetadataPatch};
 use crate::parse::{
-    Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, metadata, metadata_patch, text,
+    Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, list, metadata, metadata_patch, text,
 };
 use crate::send;
 
 const TITLE_CHARS_MAX: usize = 500;
+/// Not stated by the reference for sessions; a deployment may have as many.
+const VAULTS_MAX: usize = 50;
 
 /// The body of `POST /v1/sessions`.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,8 @@ pub struct SessionCreate {
     pub title: Option<String>,
     /// What its owner hangs on it.
     pub metadata: Metadata,
+    /// Whose credentials it may spend. For one server or variable the first vault with a match wins.
+    pub vault_ids: Vec<VaultId>,
     /// What it starts with.
     pub initial_events: Vec<Body>,
     /// The session whose saved workspace it begins with: an extension, `{"workspace": {"from_session": "sesn_…"}}`.
@@ -40,15 +44,23 @@ impl SessionCreate {
             environment_id: EnvironmentId::from_text(fields.required("environment_id", id_text)?),
             title: fields.optional("title", text(0..=TITLE_CHARS_MAX))?,
             metadata: fields.optional("metadata", metadata)?.unwrap_or_default(),
+            vault_ids: fields.optional("vault_ids", vault_ids)?.unwrap_or_default(),
             initial_events: fields.optional("initial_events", send::parse_initial)?.unwrap_or_default(),
             workspace_from: fields.optional("workspace", workspace_from)?,
         };
         refuse_budget(&mut fields)?;
         empty_list(&mut fields, "resources", "a non-empty `resources`")?;
-        empty_list(&mut fields, "vault_ids", "a non-empty `vault_ids` (vaults)")?;
         fields.finish()?;
         Ok(create)
     }
+}
+
+fn vault_ids(value: Value, path: &str) -> Parsed<Vec<VaultId>> {
+    let ids = list(0..=VAULTS_MAX, id_text)(value, path)?;
+    if let Some(index) = (1..ids.len()).find(|index| ids[..*index].contains(&ids[*index])) {
+        return Err(Invalid::new(format!("{path}[{index}]"), "is named twice"));
+    }
+    Ok(ids.into_iter().map(VaultId::from_text).collect())
 }
 
 fn workspace_from(value: Value, path: &str) -> Parsed<SessionId> {

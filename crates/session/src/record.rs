@@ -4,7 +4,7 @@ use protocol::agent::{SessionAgent, Tool};
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::hands::HandsSettings;
-use protocol::id::{EnvironmentId, SessionId};
+use protocol::id::{EnvironmentId, SessionId, VaultId};
 use protocol::metadata::{Metadata, MetadataPatch, patched};
 use protocol::parse::{Invalid, Patch, check_metadata};
 use protocol::session::{Session, SessionTag, Status, Thread, ThreadTag};
@@ -33,6 +33,9 @@ pub struct Record {
     pub title: Option<String>,
     /// What its owner hung on it.
     pub metadata: Metadata,
+    /// Whose credentials it may spend, in this order.
+    #[serde(default)]
+    pub vault_ids: Vec<VaultId>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last updated by a client.
@@ -63,7 +66,7 @@ impl Record {
             deployment_id: None,
             title: self.title.clone(),
             metadata: self.metadata.clone(),
-            vault_ids: Vec::new(),
+            vault_ids: self.vault_ids.clone(),
             resources: Vec::new(),
             status: state.shown_status(),
             budget: None,

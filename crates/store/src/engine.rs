@@ -10,9 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
-use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+};
 use protocol::time::Timestamp;
+use protocol::vault::Vault;
 use session::State;
 
 use crate::error::{ChangeError, Error};
@@ -24,6 +28,7 @@ use crate::resources::{AgentQuery, Change, EnvironmentQuery};
 use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::jobs::Job;
 use crate::sessions::{Holding, Seen, SessionQuery};
+use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
 /// Between three and five quarters of `period`, so that many processes do not look at the same moment.
 pub(crate) fn jittered(period: Duration) -> Duration {
@@ -145,6 +150,74 @@ pub(crate) trait Engine: Send + Sync {
         workspace: &WorkspaceId,
         id: &EnvironmentId,
     ) -> Result<(), ChangeError>;
+
+    /// False if its id is taken.
+    async fn create_vault(&self, workspace: &WorkspaceId, vault: &Vault) -> Result<bool, Error>;
+    async fn vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<Option<Vault>, Error>;
+    async fn vaults(&self, workspace: &WorkspaceId, query: VaultQuery) -> Result<Vec<Vault>, Error>;
+    async fn change_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        change: Change<Vault>,
+    ) -> Result<Vault, ChangeError>;
+    /// With its credentials, whose secrets go.
+    async fn archive_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        now: Timestamp,
+    ) -> Result<Option<Vault>, Error>;
+    /// With its credentials; false if there is no such vault.
+    async fn delete_vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<bool, Error>;
+    async fn create_credential(
+        &self,
+        workspace: &WorkspaceId,
+        kept: &KeptCredential,
+    ) -> Result<(), ChangeError>;
+    async fn credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<KeptCredential>, Error>;
+    /// `None` if there is no such vault.
+    async fn credentials(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        query: CredentialQuery,
+    ) -> Result<Option<Vec<Credential>>, Error>;
+    async fn change_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        change: Change<KeptCredential>,
+    ) -> Result<KeptCredential, ChangeError>;
+    /// False if there is no such credential.
+    async fn delete_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<bool, Error>;
+    /// In any order.
+    async fn spendable(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: Vec<VaultId>,
+        wanted: Wanted,
+    ) -> Result<Vec<KeptCredential>, Error>;
+    async fn claim_refresh(&self, id: &CredentialId, holder: &str, time: Duration) -> Result<bool, Error>;
+    async fn release_refresh(&self, id: &CredentialId, holder: &str) -> Result<(), Error>;
+
+    async fn vault_master(&self) -> Result<Option<String>, Error>;
+    async fn set_vault_master(&self, master: &str) -> Result<(), Error>;
+    async fn vault_key(&self, workspace: &WorkspaceId) -> Result<Option<VaultKey>, Error>;
+    async fn vault_keys(&self) -> Result<Vec<VaultKey>, Error>;
+    async fn add_vault_key(&self, key: &VaultKey, now: Timestamp) -> Result<Added, Error>;
+    async fn rewrap_vault_key(&self, before: &VaultKey, after: &VaultKey) -> Result<bool, Error>;
 
     /// The first workspace; `made` if there is none yet.
     async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error>;

@@ -21,7 +21,8 @@
 //! # What this crate refuses to do
 //!
 //! It does not know what an event means: admission, states and steps come from `session`. It never runs a model, a
-//! hand or a request. It keeps no secret: keys are hashed. All SQL is in `sqlite/`
+//! hand or a request. It can read no secret: keys are hashed, credentials
+//! sealed. All SQL is in `sqlite/`
 //! and `postgres/`.
 //!
 //! What a change does to a session is decided in `rules/`, the same for every engine; `engine` is the seam below.
@@ -46,6 +47,7 @@ mod rules;
 pub mod sessions;
 mod sqlite;
 pub mod upkeep;
+pub mod vaults;
 
 use std::fmt;
 use std::path::Path;
@@ -66,6 +68,9 @@ pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
 pub use sessions::{Cursor, Holding, NewSession, Seen, SessionQuery};
 pub use upkeep::{check_format, migrate_directory};
+pub use vaults::{
+    Added, CREDENTIALS_MAX, CredentialQuery, KeptCredential, Sealed, VaultKey, VaultKeys, VaultQuery, Wanted,
+};
 
 use engine::Engine;
 use hub::Hub;

@@ -7,11 +7,12 @@ use protocol::environment::{Environment, EnvironmentConfig};
 use protocol::environment_request::ENVIRONMENT_ARCHIVED;
 use protocol::event::Snapshot;
 use protocol::hands::HandsSettings;
-use protocol::id::SessionId;
+use protocol::id::{SessionId, VaultId};
 use protocol::parse::Invalid;
 use protocol::session::{Session, Status};
 use protocol::session_request::SessionCreate;
 use protocol::time::Timestamp;
+use protocol::vault_request::VAULT_ARCHIVED;
 use session::Record;
 use store::NewSession;
 
@@ -19,6 +20,7 @@ use super::{SESSION, shown};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::extract::{Body, NoQuery};
+use crate::vaults::VAULT;
 use crate::{Catalog, Door};
 
 pub(crate) async fn create(
@@ -27,8 +29,15 @@ pub(crate) async fn create(
     _: NoQuery,
     Body(body): Body,
 ) -> Result<Json<Session>, Error> {
-    let SessionCreate { agent: choice, environment_id, title, metadata, initial_events, workspace_from } =
-        SessionCreate::parse(body)?;
+    let SessionCreate {
+        agent: choice,
+        environment_id,
+        title,
+        metadata,
+        vault_ids,
+        initial_events,
+        workspace_from,
+    } = SessionCreate::parse(body)?;
     let store = &door.app.store;
 
     let agent = store.get_agent(&caller.workspace, &choice.id, choice.version).await?;
@@ -40,6 +49,8 @@ pub(crate) async fn create(
     let environment = store.get_environment(&caller.workspace, &environment_id).await?;
     let environment = environment.ok_or_else(|| Error::missing_environment(&environment_id))?;
     refuse_unbuilt(&environment)?;
+
+    find_vaults(&door, &caller, &vault_ids).await?;
 
     let now = store.now();
     let snapshot = match workspace_from {
@@ -54,6 +65,7 @@ pub(crate) async fn create(
         environment: environment.config,
         title,
         metadata,
+        vault_ids,
         created_at: now,
         updated_at: now,
         archived_at: None,
@@ -88,6 +100,19 @@ async fn saved_workspace(
         Invalid::new(path, rule).with_code(NO_SNAPSHOT)
     })?;
     Ok(Snapshot { begun_at: now, ..snapshot })
+}
+
+/// Only vaults that are there, and not archived. What they hold is looked for when it is spent.
+async fn find_vaults(door: &Door, caller: &Caller, ids: &[VaultId]) -> Result<(), Error> {
+    for (index, id) in ids.iter().enumerate() {
+        let vault = door.app.store.get_vault(&caller.workspace, id).await?;
+        let vault = vault.ok_or_else(|| Error::missing(VAULT, id))?;
+        if vault.archived_at.is_some() {
+            let rule = format!("{id} is archived; no new session can spend what it held");
+            return Err(Invalid::new(format!("vault_ids[{index}]"), rule).with_code(VAULT_ARCHIVED).into());
+        }
+    }
+    Ok(())
 }
 
 /// The code of a refusal: that session has nothing saved.

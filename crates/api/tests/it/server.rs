@@ -69,6 +69,10 @@ impl Server {
         let base = format!("http://{}", listener.local_addr().expect("an address"));
         let app = App {
             store: store.clone(),
+            credentials: vault::Credentials::new(
+                store.clone(),
+                vault::Source::File(directory.path().join("vault.key")),
+            ),
             models: Arc::new(catalog()),
             health,
             default_networking: Networking::default(),

@@ -77,6 +77,7 @@ impl World {
             environment: EnvironmentConfig::SelfHosted {},
             title: None,
             metadata: BTreeMap::new(),
+            vault_ids: Vec::new(),
             created_at: now,
             updated_at: now,
             archived_at: None,

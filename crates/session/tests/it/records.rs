@@ -42,6 +42,7 @@ fn record() -> Record {
         environment: EnvironmentConfig::SelfHosted {},
         title: None,
         metadata: [("a".to_owned(), "1".to_owned())].into(),
+        vault_ids: Vec::new(),
         created_at: at,
         updated_at: at,
         archived_at: None,

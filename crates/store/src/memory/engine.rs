@@ -3,11 +3,17 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
-use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+};
 use protocol::time::Timestamp;
+use protocol::vault::Vault;
 use session::State;
 
 use crate::Options;
@@ -20,6 +26,7 @@ use crate::log::{Slice, Stored};
 use crate::memory::logs;
 use crate::memory::resources::Resources;
 use crate::memory::sessions::Sessions;
+use crate::memory::vaults::Vaults;
 use crate::ready::Ready;
 use crate::resources::{AgentQuery, Change, EnvironmentQuery, Ran, ran, unwound};
 use crate::rules::catch_up::{Caught, Progress, Start, chunk};
@@ -27,6 +34,7 @@ use crate::rules::head::News;
 use crate::rules::jobs::Job;
 use crate::rules::leases;
 use crate::sessions::{Holding, Seen, SessionQuery};
+use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
 /// A store that is in memory alone.
 pub(super) struct Memory {
@@ -41,6 +49,7 @@ pub(super) struct Memory {
 struct Books {
     sessions: Sessions,
     resources: Resources,
+    vaults: Vaults,
     is_closed: bool,
 }
 
@@ -356,6 +365,145 @@ impl Engine for Memory {
         }
         books.resources.delete_environment(id);
         Ok(())
+    }
+
+    async fn create_vault(&self, workspace: &WorkspaceId, vault: &Vault) -> Result<bool, Error> {
+        Ok(self.open()?.vaults.create(workspace, vault))
+    }
+
+    async fn vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<Option<Vault>, Error> {
+        Ok(self.open()?.vaults.get(workspace, id).cloned())
+    }
+
+    async fn vaults(&self, workspace: &WorkspaceId, query: VaultQuery) -> Result<Vec<Vault>, Error> {
+        Ok(self.open()?.vaults.list(workspace, &query))
+    }
+
+    async fn change_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        change: Change<Vault>,
+    ) -> Result<Vault, ChangeError> {
+        let changed = {
+            let mut books = self.open()?;
+            let before = books.vaults.get(workspace, id).cloned().ok_or(ChangeError::NotFound)?;
+            change_in_place(before, change, |_, after| {
+                books.vaults.replace(after);
+                Ok(())
+            })
+        };
+        unwound(changed)
+    }
+
+    async fn archive_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        now: Timestamp,
+    ) -> Result<Option<Vault>, Error> {
+        Ok(self.open()?.vaults.archive(workspace, id, now))
+    }
+
+    async fn delete_vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<bool, Error> {
+        Ok(self.open()?.vaults.delete(workspace, id))
+    }
+
+    async fn create_credential(
+        &self,
+        workspace: &WorkspaceId,
+        kept: &KeptCredential,
+    ) -> Result<(), ChangeError> {
+        self.open()?.vaults.create_credential(workspace, kept)
+    }
+
+    async fn credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<KeptCredential>, Error> {
+        Ok(self.open()?.vaults.credential(workspace, vault, id).cloned())
+    }
+
+    async fn credentials(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        query: CredentialQuery,
+    ) -> Result<Option<Vec<Credential>>, Error> {
+        Ok(self.open()?.vaults.credentials(workspace, vault, &query))
+    }
+
+    async fn change_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        change: Change<KeptCredential>,
+    ) -> Result<KeptCredential, ChangeError> {
+        let changed = {
+            let mut books = self.open()?;
+            let before =
+                books.vaults.credential(workspace, vault, id).cloned().ok_or(ChangeError::NotFound)?;
+            change_in_place(before, change, |_, after| {
+                books.vaults.replace_credential(after);
+                Ok(())
+            })
+        };
+        unwound(changed)
+    }
+
+    async fn delete_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<bool, Error> {
+        Ok(self.open()?.vaults.delete_credential(workspace, vault, id))
+    }
+
+    async fn spendable(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: Vec<VaultId>,
+        wanted: Wanted,
+    ) -> Result<Vec<KeptCredential>, Error> {
+        Ok(self.open()?.vaults.spendable(workspace, &vaults, &wanted))
+    }
+
+    async fn claim_refresh(&self, id: &CredentialId, holder: &str, time: Duration) -> Result<bool, Error> {
+        Ok(self.open()?.vaults.claim_refresh(id, holder, self.now(), time))
+    }
+
+    async fn release_refresh(&self, id: &CredentialId, holder: &str) -> Result<(), Error> {
+        self.open()?.vaults.release_refresh(id, holder);
+        Ok(())
+    }
+
+    async fn vault_master(&self) -> Result<Option<String>, Error> {
+        Ok(self.open()?.vaults.master())
+    }
+
+    async fn set_vault_master(&self, master: &str) -> Result<(), Error> {
+        self.open()?.vaults.set_master(master);
+        Ok(())
+    }
+
+    async fn vault_key(&self, workspace: &WorkspaceId) -> Result<Option<VaultKey>, Error> {
+        Ok(self.open()?.vaults.key(workspace))
+    }
+
+    async fn vault_keys(&self) -> Result<Vec<VaultKey>, Error> {
+        Ok(self.open()?.vaults.keys())
+    }
+
+    async fn add_vault_key(&self, key: &VaultKey, _: Timestamp) -> Result<Added, Error> {
+        Ok(self.open()?.vaults.add_key(key))
+    }
+
+    async fn rewrap_vault_key(&self, before: &VaultKey, after: &VaultKey) -> Result<bool, Error> {
+        Ok(self.open()?.vaults.rewrap_key(before, after))
     }
 
     async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error> {

@@ -7,12 +7,14 @@
 //! - [`sessions`]: sessions, changed and read.
 //! - [`logs`]: slices of a log, and what a follower is shown next.
 //! - [`resources`]: agents, environments, workspaces, keys.
+//! - [`vaults`]: vaults, credentials, sealing keys.
 //! - [`weather`]: what may befall a call on its way, for simulations.
 
 mod engine;
 mod logs;
 mod resources;
 mod sessions;
+mod vaults;
 mod weather;
 
 use std::sync::Arc;

@@ -11,9 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
-use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+};
 use protocol::time::Timestamp;
+use protocol::vault::Vault;
 use session::State;
 use tokio::task::JoinSet;
 
@@ -28,6 +32,7 @@ use crate::resources::{AgentQuery, Change, EnvironmentQuery};
 use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::jobs::Job;
 use crate::sessions::{Holding, Seen, SessionQuery};
+use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
 /// Decides what befalls each call of a store. The same decisions in the same order make the same history.
 pub trait Weather: Send + Sync {
@@ -315,6 +320,126 @@ impl Engine for Weathered {
         id: &EnvironmentId,
     ) -> Result<(), ChangeError> {
         self.memory.delete_environment(workspace, id).await
+    }
+
+    async fn create_vault(&self, workspace: &WorkspaceId, vault: &Vault) -> Result<bool, Error> {
+        self.memory.create_vault(workspace, vault).await
+    }
+
+    async fn vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<Option<Vault>, Error> {
+        self.memory.vault(workspace, id).await
+    }
+
+    async fn vaults(&self, workspace: &WorkspaceId, query: VaultQuery) -> Result<Vec<Vault>, Error> {
+        self.memory.vaults(workspace, query).await
+    }
+
+    async fn change_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        change: Change<Vault>,
+    ) -> Result<Vault, ChangeError> {
+        self.memory.change_vault(workspace, id, change).await
+    }
+
+    async fn archive_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        now: Timestamp,
+    ) -> Result<Option<Vault>, Error> {
+        self.memory.archive_vault(workspace, id, now).await
+    }
+
+    async fn delete_vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<bool, Error> {
+        self.memory.delete_vault(workspace, id).await
+    }
+
+    async fn create_credential(
+        &self,
+        workspace: &WorkspaceId,
+        kept: &KeptCredential,
+    ) -> Result<(), ChangeError> {
+        self.memory.create_credential(workspace, kept).await
+    }
+
+    async fn credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<KeptCredential>, Error> {
+        self.memory.credential(workspace, vault, id).await
+    }
+
+    async fn credentials(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        query: CredentialQuery,
+    ) -> Result<Option<Vec<Credential>>, Error> {
+        self.memory.credentials(workspace, vault, query).await
+    }
+
+    async fn change_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        change: Change<KeptCredential>,
+    ) -> Result<KeptCredential, ChangeError> {
+        self.memory.change_credential(workspace, vault, id, change).await
+    }
+
+    async fn delete_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<bool, Error> {
+        self.memory.delete_credential(workspace, vault, id).await
+    }
+
+    async fn spendable(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: Vec<VaultId>,
+        wanted: Wanted,
+    ) -> Result<Vec<KeptCredential>, Error> {
+        self.memory.spendable(workspace, vaults, wanted).await
+    }
+
+    async fn claim_refresh(&self, id: &CredentialId, holder: &str, time: Duration) -> Result<bool, Error> {
+        self.memory.claim_refresh(id, holder, time).await
+    }
+
+    async fn release_refresh(&self, id: &CredentialId, holder: &str) -> Result<(), Error> {
+        self.memory.release_refresh(id, holder).await
+    }
+
+    async fn vault_master(&self) -> Result<Option<String>, Error> {
+        self.memory.vault_master().await
+    }
+
+    async fn set_vault_master(&self, master: &str) -> Result<(), Error> {
+        self.memory.set_vault_master(master).await
+    }
+
+    async fn vault_key(&self, workspace: &WorkspaceId) -> Result<Option<VaultKey>, Error> {
+        self.memory.vault_key(workspace).await
+    }
+
+    async fn vault_keys(&self) -> Result<Vec<VaultKey>, Error> {
+        self.memory.vault_keys().await
+    }
+
+    async fn add_vault_key(&self, key: &VaultKey, now: Timestamp) -> Result<Added, Error> {
+        self.memory.add_vault_key(key, now).await
+    }
+
+    async fn rewrap_vault_key(&self, before: &VaultKey, after: &VaultKey) -> Result<bool, Error> {
+        self.memory.rewrap_vault_key(before, after).await
     }
 
     async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error> {

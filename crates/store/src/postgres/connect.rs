@@ -205,6 +205,31 @@ impl Db {
         }
     }
 
+    /// Runs several statements in one transaction, in one round trip. Each sees what was committed when its turn came, so
+    /// that what one has locked the next finds as it is.
+    pub(crate) async fn together(&self, asked: &[(&str, &[Param<'_>])]) -> Result<Vec<Vec<Row>>, Fault> {
+        let client = self.get().await?;
+        // As for a snapshot: all is sent before the first answer, so the transaction ends whoever waits for it.
+        let all = async {
+            let begin = client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED");
+            let queries = join_all(asked.iter().map(|(sql, params)| client.query_typed(sql, params)));
+            let commit = client.batch_execute("COMMIT");
+            let (begun, rows, committed) = tokio::join!(biased; begin, queries, commit);
+            begun?;
+            let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+            committed?;
+            Ok(rows)
+        };
+        let answer = timeout(ANSWER_MAX, all).await;
+        match settle(client, answer) {
+            // As for one statement.
+            Err(Fault::Sql(error)) if error.code() == Some(&SqlState::CHARACTER_NOT_IN_REPERTOIRE) => {
+                Ok(asked.iter().map(|_| Vec::new()).collect())
+            }
+            asked => asked,
+        }
+    }
+
     /// Sends statements as one message: the server runs them in one transaction, whatever becomes of this process.
     pub(crate) async fn simple(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, Fault> {
         let client = self.get().await?;

@@ -8,9 +8,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
-use protocol::id::{AgentId, ApiKeyId, EnvironmentId, EventId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, SandboxId, SessionId, VaultId, WorkspaceId,
+};
 use protocol::time::Timestamp;
+use protocol::vault::Vault;
 use session::State;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
@@ -29,13 +33,16 @@ use crate::postgres::connect::{Address, Db, read};
 use crate::postgres::fault::Fault;
 use crate::postgres::lanes::Lanes;
 use crate::postgres::previews::{Elsewhere, Outbox};
-use crate::postgres::{listen, migrate, previews, resources, sessions, slices};
+use crate::postgres::{
+    credentials, listen, migrate, previews, resources, sessions, slices, vault_keys, vaults,
+};
 use crate::resources::{AgentQuery, Change, EnvironmentQuery};
 use crate::rules::catch_up::{Caught, Progress, Start};
 use crate::rules::head::News;
 use crate::rules::jobs::{Job, job};
 use crate::rules::leases;
 use crate::sessions::{Holding, Seen, SessionQuery};
+use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
 /// Renewals that may wait.
 const RENEWALS_WAITING: usize = 4_096;
@@ -468,6 +475,128 @@ impl Engine for Postgres {
         id: &EnvironmentId,
     ) -> Result<(), ChangeError> {
         resources::delete_environment(self.db(), workspace, id).await.map_err(of_change)?
+    }
+
+    async fn create_vault(&self, workspace: &WorkspaceId, vault: &Vault) -> Result<bool, Error> {
+        vaults::create(self.db(), workspace, vault).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<Option<Vault>, Error> {
+        Ok(read(|| vaults::get(self.db(), workspace, id)).await?)
+    }
+
+    async fn vaults(&self, workspace: &WorkspaceId, query: VaultQuery) -> Result<Vec<Vault>, Error> {
+        Ok(vaults::list(self.db(), workspace, &query).await?)
+    }
+
+    async fn change_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        change: Change<Vault>,
+    ) -> Result<Vault, ChangeError> {
+        vaults::change(self.db(), workspace, id, change).await.map_err(of_change)?
+    }
+
+    async fn archive_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        now: Timestamp,
+    ) -> Result<Option<Vault>, Error> {
+        vaults::archive(self.db(), workspace, id, now).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn delete_vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<bool, Error> {
+        vaults::delete(self.db(), workspace, id).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn create_credential(
+        &self,
+        workspace: &WorkspaceId,
+        kept: &KeptCredential,
+    ) -> Result<(), ChangeError> {
+        credentials::create(self.db(), workspace, kept).await.map_err(of_change)?
+    }
+
+    async fn credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<KeptCredential>, Error> {
+        Ok(read(|| credentials::get(self.db(), workspace, vault, id)).await?)
+    }
+
+    async fn credentials(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        query: CredentialQuery,
+    ) -> Result<Option<Vec<Credential>>, Error> {
+        Ok(credentials::list(self.db(), workspace, vault, &query).await?)
+    }
+
+    async fn change_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        change: Change<KeptCredential>,
+    ) -> Result<KeptCredential, ChangeError> {
+        credentials::change(self.db(), workspace, vault, id, change).await.map_err(of_change)?
+    }
+
+    async fn delete_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<bool, Error> {
+        credentials::delete(self.db(), workspace, vault, id).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn spendable(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: Vec<VaultId>,
+        wanted: Wanted,
+    ) -> Result<Vec<KeptCredential>, Error> {
+        Ok(read(|| credentials::spendable(self.db(), workspace, &vaults, &wanted)).await?)
+    }
+
+    async fn claim_refresh(&self, id: &CredentialId, holder: &str, time: Duration) -> Result<bool, Error> {
+        let now = self.shared.manual_now();
+        let claimed = credentials::claim_refresh(self.db(), id, holder, leases::micros(time), now).await;
+        claimed.map_err(|fault| fault.of_write())
+    }
+
+    async fn release_refresh(&self, id: &CredentialId, holder: &str) -> Result<(), Error> {
+        credentials::release_refresh(self.db(), id, holder).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn vault_master(&self) -> Result<Option<String>, Error> {
+        Ok(read(|| vault_keys::master(self.db())).await?)
+    }
+
+    async fn set_vault_master(&self, master: &str) -> Result<(), Error> {
+        vault_keys::set_master(self.db(), master).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn vault_key(&self, workspace: &WorkspaceId) -> Result<Option<VaultKey>, Error> {
+        Ok(read(|| vault_keys::get(self.db(), workspace)).await?)
+    }
+
+    async fn vault_keys(&self) -> Result<Vec<VaultKey>, Error> {
+        Ok(vault_keys::all(self.db()).await?)
+    }
+
+    async fn add_vault_key(&self, key: &VaultKey, now: Timestamp) -> Result<Added, Error> {
+        vault_keys::add(self.db(), key, now).await.map_err(|fault| fault.of_write())
+    }
+
+    async fn rewrap_vault_key(&self, before: &VaultKey, after: &VaultKey) -> Result<bool, Error> {
+        vault_keys::rewrap(self.db(), before, after).await.map_err(|fault| fault.of_write())
     }
 
     async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error> {

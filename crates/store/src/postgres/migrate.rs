@@ -6,7 +6,8 @@ use crate::postgres::connect::{Address, Db};
 use crate::postgres::fault::Fault;
 
 /// Numbered from 1. Only ever add to the end.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001_first.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_vaults.sql")];
 
 /// The newest format that this version knows.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;

@@ -12,11 +12,12 @@
 //! - [`claims`]: leases, fair between workspaces, by the database's clock.
 //! - [`listen`]: notifications: who is told of what others wrote; and the poll below them.
 //! - [`previews`]: pieces of answers between processes.
-//! - [`sessions`], [`slices`], [`resources`]: what is read and kept besides.
+//! - [`sessions`], [`slices`], [`resources`], [`vaults`], [`credentials`], [`vault_keys`]: what is read and kept besides.
 //! - [`fault`]: what PostgreSQL says, as the store's errors.
 
 mod claims;
 mod connect;
+mod credentials;
 mod engine;
 mod fault;
 mod heads;
@@ -27,6 +28,8 @@ mod previews;
 mod resources;
 mod sessions;
 mod slices;
+mod vault_keys;
+mod vaults;
 mod write;
 
 pub(crate) use engine::Postgres;

@@ -17,7 +17,7 @@ use crate::postgres::sessions::Conditions;
 use crate::resources::{AgentQuery, Change, EnvironmentQuery, POOLED, may_follow, ran, unwound};
 
 /// What a change came to: the inner result is for the client.
-type Changed<T> = Result<Result<T, ChangeError>, Fault>;
+pub(crate) type Changed<T> = Result<Result<T, ChangeError>, Fault>;
 
 /// Keeps a new agent; false if its id is taken.
 pub(crate) async fn create_agent(db: &Db, workspace: &WorkspaceId, agent: &Agent) -> Result<bool, Fault> {
@@ -160,7 +160,7 @@ pub(crate) async fn change_agent(
     Ok(if rows.is_empty() { Err(raced("agent")) } else { Ok(after) })
 }
 
-fn raced(what: &str) -> ChangeError {
+pub(crate) fn raced(what: &str) -> ChangeError {
     ChangeError::Conflict(format!(
         "the {what} was changed by somebody else at the same time; look at it again"
     ))

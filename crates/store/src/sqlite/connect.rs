@@ -14,8 +14,11 @@ use crate::lock::FILE_MODE;
 use crate::sqlite::fault::{Fault, Stage};
 
 /// Numbered from 1; stored as `user_version`. Only ever add to the end.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_many_brains.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("migrations/0001_first.sql"),
+    include_str!("migrations/0002_many_brains.sql"),
+    include_str!("migrations/0003_vaults.sql"),
+];
 
 /// The newest format that this version knows.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;
@@ -63,6 +66,8 @@ pub(crate) fn writer(path: &Path) -> Result<Connection, Fault> {
     conn.pragma_update(None, "journal_size_limit", -1)?;
     conn.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
+    // What is deleted is overwritten where its page is written anyway: sealed secrets that were purged, above all.
+    conn.pragma_update_and_check(None, "secure_delete", "FAST", |_| Ok(()))?;
     prepare_once(&conn)?;
     Ok(conn)
 }

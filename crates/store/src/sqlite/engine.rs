@@ -3,12 +3,17 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::agent::Agent;
+use protocol::credential::Credential;
 use protocol::environment::Environment;
-use protocol::id::{AgentId, ApiKeyId, EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+};
 use protocol::time::Timestamp;
+use protocol::vault::Vault;
 use rusqlite::Connection;
 use session::State;
 
@@ -24,12 +29,16 @@ use crate::ready::Ready;
 use crate::resources::{AgentQuery, Change, EnvironmentQuery, Ran, ran, unwound};
 use crate::rules::catch_up::{Caught, Progress, Start, chunk};
 use crate::rules::jobs::Job;
+use crate::rules::leases::micros;
 use crate::sessions::{Holding, Seen, SessionQuery};
 use crate::sqlite::fault::Fault;
 use crate::sqlite::kinds::Kinds;
 use crate::sqlite::readers::Readers;
 use crate::sqlite::writer::{Flush, Shared, Writer};
-use crate::sqlite::{agents, catch_up, claims, connect, environments, keys, listing, slices};
+use crate::sqlite::{
+    agents, catch_up, claims, connect, credentials, environments, keys, listing, slices, vault_keys, vaults,
+};
+use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
 /// Lapsed leases that are looked for at once; the next look finds the rest.
 const LAPSED_MAX: usize = 1_024;
@@ -346,6 +355,161 @@ impl Engine for Sqlite {
     ) -> Result<(), ChangeError> {
         let (workspace, id) = (workspace.clone(), id.clone());
         self.writer.run(0, move |flush| environments::delete(flush.conn, &workspace, &id)).await?
+    }
+
+    async fn create_vault(&self, workspace: &WorkspaceId, vault: &Vault) -> Result<bool, Error> {
+        let (workspace, vault) = (workspace.clone(), vault.clone());
+        self.writer.run(0, move |flush| vaults::create(flush.conn, &workspace, &vault)).await
+    }
+
+    async fn vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<Option<Vault>, Error> {
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.readers.read(move |conn| vaults::get(conn, &workspace, &id)).await
+    }
+
+    async fn vaults(&self, workspace: &WorkspaceId, query: VaultQuery) -> Result<Vec<Vault>, Error> {
+        let workspace = workspace.clone();
+        self.readers.read(move |conn| vaults::list(conn, &workspace, &query)).await
+    }
+
+    async fn change_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        change: Change<Vault>,
+    ) -> Result<Vault, ChangeError> {
+        let (workspace, id) = (workspace.clone(), id.clone());
+        let job = move |flush: &mut Flush<'_>| {
+            let Some(before) = vaults::get(flush.conn, &workspace, &id)? else {
+                return Ok(Ok(Err(ChangeError::NotFound)));
+            };
+            change_in_place(before, change, |_, after| Ok(Ok(vaults::replace(flush.conn, after)?)))
+        };
+        unwound(self.writer.run(0, job).await?)
+    }
+
+    async fn archive_vault(
+        &self,
+        workspace: &WorkspaceId,
+        id: &VaultId,
+        now: Timestamp,
+    ) -> Result<Option<Vault>, Error> {
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.writer.run(0, move |flush| vaults::archive(flush.conn, &workspace, &id, now)).await
+    }
+
+    async fn delete_vault(&self, workspace: &WorkspaceId, id: &VaultId) -> Result<bool, Error> {
+        let (workspace, id) = (workspace.clone(), id.clone());
+        self.writer.run(0, move |flush| vaults::delete(flush.conn, &workspace, &id)).await
+    }
+
+    async fn create_credential(
+        &self,
+        workspace: &WorkspaceId,
+        kept: &KeptCredential,
+    ) -> Result<(), ChangeError> {
+        let (workspace, kept) = (workspace.clone(), kept.clone());
+        self.writer.run(0, move |flush| credentials::create(flush.conn, &workspace, &kept)).await?
+    }
+
+    async fn credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<KeptCredential>, Error> {
+        let (workspace, vault, id) = (workspace.clone(), vault.clone(), id.clone());
+        self.readers.read(move |conn| credentials::get(conn, &workspace, &vault, &id)).await
+    }
+
+    async fn credentials(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        query: CredentialQuery,
+    ) -> Result<Option<Vec<Credential>>, Error> {
+        let (workspace, vault) = (workspace.clone(), vault.clone());
+        self.readers.read(move |conn| credentials::list(conn, &workspace, &vault, &query)).await
+    }
+
+    async fn change_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        change: Change<KeptCredential>,
+    ) -> Result<KeptCredential, ChangeError> {
+        let (workspace, vault, id) = (workspace.clone(), vault.clone(), id.clone());
+        let job = move |flush: &mut Flush<'_>| {
+            let Some(before) = credentials::get(flush.conn, &workspace, &vault, &id)? else {
+                return Ok(Ok(Err(ChangeError::NotFound)));
+            };
+            change_in_place(before, change, |_, after| Ok(Ok(credentials::replace(flush.conn, after)?)))
+        };
+        unwound(self.writer.run(0, job).await?)
+    }
+
+    async fn delete_credential(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<bool, Error> {
+        let (workspace, vault, id) = (workspace.clone(), vault.clone(), id.clone());
+        self.writer.run(0, move |flush| credentials::delete(flush.conn, &workspace, &vault, &id)).await
+    }
+
+    async fn spendable(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: Vec<VaultId>,
+        wanted: Wanted,
+    ) -> Result<Vec<KeptCredential>, Error> {
+        let workspace = workspace.clone();
+        self.readers.read(move |conn| credentials::spendable(conn, &workspace, &vaults, &wanted)).await
+    }
+
+    async fn claim_refresh(&self, id: &CredentialId, holder: &str, time: Duration) -> Result<bool, Error> {
+        let (id, holder) = (id.clone(), holder.to_owned());
+        let job = move |flush: &mut Flush<'_>| {
+            let now = flush.now();
+            let until = Timestamp::from_micros(now.as_micros().saturating_add(micros(time)));
+            credentials::claim_refresh(flush.conn, &id, &holder, now, until)
+        };
+        self.writer.run(0, job).await
+    }
+
+    async fn release_refresh(&self, id: &CredentialId, holder: &str) -> Result<(), Error> {
+        let (id, holder) = (id.clone(), holder.to_owned());
+        self.writer.run(0, move |flush| credentials::release_refresh(flush.conn, &id, &holder)).await
+    }
+
+    async fn vault_master(&self) -> Result<Option<String>, Error> {
+        self.readers.read(vault_keys::master).await
+    }
+
+    async fn set_vault_master(&self, master: &str) -> Result<(), Error> {
+        let master = master.to_owned();
+        self.writer.run(0, move |flush| vault_keys::set_master(flush.conn, &master)).await
+    }
+
+    async fn vault_key(&self, workspace: &WorkspaceId) -> Result<Option<VaultKey>, Error> {
+        let workspace = workspace.clone();
+        self.readers.read(move |conn| vault_keys::get(conn, &workspace)).await
+    }
+
+    async fn vault_keys(&self) -> Result<Vec<VaultKey>, Error> {
+        self.readers.read(vault_keys::all).await
+    }
+
+    async fn add_vault_key(&self, key: &VaultKey, now: Timestamp) -> Result<Added, Error> {
+        let key = key.clone();
+        self.writer.run(0, move |flush| vault_keys::add(flush.conn, &key, now)).await
+    }
+
+    async fn rewrap_vault_key(&self, before: &VaultKey, after: &VaultKey) -> Result<bool, Error> {
+        let (before, after) = (before.clone(), after.clone());
+        self.writer.run(0, move |flush| vault_keys::rewrap(flush.conn, &before, &after)).await
     }
 
     async fn ensure_workspace(&self, made: WorkspaceId, now: Timestamp) -> Result<WorkspaceId, Error> {

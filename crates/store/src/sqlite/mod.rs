@@ -6,7 +6,7 @@
 //! - [`heads`]: sessions as the writer knows them, kept in memory; what they come to, written once per flush.
 //! - [`claims`]: leases, and the queue of sessions that want a brain.
 //! - [`slices`], [`listing`], [`catch_up`]: what readers read of sessions.
-//! - [`agents`], [`environments`], [`keys`]: resources.
+//! - [`agents`], [`environments`], [`keys`], [`vaults`], [`credentials`], [`vault_keys`]: resources.
 //! - [`kinds`]: kinds of event by number.
 //! - [`readers`]: read connections on blocking threads.
 //! - [`checkpoint`]: moves the write-ahead log into the database, off the writer's thread.
@@ -17,6 +17,7 @@ mod catch_up;
 mod checkpoint;
 mod claims;
 mod connect;
+mod credentials;
 mod engine;
 mod environments;
 mod fault;
@@ -26,6 +27,8 @@ mod kinds;
 mod listing;
 mod readers;
 mod slices;
+pub(crate) mod vault_keys;
+mod vaults;
 mod writer;
 
 pub(crate) use connect::Database;

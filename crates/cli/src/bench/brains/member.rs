@@ -118,6 +118,7 @@ async fn run(options: &MemberOptions) -> anyhow::Result<()> {
         let catalog = api::Catalog { models: Vec::new(), rules: vec![rule] };
         let app = api::App {
             store: store.clone(),
+            credentials: vault::Credentials::new(store.clone(), vault::Source::File(data.join("vault.key"))),
             models: Arc::new(catalog),
             health: api::Health::default(),
             default_networking: Networking::default(),

@@ -53,6 +53,7 @@ impl Served {
         let catalog = api::Catalog { models: Vec::new(), rules: rules.into() };
         let app = api::App {
             store: store.clone(),
+            credentials: vault::Credentials::new(store.clone(), vault::Source::File(data.join("vault.key"))),
             models: Arc::new(catalog),
             health: api::Health::default(),
             default_networking: Networking::default(),

@@ -1,0 +1,67 @@
+//! Who spent which credential where: a line for each use, target `audit`.
+
+use protocol::id::{AgentId, CredentialId, SessionId, VaultId};
+
+/// One use of a credential, or an attempt. It has no place for a value.
+#[derive(Clone, Copy, Debug)]
+pub struct Use<'a> {
+    /// For which session.
+    pub session: &'a SessionId,
+    /// For which agent.
+    pub agent: &'a AgentId,
+    /// Of which vault.
+    pub vault: &'a VaultId,
+    /// Which credential.
+    pub credential: &'a CredentialId,
+    /// On the way to which host; without port, path or query.
+    pub host: &'a str,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was put into a request that left.
+    Spent,
+    /// The other side did not accept it.
+    Rejected,
+    /// It was renewed.
+    Renewed,
+    /// It could not be renewed, and will not be: somebody must authorize anew.
+    RenewalRefused,
+    /// It could not be renewed this time.
+    RenewalFailed,
+    /// The host, or the place in the request, is not one for this credential.
+    Withheld,
+    /// It could not be opened.
+    Unopened,
+}
+
+impl Outcome {
+    /// As the line says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spent => "spent",
+            Self::Rejected => "rejected",
+            Self::Renewed => "renewed",
+            Self::RenewalRefused => "renewal_refused",
+            Self::RenewalFailed => "renewal_failed",
+            Self::Withheld => "withheld",
+            Self::Unopened => "unopened",
+        }
+    }
+}
+
+impl Use<'_> {
+    /// Writes the line.
+    pub fn record(&self) {
+        let Self { session, agent, vault, credential, host, outcome } = self;
+        tracing::info!(
+            target: "audit",
+            { session.id = %session, agent.id = %agent, vault.id = %vault, credential.id = %credential,
+              host, outcome = outcome.as_str() },
+            "a credential was used"
+        );
+    }
+}

@@ -1,0 +1,305 @@
+//! Credentials: kept for clients, found and opened for whoever spends them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use protocol::credential::{
+    Credential, CredentialAuth, CredentialKey, CredentialNetworking, InjectionLocation,
+};
+use protocol::credential_request::{CredentialCreate, CredentialUpdate, SecretField, Secrets};
+use protocol::id::{CredentialId, VaultId, WorkspaceId};
+use protocol::secret::Secret;
+use protocol::time::Timestamp;
+use session::Refusal;
+use store::{ChangeError, KeptCredential, Sealed, Store, Wanted};
+
+use crate::error::{Error, KeyError};
+use crate::keys::Keys;
+use crate::master::Source;
+use crate::opened::Opened;
+use crate::seal::Place;
+
+/// How often a renewed token is saved anew because somebody changed something else of the credential.
+const SAVES_MAX: usize = 8;
+
+/// The credentials of a store. Cheap to clone; all clones share the keys.
+#[derive(Clone)]
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    keys: Keys,
+}
+
+/// A credential that a session may spend, as it was a moment ago: ask again for each connection and each request, so that
+/// what is changed, archived or deleted reaches running sessions.
+#[derive(Clone)]
+pub struct Spendable {
+    workspace: WorkspaceId,
+    kept: KeptCredential,
+}
+
+/// What a token endpoint gave.
+pub struct Renewed {
+    /// The new access token.
+    pub access_token: Secret,
+    /// The new refresh token, if the old one is used up.
+    pub refresh_token: Option<Secret>,
+    /// When the access token ends, if that is known.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Credentials {
+    /// Over that store, sealed with keys from that source. Neither is touched yet.
+    pub fn new(store: Store, source: Source) -> Self {
+        Self(Arc::new(Inner { keys: Keys::new(store.clone(), source), store }))
+    }
+
+    /// Sees whether the keys can be used, and makes the key file if nothing is sealed yet. Gives the name of the master key
+    /// for what is new.
+    pub async fn check(&self) -> Result<String, Error> {
+        self.0.keys.check().await
+    }
+
+    /// Where they last.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    // For clients.
+
+    /// Seals and keeps a new credential.
+    pub async fn create(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        create: CredentialCreate,
+    ) -> Result<Credential, Error> {
+        let store = &self.0.store;
+        let (credential, secrets) = create.into_credential(store.ids().make(), vault.clone(), store.now());
+        let sealed = self.seal(workspace, vault, &credential.id, &secrets).await?;
+        let kept = KeptCredential { credential, sealed };
+        Ok(store.create_credential(workspace, kept).await?.credential)
+    }
+
+    /// Changes a credential; the secrets that are not sent are kept, and are not opened for that.
+    pub async fn update(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+        mut update: CredentialUpdate,
+    ) -> Result<Credential, Error> {
+        let store = &self.0.store;
+        let secrets = update.take_secrets();
+        let sealed = self.seal(workspace, vault, id, &secrets).await?;
+        let sent: Vec<SecretField> = secrets.into_keys().collect();
+        let now = store.now();
+        let change = move |kept: &KeptCredential| {
+            let changed = update.apply(&kept.credential, &sent, now).map_err(Refusal::Invalid);
+            let changed = changed.map_err(ChangeError::Refused)?;
+            Ok(changed.map(|credential| {
+                let mut all = kept.sealed.clone();
+                all.extend(sealed);
+                KeptCredential { credential, sealed: all }
+            }))
+        };
+        Ok(store.change_credential(workspace, vault, id, Box::new(change)).await?.credential)
+    }
+
+    /// Archives a credential: its secrets are gone, its key is free. Doing it again changes nothing.
+    pub async fn archive(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Credential, Error> {
+        let now = self.0.store.now();
+        let change = move |kept: &KeptCredential| {
+            let credential = &kept.credential;
+            let archived = Credential { archived_at: Some(now), updated_at: now, ..credential.clone() };
+            let purged = KeptCredential { credential: archived, sealed: Sealed::new() };
+            Ok(credential.archived_at.is_none().then_some(purged))
+        };
+        Ok(self.0.store.change_credential(workspace, vault, id, Box::new(change)).await?.credential)
+    }
+
+    // For whoever spends them.
+
+    /// The credential for an MCP server: of the first of these vaults that has one. Addresses that mean the same server are
+    /// the same (see [`protocol::credential::normalized`]). `None` says to connect without.
+    pub async fn for_mcp(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: &[VaultId],
+        url: &str,
+    ) -> Result<Option<Spendable>, Error> {
+        let Some(key) = CredentialKey::of_server(url) else { return Ok(None) };
+        let found = self.0.store.spendable(workspace, vaults, Wanted::Key(key)).await?;
+        Ok(found.into_iter().next().map(|kept| Spendable { workspace: workspace.clone(), kept }))
+    }
+
+    /// The environment variables of these vaults: for each name the credential of the first vault that has it.
+    pub async fn for_environment(
+        &self,
+        workspace: &WorkspaceId,
+        vaults: &[VaultId],
+    ) -> Result<Vec<Spendable>, Error> {
+        let mut first: Vec<Spendable> = Vec::new();
+        for kept in self.0.store.spendable(workspace, vaults, Wanted::Variables).await? {
+            let key = kept.credential.auth.key();
+            if first.iter().all(|other| other.kept.credential.auth.key() != key) {
+                first.push(Spendable { workspace: workspace.clone(), kept });
+            }
+        }
+        Ok(first)
+    }
+
+    /// The same credential as it is now; `None` if it cannot be spent any more.
+    pub async fn again(&self, spendable: &Spendable) -> Result<Option<Spendable>, Error> {
+        let Spendable { workspace, kept } = spendable;
+        let vault = [kept.credential.vault_id.clone()];
+        let found =
+            self.0.store.spendable(workspace, &vault, Wanted::Key(kept.credential.auth.key())).await?;
+        let same = found.into_iter().find(|other| other.credential.id == kept.credential.id);
+        Ok(same.map(|kept| Spendable { workspace: workspace.clone(), kept }))
+    }
+
+    /// Opens what is spent of it: the token, the access token or the value. Say what became of it with
+    /// [`Use::record`](crate::Use::record).
+    pub async fn open(&self, spendable: &Spendable) -> Result<Opened, Error> {
+        let field = match spendable.credential().auth {
+            CredentialAuth::McpOauth { .. } => SecretField::AccessToken,
+            CredentialAuth::StaticBearer { .. } => SecretField::Token,
+            CredentialAuth::EnvironmentVariable { .. } => SecretField::SecretValue,
+        };
+        self.open_field(spendable, field).await?.ok_or_else(|| Error::Gone(spendable.id().clone()))
+    }
+
+    /// Keeps what a token endpoint gave for the refresh token that `spendable` had: all of it or nothing. Refused with a
+    /// [`ChangeError::Conflict`] if the credential has another refresh token by now, or is archived.
+    pub async fn save_renewed(&self, spendable: &Spendable, renewed: Renewed) -> Result<Spendable, Error> {
+        let Spendable { workspace, kept } = spendable;
+        let Renewed { access_token, refresh_token, expires_at: until } = renewed;
+        let (vault, id) = (&kept.credential.vault_id, &kept.credential.id);
+        let mut secrets = Secrets::from([(SecretField::AccessToken, access_token)]);
+        secrets.extend(refresh_token.map(|token| (SecretField::RefreshToken, token)));
+        let sealed = self.seal(workspace, vault, id, &secrets).await?;
+        let used = kept.sealed.get(SecretField::RefreshToken.as_str()).cloned();
+        let mut tries = SAVES_MAX;
+        loop {
+            let (sealed, used, now) = (sealed.clone(), used.clone(), self.0.store.now());
+            let change = move |kept: &KeptCredential| {
+                if kept.sealed.get(SecretField::RefreshToken.as_str()) != used.as_ref() || used.is_none() {
+                    return Err(ChangeError::Conflict(OVERTAKEN.to_owned()));
+                }
+                let mut changed = kept.clone();
+                if let CredentialAuth::McpOauth { expires_at, .. } = &mut changed.credential.auth {
+                    *expires_at = until;
+                }
+                changed.credential.updated_at = now;
+                changed.sealed.extend(sealed);
+                Ok(Some(changed))
+            };
+            match self.0.store.change_credential(workspace, vault, id, Box::new(change)).await {
+                Ok(kept) => return Ok(Spendable { workspace: workspace.clone(), kept }),
+                // Somebody changed its name, say: what was renewed must not be lost for that.
+                Err(ChangeError::Conflict(message)) if message != OVERTAKEN && tries > 1 => tries -= 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Opens one secret; `None` if the credential has none of that name.
+    pub(crate) async fn open_field(
+        &self,
+        spendable: &Spendable,
+        field: SecretField,
+    ) -> Result<Option<Opened>, Error> {
+        let Spendable { workspace, kept } = spendable;
+        let Some(sealed) = kept.sealed.get(field.as_str()) else { return Ok(None) };
+        let key = self.0.keys.of(workspace).await?;
+        let (vault, credential) = (&kept.credential.vault_id, &kept.credential.id);
+        let opened = key.open(Place { workspace, vault, credential, field }, sealed);
+        opened.map(|secret| Some(Opened::new(secret))).map_err(|_| Error::Sealed(credential.clone()))
+    }
+
+    async fn seal(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        credential: &CredentialId,
+        secrets: &Secrets,
+    ) -> Result<Sealed, Error> {
+        if secrets.is_empty() {
+            return Ok(Sealed::new());
+        }
+        let key = self.0.keys.of(workspace).await?;
+        let seal = |(field, secret): (&SecretField, &Secret)| {
+            let place = Place { workspace, vault, credential, field: *field };
+            (field.as_str().to_owned(), key.seal(place, secret))
+        };
+        Ok(secrets.iter().map(seal).collect())
+    }
+}
+
+/// Why a renewed token is not kept.
+const OVERTAKEN: &str = "the credential has another refresh token by now";
+
+impl Spendable {
+    /// As the wire shows it.
+    pub fn credential(&self) -> &Credential {
+        &self.kept.credential
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &CredentialId {
+        &self.kept.credential.id
+    }
+
+    /// The vault that keeps it.
+    pub fn vault(&self) -> &VaultId {
+        &self.kept.credential.vault_id
+    }
+
+    /// Of an environment variable: its name, and where it may be put.
+    pub fn variable(&self) -> Option<(&str, &CredentialNetworking, InjectionLocation)> {
+        match &self.kept.credential.auth {
+            CredentialAuth::EnvironmentVariable { secret_name, networking, injection_location } => {
+                Some((secret_name, networking, *injection_location))
+            }
+            CredentialAuth::McpOauth { .. } | CredentialAuth::StaticBearer { .. } => None,
+        }
+    }
+
+    /// When its access token ends, if that is known.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        match &self.kept.credential.auth {
+            CredentialAuth::McpOauth { expires_at, .. } => *expires_at,
+            CredentialAuth::StaticBearer { .. } | CredentialAuth::EnvironmentVariable { .. } => None,
+        }
+    }
+
+    /// Whether it can be renewed.
+    pub fn is_renewable(&self) -> bool {
+        self.kept.sealed.contains_key(SecretField::RefreshToken.as_str())
+    }
+
+    /// Whether this is still the secret that `other` had.
+    pub fn is_same_secret(&self, other: &Self) -> bool {
+        self.kept.sealed == other.kept.sealed
+    }
+}
+
+impl fmt::Debug for Spendable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Spendable({})", self.kept.credential.id)
+    }
+}
+
+impl Error {
+    /// Whether an operator must see to the keys first.
+    pub fn is_about_keys(&self) -> bool {
+        matches!(self, Self::Key(KeyError::File { .. } | KeyError::Exposed { .. } | KeyError::Other { .. }))
+    }
+}
