@@ -5,14 +5,35 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use egress::{Grant, Guard, Limits, Policy, Proxy, Who};
+use broker::Broker;
+use egress::{Grant, Guard, Limits, Policy, Proxy, Uninspected, Who};
+use protocol::id::SessionId;
 use sandbox::{Exit, ExitNews, Provider, SandboxId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// What the operator says of TLS out of sandboxes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    /// The ports on which it is expected, so that its names are looked at and secrets can be spent.
+    pub(crate) tls_ports: Vec<u16>,
+    /// What becomes of what cannot be looked into, where secrets could be spent.
+    pub(crate) uninspected: Uninspected,
+}
+
 /// Serves exits until `shutdown`, when connections through them are cut off.
-pub(crate) async fn serve(hands: Arc<dyn Provider>, guard: Arc<Guard>, shutdown: CancellationToken) {
-    let proxy = Proxy::new(guard, Limits::default());
+pub(crate) async fn serve(
+    hands: Arc<dyn Provider>,
+    guard: Arc<Guard>,
+    broker: Option<Broker>,
+    rules: Rules,
+    shutdown: CancellationToken,
+) {
+    let Rules { tls_ports, uninspected } = rules;
+    let proxy = Proxy::new(guard, Limits::default())
+        .with_tls_ports(tls_ports)
+        .with_roots(egress::system_roots())
+        .with_uninspected(uninspected);
     let mut exits = hands.exits();
     let mut served: HashMap<SandboxId, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
@@ -28,7 +49,7 @@ pub(crate) async fn serve(hands: Arc<dyn Provider>, guard: Arc<Guard>, shutdown:
                 if let Some(former) = served.insert(exit.sandbox.clone(), stop.clone()) {
                     former.cancel();
                 }
-                tasks.spawn(answer(proxy.clone(), exit, stop));
+                tasks.spawn(answer(proxy.clone(), broker.clone(), exit, stop));
             }
             Some(ExitNews::Ended(sandbox)) => {
                 if let Some(stop) = served.remove(&sandbox) {
@@ -45,15 +66,17 @@ pub(crate) async fn serve(hands: Arc<dyn Provider>, guard: Arc<Guard>, shutdown:
     while tasks.join_next().await.is_some() {}
 }
 
-async fn answer(proxy: Proxy, exit: Exit, stop: CancellationToken) {
+async fn answer(proxy: Proxy, broker: Option<Broker>, exit: Exit, stop: CancellationToken) {
     let Exit { sandbox, network, listener } = exit;
     let Grant { session, policy } = Grant::parse(&network.0).unwrap_or_else(|error| {
         // A server of a later version has made it. Who asks is told that nothing is allowed.
         tracing::error!(sandbox.id = %sandbox, %error, "what this sandbox may reach cannot be read; nothing is allowed");
         Grant { session: None, policy: Policy::NOTHING }
     });
+    let edge =
+        broker.zip(session.as_ref()).map(|(broker, session)| broker.edge(SessionId::from_text(session)));
     let who = Who { sandbox: sandbox.to_string(), session };
-    if let Err(error) = proxy.serve(listener, who, policy, None, stop).await {
+    if let Err(error) = proxy.serve(listener, who, policy, edge, stop).await {
         tracing::error!(sandbox.id = %sandbox, %error, "the exit of a sandbox cannot be served");
     }
 }

@@ -1,11 +1,13 @@
 //! Settings of what may be reached: by sandboxes, and by the server itself where agents or web pages choose the address.
 
 use anyhow::Context as _;
-use clap::Args;
-use egress::{Guard, PrivateHosts};
+use clap::{Args, ValueEnum};
+use egress::{Guard, PrivateHosts, Uninspected};
 use protocol::environment::Networking;
 use protocol::environment_request::networking_setting;
 use serde::Deserialize;
+
+use crate::exits::Rules;
 
 /// What may be reached.
 #[derive(Args, Clone, Debug, Default)]
@@ -24,6 +26,36 @@ pub(crate) struct NetworkOptions {
     /// in the file. [default: unrestricted]
     #[arg(long, env = "POSTHOUSE_DEFAULT_NETWORKING", value_name = "TYPE", value_parser = ["unrestricted", "limited"])]
     default_networking: Option<String>,
+
+    /// Ports on which TLS is expected besides 443, with commas: there the name that TLS asks for must be the one that was
+    /// allowed, and credentials can be spent. [default: none]
+    #[arg(long, env = "POSTHOUSE_TLS_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    tls_ports: Option<Vec<u16>>,
+
+    /// What becomes of TLS to a host of a credential that is not for HTTP, so that the secret cannot be put in: `refuse`,
+    /// or `pass` for as it is. [default: refuse]
+    #[arg(long, env = "POSTHOUSE_UNINSPECTED_TLS", value_name = "RULE")]
+    uninspected_tls: Option<UninspectedTls>,
+}
+
+/// See [`Uninspected`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum UninspectedTls {
+    /// Refuse it, and say so.
+    #[default]
+    Refuse,
+    /// Let it pass, with its placeholders.
+    Pass,
+}
+
+impl From<UninspectedTls> for Uninspected {
+    fn from(rule: UninspectedTls) -> Self {
+        match rule {
+            UninspectedTls::Refuse => Self::Refuse,
+            UninspectedTls::Pass => Self::Pass,
+        }
+    }
 }
 
 /// The same in the configuration file.
@@ -34,6 +66,8 @@ pub(crate) struct NetworkFile {
     allow_ports: Vec<u16>,
     /// In the words of the wire format.
     default_networking: Option<serde_json::Value>,
+    tls_ports: Vec<u16>,
+    uninspected_tls: UninspectedTls,
 }
 
 /// As settled.
@@ -42,6 +76,7 @@ pub(crate) struct Network {
     pub(crate) private_hosts: PrivateHosts,
     pub(crate) ports: Vec<u16>,
     pub(crate) default_networking: Networking,
+    pub(crate) tls: Rules,
 }
 
 impl NetworkOptions {
@@ -55,7 +90,15 @@ impl NetworkOptions {
             Some(value) => networking_setting(value, "network.default_networking")?,
             None => Networking::default(),
         };
-        Ok(Network { private_hosts, ports: self.allow_ports.unwrap_or(file.allow_ports), default_networking })
+        let mut tls_ports = self.tls_ports.unwrap_or(file.tls_ports);
+        tls_ports.push(443);
+        let uninspected = self.uninspected_tls.unwrap_or(file.uninspected_tls).into();
+        Ok(Network {
+            private_hosts,
+            ports: self.allow_ports.unwrap_or(file.allow_ports),
+            default_networking,
+            tls: Rules { tls_ports, uninspected },
+        })
     }
 }
 

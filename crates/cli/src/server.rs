@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
 use background::{Saver, SaverOptions};
+use broker::Broker;
 use harness::model::{Listed, ProviderConfig, Providers};
 use harness::web::{SearchProvider, Web};
 use harness::{Brain, Options, Snapshots};
@@ -71,11 +72,19 @@ impl Server {
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
+        let credentials = vault::Credentials::new(store.clone(), settings.vault.clone());
+        look_at_vault(&credentials, settings).await;
+        let broker = Broker::new(credentials.clone());
         let (mut work, mut door) = (JoinSet::new(), JoinSet::new());
         if let Some(hands) = hands {
             let hands: Arc<dyn Provider> = hands.provider();
-            let served =
-                exits::serve(Arc::clone(&hands), Arc::new(settings.network.guard()), closing.clone());
+            let served = exits::serve(
+                Arc::clone(&hands),
+                Arc::new(settings.network.guard()),
+                Some(broker.clone()),
+                settings.network.tls.clone(),
+                closing.clone(),
+            );
             door.spawn(async move {
                 served.await;
                 "egress"
@@ -86,6 +95,7 @@ impl Server {
                     Snapshots { blobs: blobs.clone(), scratch: settings.snapshots.scratch.clone() };
                 let options = Options {
                     snapshots: Some(snapshots),
+                    broker: Some(broker),
                     web: Some(web(settings)?),
                     ..brain_options(settings)
                 };
@@ -117,8 +127,6 @@ impl Server {
         }
         let serves_api = roles.has(Role::Api);
         let stop = closing.clone();
-        let credentials = vault::Credentials::new(store.clone(), settings.vault.clone());
-        look_at_vault(&credentials, settings).await;
         let app = api::App {
             store: store.clone(),
             credentials,

@@ -133,6 +133,11 @@ impl Client {
         self.get(&["v1", "vaults", vault, "credentials"], query).await
     }
 
+    /// Changes a credential.
+    pub async fn update_credential(&self, vault: &str, id: &str, body: Value) -> Result<Credential, Error> {
+        self.post(&["v1", "vaults", vault, "credentials", id], &body).await
+    }
+
     /// Archives a credential.
     pub async fn archive_credential(&self, vault: &str, id: &str) -> Result<Credential, Error> {
         self.post(&["v1", "vaults", vault, "credentials", id, "archive"], &json!({})).await

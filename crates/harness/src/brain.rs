@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use broker::Broker;
 use futures_util::FutureExt as _;
 use protocol::id::SessionId;
 use sandbox::{Provider, Resources};
@@ -57,6 +58,8 @@ pub struct Options {
     pub model_limits: ModelLimits,
     /// How long what is worth finishing may take once [`Brain::run`] is told to shut down.
     pub finish_time_max: Duration,
+    /// Who spends credentials for sessions; `None`: they bring none into their sandboxes.
+    pub broker: Option<Broker>,
     /// What runs the web tools. Without it they are not offered to models.
     pub web: Option<Web>,
     /// Where it may die. [`NoFaults`] outside the crash tests.
@@ -74,6 +77,7 @@ impl Options {
             sessions_max: SESSIONS_MAX,
             model_limits: ModelLimits::default(),
             finish_time_max: FINISH_TIME_MAX,
+            broker: None,
             web: None,
             faults: Arc::new(NoFaults),
         }

@@ -278,11 +278,11 @@ mod tests {
     fn log() -> Vec<Body> {
         let text = |text: &str| vec![Content::text(text)];
         let error = |retry_status| Body::Error {
-            error: SessionError {
-                kind: SessionErrorKind::ModelOverloadedError,
-                message: "model: busy".to_owned(),
+            error: SessionError::new(
+                SessionErrorKind::ModelOverloadedError,
+                "model: busy".to_owned(),
                 retry_status,
-            },
+            ),
         };
         let call = |number| AnswerCall { provider_id: format!("toolu_{number}"), event_id: id(number) };
         let input: Map<String, Value> = Map::from_iter([("command".to_owned(), "ls \"x\"".into())]);

@@ -31,6 +31,7 @@ use crate::brain::{Brain, Stop};
 use crate::context::{self, Transcript};
 use crate::faults::Point;
 use crate::hands::{self, Outcome};
+use crate::luggage::Luggage;
 use crate::model;
 use crate::speculation::{self, Ahead, Speculation, obtain, once_polled};
 use crate::speech::Speech;
@@ -151,11 +152,11 @@ pub(crate) async fn give_up(brain: &Brain, token: &Token, deaths: u32) -> Result
 /// decided.
 pub(crate) async fn end_session(brain: &Brain, token: &Token, message: &str) -> Result<(), Halt> {
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
-    let error = SessionError {
-        kind: SessionErrorKind::UnknownError,
-        message: format!("harness: {message}"),
-        retry_status: RetryStatus::Terminal,
-    };
+    let error = SessionError::new(
+        SessionErrorKind::UnknownError,
+        format!("harness: {message}"),
+        RetryStatus::Terminal,
+    );
     let [thread, session] = terminated_events(&view.state);
     let bodies = [Body::Error { error }, thread, session];
     let drafts = bodies.map(|body| Draft::New { id: brain.store.ids().make(), body }).into();
@@ -466,6 +467,11 @@ impl Drive<'_> {
     fn beginning(&self) -> Beginning {
         Beginning {
             resources: hands::resources(&self.brain.options.resources, &self.view.record),
+            luggage: Luggage {
+                broker: self.brain.options.broker.clone(),
+                workspace: self.view.workspace.clone(),
+                record: Arc::clone(&self.view.record),
+            },
             snapshot: self.view.state.snapshot.clone(),
             snapshots: self.brain.options.snapshots.clone(),
         }
@@ -505,12 +511,15 @@ impl Drive<'_> {
             }
         };
         let woken = self.wait_for(obtaining).await;
-        if let Ok(Woken::Done(Ok(sandbox))) = &woken {
+        if let Ok(Woken::Done(Ok((sandbox, missed)))) = &woken {
             if let Some(begun) = begun.take_if(|begun| begun.sandbox != *sandbox) {
                 begun.discard(&brain.errands, &brain.hands);
             }
             brain.faults.reached(Point::Provisioned).await;
-            self.record(vec![Body::Sandbox { sandbox_id: sandbox.clone() }]).await?;
+            let missed = missed.iter().map(|error| Body::Error { error: error.clone() });
+            let recorded =
+                [Body::Sandbox { sandbox_id: sandbox.clone() }].into_iter().chain(missed).collect();
+            self.record(recorded).await?;
             return Ok(Obtained::Recorded(sandbox.clone()));
         }
         // Nothing has run in either. What cannot be ended is found by the reaper.

@@ -208,11 +208,11 @@ pub(crate) fn results(
         // the next call tries again.
         Outcome::Failed { error: cause @ Error::Packages { .. } } => vec![
             Body::Error {
-                error: SessionError {
-                    kind: SessionErrorKind::UnknownError,
-                    message: format!("environment: {cause}"),
-                    retry_status: RetryStatus::Retrying,
-                },
+                error: SessionError::new(
+                    SessionErrorKind::UnknownError,
+                    format!("environment: {cause}"),
+                    RetryStatus::Retrying,
+                ),
             },
             error(call, format!("hand: {cause}")),
         ],

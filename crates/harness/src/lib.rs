@@ -13,6 +13,7 @@ mod context;
 mod drive;
 pub mod faults;
 mod hands;
+mod luggage;
 pub mod model;
 mod pauses;
 mod permits;

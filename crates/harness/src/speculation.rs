@@ -15,7 +15,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use protocol::agent::{AgentSpec, BuiltinTool};
-use protocol::event::Snapshot;
+use protocol::event::{SessionError, Snapshot};
 use protocol::hands::Policy;
 use protocol::id::SandboxId;
 use sandbox::Provider;
@@ -40,10 +40,13 @@ const RESTORED_BYTES_MAX: u64 = 64 << 20;
 /// A sandbox that is being made, or was made, and is not in the log.
 pub(crate) struct Speculation {
     pub(crate) sandbox: SandboxId,
-    /// Whether it lives, once that is known.
-    made: watch::Receiver<Option<bool>>,
+    /// Whether it lives, once that is known, and then what the session misses there.
+    made: watch::Receiver<Option<Option<Missed>>>,
     task: AbortOnDrop,
 }
+
+/// What a session misses in its sandbox.
+pub(crate) type Missed = Vec<SessionError>;
 
 /// A brain that dies begins nothing more.
 struct AbortOnDrop(AbortHandle);
@@ -88,14 +91,14 @@ impl Ahead {
         let task: JoinHandle<()> = tracker.spawn(async move {
             tokio::time::sleep(HEAD_START).await;
             let is_made = beginning.provision(&*hands, &id, fence).await;
-            while is_made.is_ok() {
-                said.send_replace(Some(true));
+            while let Ok(missed) = &is_made {
+                said.send_replace(Some(Some(missed.clone())));
                 tokio::time::sleep(TOUCH_EVERY).await;
                 if !hands::touch(&*hands, &id, fence).await {
                     break;
                 }
             }
-            said.send_replace(Some(false));
+            said.send_replace(Some(None));
             if let Err(unmade) = is_made {
                 tracing::debug!(sandbox.id = %id, ?unmade, "no sandbox was made ahead of the first call");
             }
@@ -105,11 +108,11 @@ impl Ahead {
 }
 
 impl Speculation {
-    /// Waits for it; `false` if it does not live.
-    async fn is_made(&mut self) -> bool {
+    /// Waits for it; `None` if it does not live.
+    async fn made(&mut self) -> Option<Missed> {
         // It may have lived and died since: what counts is what was last heard.
         let heard = self.made.wait_for(Option::is_some).await;
-        heard.is_ok_and(|made| *made == Some(true))
+        heard.ok().and_then(|made| made.clone().flatten())
     }
 
     /// Ends what nobody needs.
@@ -137,13 +140,13 @@ pub(crate) async fn obtain(
     new: &SandboxId,
     fence: u64,
     beginning: &Beginning,
-) -> Result<SandboxId, Unmade> {
+) -> Result<(SandboxId, Missed), Unmade> {
     if let Some(begun) = begun
-        && begun.is_made().await
+        && let Some(missed) = begun.made().await
     {
-        return Ok(begun.sandbox.clone());
+        return Ok((begun.sandbox.clone(), missed));
     }
-    beginning.provision(hands, new, fence).await.map(|()| new.clone())
+    beginning.provision(hands, new, fence).await.map(|missed| (new.clone(), missed))
 }
 
 /// Awaits `act`, and does `then` when it has been polled for the first time.

@@ -6,11 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use blobs::Blobs;
-use protocol::event::{Body, Snapshot};
+use protocol::event::{Body, SessionError, Snapshot};
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Error, Provider, Resources};
 
 use crate::hands::{self, Outcome};
+use crate::luggage::Luggage;
 
 /// Where snapshots are, and where one lies while a sandbox is made of it.
 #[derive(Clone)]
@@ -34,20 +35,28 @@ pub(crate) enum Unmade {
 #[derive(Clone)]
 pub(crate) struct Beginning {
     pub(crate) resources: Resources,
+    /// What the session brings into it; asked when it lives.
+    pub(crate) luggage: Luggage,
     /// What was saved of the last one.
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) snapshots: Option<Snapshots>,
 }
 
 impl Beginning {
-    /// Makes a sandbox. Asking again with the same id gives the same sandbox.
+    /// Makes a sandbox with everything that the session brings, and gives what it will miss there. Asking again with the same
+    /// id gives the same sandbox.
     pub(crate) async fn provision(
         &self,
         hands: &dyn Provider,
         id: &SandboxId,
         fence: u64,
-    ) -> Result<(), Unmade> {
-        let Self { resources, snapshot, snapshots } = self;
+    ) -> Result<Vec<SessionError>, Unmade> {
+        self.make(hands, id, fence).await?;
+        self.luggage.bring(hands, id, fence).await.map_err(Unmade::Outcome)
+    }
+
+    async fn make(&self, hands: &dyn Provider, id: &SandboxId, fence: u64) -> Result<(), Unmade> {
+        let Self { resources, luggage: _, snapshot, snapshots } = self;
         match snapshot {
             None => hands::provision(hands, id, fence, resources).await.map_err(Unmade::Outcome),
             Some(snapshot) => {

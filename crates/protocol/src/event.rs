@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::agent::{BuiltinTool, SessionAgent};
 use crate::content::Content;
-use crate::id::{EventId, SandboxId, ThreadId};
+use crate::id::{CredentialId, EventId, SandboxId, ThreadId, VaultId};
 use crate::metadata::Metadata;
 use crate::session::Usage;
 use crate::time::Timestamp;
@@ -309,6 +309,25 @@ pub struct SessionError {
     pub message: String,
     /// What happens next.
     pub retry_status: RetryStatus,
+    /// Which credential it is about, for the kinds that are about one.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialNamed>,
+}
+
+impl SessionError {
+    /// An error that is about the session itself.
+    pub fn new(kind: SessionErrorKind, message: String, retry_status: RetryStatus) -> Self {
+        Self { kind, message, retry_status, credential: None }
+    }
+}
+
+/// A credential, as an error names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialNamed {
+    /// The credential.
+    pub credential_id: CredentialId,
+    /// The vault that keeps it.
+    pub vault_id: VaultId,
 }
 
 /// The kinds of session error that this server raises.
@@ -327,6 +346,8 @@ pub enum SessionErrorKind {
     BillingError,
     /// Too many rounds of tools in one turn.
     ToolUseLimitReachedError,
+    /// A credential is for a host that the session's environment does not let out.
+    CredentialHostUnreachableError,
 }
 
 /// What happens after an error.

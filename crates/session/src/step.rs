@@ -130,7 +130,7 @@ pub fn failed(state: &State, failure: Failure, mut new_id: impl FnMut() -> Event
         FailureKind::Internal => SessionErrorKind::UnknownError,
     };
     let mut bodies: Vec<Body> = state.request.iter().map(|request| end_of(request, usage)).collect();
-    bodies.push(Body::Error { error: SessionError { kind, message, retry_status } });
+    bodies.push(Body::Error { error: SessionError::new(kind, message, retry_status) });
     if may_retry {
         bodies.push(Body::ThreadRescheduled {
             session_thread_id: state.thread_id.clone(),
@@ -160,7 +160,7 @@ pub fn give_up(state: &State, message: String, mut new_id: impl FnMut() -> Event
         bodies.push(Body::OutputsCollected {});
     }
     let kind = SessionErrorKind::UnknownError;
-    bodies.push(Body::Error { error: SessionError { kind, message, retry_status: RetryStatus::Exhausted } });
+    bodies.push(Body::Error { error: SessionError::new(kind, message, RetryStatus::Exhausted) });
     bodies.into_iter().map(|body| Draft::New { id: new_id(), body }).collect()
 }
 
@@ -384,9 +384,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
         if self.state.rounds >= ROUNDS_MAX {
             let message = format!("harness: the turn used tools {ROUNDS_MAX} times without coming to an end");
             let kind = SessionErrorKind::ToolUseLimitReachedError;
-            self.add(Body::Error {
-                error: SessionError { kind, message, retry_status: RetryStatus::Exhausted },
-            });
+            self.add(Body::Error { error: SessionError::new(kind, message, RetryStatus::Exhausted) });
             return None;
         }
         let request = self.add(Body::ModelRequestStart {});

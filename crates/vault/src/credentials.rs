@@ -17,7 +17,7 @@ use crate::error::{Error, KeyError};
 use crate::keys::Keys;
 use crate::master::Source;
 use crate::opened::Opened;
-use crate::seal::Place;
+use crate::seal::{Key, Place};
 
 /// How often a renewed token is saved anew because somebody changed something else of the credential.
 const SAVES_MAX: usize = 8;
@@ -208,6 +208,11 @@ impl Credentials {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The key of a workspace.
+    pub(crate) async fn key(&self, workspace: &WorkspaceId) -> Result<Arc<Key>, Error> {
+        self.0.keys.of(workspace).await
     }
 
     /// Opens one secret; `None` if the credential has none of that name.

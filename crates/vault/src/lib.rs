@@ -8,7 +8,8 @@
 //!   master key (file, variable or command) ──wraps──▶ one key for each workspace ──wraps──▶ one key for each sealed secret
 //! ```
 //!
-//! In reading order: `credentials` (which credential, opened, changed, renewed), `opened`, `audit` (who spent what), `keys`
+//! In reading order: `credentials` (which credential, opened, changed, renewed), `opened`, `audit` (who spent what), `derive` (what stands for a
+//! secret where it must not be), `keys`
 //! (the keys of workspaces), `seal` (the cryptography), `master` (where the master key comes from), `rotate` (another
 //! master key).
 //!
@@ -17,6 +18,7 @@
 
 mod audit;
 mod credentials;
+mod derive;
 mod error;
 mod keys;
 mod master;
@@ -26,6 +28,7 @@ mod seal;
 
 pub use audit::{Outcome, Use};
 pub use credentials::{Credentials, Renewed, Spendable};
+pub use derive::PLACEHOLDER_PREFIX;
 pub use error::{Error, KeyError};
 pub use master::{KEYS_MAX, Keyring, MasterKey, Source};
 pub use opened::Opened;

@@ -23,7 +23,7 @@ use super::report::{Aim, Bound, Report, Table};
 use super::room::{self, Handed};
 use super::samples::Samples;
 use super::{Common, runtime, saved};
-use crate::exits;
+use crate::exits::{self, Rules};
 
 /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
 #[derive(Args, Debug)]
@@ -56,7 +56,8 @@ pub(super) fn measure(options: &SandboxOptions) -> anyhow::Result<Report> {
         let hands = Arc::new(installing(&place.join("data")));
         let stop = CancellationToken::new();
         let guard = Guard::new(private_hosts()?, []);
-        let exits = tokio::spawn(exits::serve(hands.clone(), Arc::new(guard), stop.clone()));
+        let exits =
+            tokio::spawn(exits::serve(hands.clone(), Arc::new(guard), None, Rules::default(), stop.clone()));
         let measured = tokio::select! {
             report = all(options, &hands, place.path(), machine) => report,
             _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),

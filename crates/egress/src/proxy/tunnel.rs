@@ -113,8 +113,12 @@ async fn interception(
     hello: Option<&Hello>,
 ) -> Result<Option<Intercept>, Refused> {
     let (Some(edge), Some(hello)) = (&served.edge, hello) else { return Ok(None) };
-    // A name within the name could be any, and without a name there is nothing to answer in.
-    let is_named = hello.server_name.as_deref().is_some_and(|name| Host::parse(name).as_ref() == Ok(host));
+    // A name within the name could be any. For an address no name is asked.
+    let is_named = match (host, hello.server_name.as_deref()) {
+        (Host::Name(_), Some(name)) => Host::parse(name).as_ref() == Ok(host),
+        (Host::Address(_), None) => true,
+        (Host::Name(_), None) | (Host::Address(_), Some(_)) => false,
+    };
     if !is_named || hello.may_hide_another {
         return Ok(None);
     }
