@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use egress::{Guard, Policy, PrivateHosts};
 use rustix::process::{Pid, Signal};
 use sandbox::doctor::Report;
 use sandbox::{
@@ -17,6 +18,8 @@ use sandbox::{
 };
 use serde_json::{Value, json};
 use tools::wire::{Content, encode, read_frame};
+
+use crate::door::{Door, network};
 
 /// Names the supervisor program where the one that cargo built cannot be reached.
 pub(crate) const SUPERVISOR: &str = "POSTHOUSE_TEST_SUPERVISOR";
@@ -28,6 +31,15 @@ pub(crate) const INSTALLS: &str = "POSTHOUSE_TEST_INSTALLS";
 pub(crate) fn installs() -> bool {
     std::env::var_os(INSTALLS).is_some()
 }
+
+/// Gives every sandbox a network, whose exit the real proxy serves.
+pub(crate) const EXITS: &str = "POSTHOUSE_TEST_EXITS";
+
+/// Whether every sandbox has one in this run.
+pub(crate) fn has_exits() -> bool {
+    std::env::var_os(EXITS).is_some()
+}
+
 /// Names an engine's socket, where sandboxes are to be its containers.
 pub(crate) const CONTAINERS: &str = "POSTHOUSE_TEST_CONTAINERS";
 
@@ -35,6 +47,8 @@ pub(crate) struct Host {
     pub(crate) provider: Hands,
     engine: Option<docker::Settings>,
     settings: Settings,
+    /// Serves what a sandbox of a run with exits was given.
+    door: OnceLock<Door>,
     /// Keeps the data directory; `None` where somebody else does.
     _data: Option<tempfile::TempDir>,
 }
@@ -104,7 +118,13 @@ impl Host {
         let settings =
             Settings { program: Program { path, arguments: Vec::new() }, ..Settings::new(data_dir) };
         let engine = std::env::var(CONTAINERS).ok().map(engine_at);
-        Self { provider: Hands::new(&settings, engine.as_ref()), engine, settings, _data: kept }
+        Self {
+            provider: Hands::new(&settings, engine.as_ref()),
+            engine,
+            settings,
+            door: OnceLock::new(),
+            _data: kept,
+        }
     }
 
     /// With an engine's containers as sandboxes.
@@ -263,6 +283,10 @@ impl Host {
     pub(crate) async fn sandbox(&self, mut resources: Resources) -> Sandbox<'_> {
         if installs() {
             resources.rights = sandbox::Rights::Install;
+        }
+        if has_exits() && resources.network.is_none() {
+            resources.network = Some(network(&Policy::Unrestricted {}));
+            self.door.get_or_init(|| Door::guarded(self, Guard::new(PrivateHosts::default(), [])));
         }
         let id = fresh_id();
         self.provider.provision(&id, 1, &resources).await.unwrap();

@@ -6,6 +6,7 @@
 
 mod attacks;
 mod docker;
+mod door;
 mod host;
 mod images;
 mod ordinary_user;

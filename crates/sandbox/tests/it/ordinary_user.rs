@@ -1,11 +1,11 @@
-//! All of it once more as an ordinary user, and the attacks once more with the rights to install packages.
+//! All of it once more as an ordinary user, and the attacks once more with the rights to install packages, and beside an exit.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::host::{INSTALLS, SUPERVISOR};
+use crate::host::{EXITS, INSTALLS, SUPERVISOR};
 
 /// Nobody's id on a machine that was set up in an ordinary way.
 const ORDINARY: u32 = 54_321;
@@ -41,13 +41,34 @@ fn everything_holds_for_an_ordinary_user_too() {
 
 #[test]
 fn every_attack_fails_with_the_rights_to_install_packages_too() {
-    if std::env::var_os(INSTALLS).is_some() {
-        // This very run is the one with those rights.
+    if is_a_repetition() {
         return;
     }
-    let output = Command::new(std::env::current_exe().unwrap()).arg("attacks::").env(INSTALLS, "1").output();
-    let output = output.unwrap();
+    repeat_attacks(&[], &[INSTALLS]);
+}
+
+#[test]
+fn every_attack_but_on_resources_fails_beside_an_exit_too() {
+    if is_a_repetition() {
+        return;
+    }
+    for variables in [&[EXITS][..], &[EXITS, INSTALLS]] {
+        repeat_attacks(&["--skip", "attacks::resources", "--skip", "attacks::exit"], variables);
+    }
+}
+
+fn is_a_repetition() -> bool {
+    [INSTALLS, EXITS].iter().any(|name| std::env::var_os(name).is_some())
+}
+
+fn repeat_attacks(arguments: &[&str], variables: &[&str]) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .arg("attacks::")
+        .args(arguments)
+        .envs(variables.iter().map(|name| (name, "1")))
+        .output()
+        .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{variables:?} {printed}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(printed.contains("attack_26"), "{printed}");
 }

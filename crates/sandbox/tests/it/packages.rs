@@ -6,56 +6,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
-use egress::{Guard, Policy, PrivateHosts, Proxy, Who};
 use sandbox::doctor::{self, PROCESS_LIMIT};
-use sandbox::{Access, Base, Error, ExitNews, Manager, Mount, Network, Packages, Resources, Rights};
-use tokio_util::sync::CancellationToken;
+use sandbox::{Access, Base, Error, Manager, Mount, Packages, Resources, Rights};
 
+use crate::door::{Door, registries};
 use crate::host::{Host, Sandbox, fresh_id};
-
-/// Serves the exits of a host's sandboxes with the real proxy, for package registries only, until it is dropped.
-pub(crate) struct Door {
-    shutdown: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Door {
-    pub(crate) fn open(host: &Host) -> Self {
-        // By name: where this machine's registries are mirrors, their addresses may be any.
-        let mirrors = || egress::PACKAGE_REGISTRIES.join(",");
-        let private = std::env::var("POSTHOUSE_ALLOW_PRIVATE_HOSTS").unwrap_or_else(|_| mirrors());
-        let guard = Arc::new(Guard::new(private.parse::<PrivateHosts>().unwrap(), []));
-        let proxy = Proxy::new(guard, egress::Limits::default());
-        let (shutdown, mut exits) = (CancellationToken::new(), host.provider.exits());
-        let ended = shutdown.clone();
-        let task = tokio::spawn(async move {
-            let mut served = tokio::task::JoinSet::new();
-            while let Some(news) = exits.next().await {
-                let ExitNews::Opened(exit) = news else { continue };
-                let policy: Policy = serde_json::from_str(&exit.network.0).unwrap();
-                let who = Who { sandbox: exit.sandbox.to_string(), session: None };
-                let (proxy, ended) = (proxy.clone(), ended.clone());
-                served.spawn(async move { proxy.serve(exit.listener, who, policy, None, ended).await });
-            }
-        });
-        Self { shutdown, task }
-    }
-}
-
-impl Drop for Door {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-        self.task.abort();
-    }
-}
-
-/// A network in which package registries can be reached, and nothing else.
-pub(crate) fn registries() -> Network {
-    let policy = Policy::Limited { allowed_hosts: vec![], mcp_hosts: vec![], allow_package_managers: true };
-    Network(serde_json::to_string(&policy).unwrap())
-}
 
 fn installer() -> Resources {
     Resources { network: Some(registries()), rights: Rights::Install, ..Resources::default() }

@@ -13,7 +13,7 @@ use sandbox::{Base, Capacity, Error, Limits, Network, Packages, Resources, confo
 use serde_json::json;
 
 use self::engine::{Engine, IMAGE, RUNTIME, SMALL_IMAGE};
-use crate::host::{CONTAINERS, Host, call, eventually, fresh_id, text};
+use crate::host::{CONTAINERS, EXITS, Host, call, eventually, fresh_id, text};
 
 /// The shared engine; `None`, and told, where there is none.
 fn engine(test: &str) -> Option<&'static Engine> {
@@ -37,7 +37,7 @@ fn host(engine: &Engine) -> Host {
 }
 
 /// Whether the containers' kernel is one of their own: it does not give its sockets away, so there is no exit.
-fn is_walled_in() -> bool {
+pub(crate) fn is_walled_in() -> bool {
     std::env::var(RUNTIME).is_ok_and(|runtime| runtime.contains("runsc"))
 }
 
@@ -63,13 +63,28 @@ async fn containers_keep_the_contract() {
 #[test]
 fn containers_withstand_the_attacks_too() {
     let Some(engine) = engine("containers_withstand_the_attacks_too") else { return };
+    // What the supervisor does alike for every sandbox, and the contract, which has a test of its own.
+    let skipped = ["--skip", "collect", "--skip", "copied_again", "--skip", "of_namespaces"];
+    repeat(engine, &[&["attacks::", "provider::"], &skipped[..]].concat(), &[]);
+}
+
+#[test]
+fn containers_with_an_exit_withstand_the_attacks_too() {
+    let Some(engine) = engine("containers_with_an_exit_withstand_the_attacks_too") else { return };
+    if is_walled_in() {
+        let reason = "this runtime gives no sockets away";
+        return left_out("containers_with_an_exit_withstand_the_attacks_too", reason);
+    }
+    repeat(engine, &["attacks::", "--skip", "attacks::resources", "--skip", "attacks::exit"], &[EXITS]);
+}
+
+fn repeat(engine: &Engine, arguments: &[&str], variables: &[&str]) {
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["attacks::", "provider::"])
-        // What the supervisor does alike for every sandbox, and the contract, which has a test of its own.
-        .args(["--skip", "collect", "--skip", "copied_again", "--skip", "of_namespaces"])
+        .args(arguments)
         // They wait for the engine more than they compute.
         .arg("--test-threads=6")
         .env(CONTAINERS, engine.socket())
+        .envs(variables.iter().map(|name| (name, "1")))
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
