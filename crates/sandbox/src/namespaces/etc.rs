@@ -233,12 +233,7 @@ pub(crate) fn hosts(hostname: &str) -> String {
 /// Puts a file in the place of whatever is there.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
-        // The agent's doing. What is in it is kept, out of the way.
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(snapshot::ASIDE);
-            fs::rename(path, aside)?;
-        }
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => snapshot::move_aside(path)?,
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }

@@ -25,8 +25,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, renameat, statat,
-    statx, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, chmodat, mkdirat, mknodat, open, statat, statx,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -665,9 +665,7 @@ fn mount_held(
             }
         } else {
             if !is_ours && unlinkat(CWD, &target, AtFlags::empty()) == Err(Errno::ISDIR) {
-                let mut aside = target.clone().into_os_string();
-                aside.push(snapshot::ASIDE);
-                renameat(CWD, &target, CWD, PathBuf::from(aside)).step("clear the way for a mount")?;
+                snapshot::move_aside(&target).step("clear the way for a mount")?;
             }
             make_file(target.to_str().unwrap_or_default())?;
         }

@@ -8,6 +8,7 @@
 //! It trusts neither an archive nor the tree that comes out of it: a tree may hold links where the root is about to be built,
 //! and [`clear_way`] moves them aside, because whoever builds would follow them on the host.
 
+use std::fs;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -111,6 +112,17 @@ fn unpack(snapshot: &OwnedFd, writer: &io::PipeWriter, limits: &Limits) -> Resul
         entries_max: super::root::files_max(limits),
     };
     archive::restore(&file, root.as_fd(), &PRIVATE, &bounds).map(drop)
+}
+
+/// Clears the place of a folder that somebody has put where a file belongs. An agent's own is kept, out of the way. One that
+/// comes from below an overlay cannot be moved; it stays where it comes from, and is not seen.
+pub(super) fn move_aside(folder: &Path) -> io::Result<()> {
+    let mut aside = folder.as_os_str().to_owned();
+    aside.push(ASIDE);
+    match fs::rename(folder, aside) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => fs::remove_dir_all(folder),
+        moved => moved,
+    }
 }
 
 /// Makes sure that no step of the way to `path`, below the stage, is anything but a folder: what is, is moved aside. Nobody else

@@ -9,6 +9,7 @@ mod docker;
 mod door;
 mod host;
 mod images;
+mod layers;
 mod ordinary_user;
 mod packages;
 mod provider;
