@@ -198,6 +198,9 @@ fn lock_in(
     if profile.guards.landlock && profile.landlock_abi > 0 {
         landlock::restrict(profile.landlock_abi, &writable(mounts)).step("apply the file filter")?;
     }
+    // Not before the last file has been opened: until the program runs, everything that the supervisor has open takes numbers
+    // here too, and where many sandboxes live those alone may be more.
+    sys::limit(libc::RLIMIT_NOFILE, limits.open_files).step("set resource limits")?;
     if let Some(filter) = profile.filter.as_ref().filter(|_| profile.guards.filter) {
         sys::load_filter(filter).step("apply the system call filter")?;
     }
@@ -264,12 +267,11 @@ fn has_ended(sync: &UnixStream) -> bool {
 }
 
 fn limit(limits: &Limits) -> Result<(), Failure> {
-    let Limits { memory_bytes: _, processes, file_size_bytes, open_files, disk_bytes: _, cpu_percent: _ } =
+    let Limits { memory_bytes: _, processes, file_size_bytes, open_files: _, disk_bytes: _, cpu_percent: _ } =
         *limits;
     let bounds = [
         // Counted for the ids of this user namespace only, so sandboxes do not eat each other's.
         (libc::RLIMIT_NPROC, processes),
-        (libc::RLIMIT_NOFILE, open_files),
         (libc::RLIMIT_FSIZE, file_size_bytes),
         (libc::RLIMIT_CORE, 0),
         (libc::RLIMIT_MEMLOCK, 8 << 20),

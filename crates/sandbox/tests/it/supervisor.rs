@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use sandbox::{Error, Program, Provider, Resources, Settings, Supervised};
+use sandbox::{Error, Limits, Program, Provider, Resources, Settings, Supervised};
 
 use crate::host::{Host, Stopped, call, eventually, fresh_id, text};
 
@@ -271,5 +271,34 @@ async fn the_report_says_what_holds_and_what_to_enable() {
     }
     let missing = report.guards.iter().filter(|guard| !guard.holds).count();
     assert_eq!(report.level == sandbox::doctor::Level::Full, missing == 0);
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_idles_holds_few_descriptors_of_the_supervisor() {
+    const SANDBOXES: usize = 16;
+    let host = Host::new();
+    // The first brings what all of them share.
+    let first = host.sandbox(Resources::default()).await;
+    first.bash("echo ready").await;
+    let supervisor = host.supervisor().as_raw_nonzero();
+    let held = || -> Vec<String> {
+        let entries = fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap().flatten();
+        entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+    };
+    let before = held().len();
+    let network = Some(sandbox::Network("x".to_owned()));
+    for _ in 0..SANDBOXES {
+        let resources = Resources { network: network.clone(), ..Resources::default() };
+        host.sandbox(resources).await.bash("echo ready").await;
+    }
+    let after = held();
+    // The process, the way to it, what it writes, and its exit.
+    assert!(after.len() <= before + 4 * SANDBOXES, "{} after {before}: {after:#?}", after.len());
+    // One that may have few open itself does not mind how many those are.
+    let limits = Limits { open_files: 64, ..Limits::default() };
+    assert!(after.len() > 64);
+    let frugal = host.sandbox(Resources { limits, ..Resources::default() }).await;
+    assert_eq!(frugal.bash("ulimit -n; ulimit -Hn").await, "64\n64");
     host.end().await;
 }
