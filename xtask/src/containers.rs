@@ -17,6 +17,6 @@ pub(crate) fn prepare(runtime: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-fn has(program: &str) -> bool {
+pub(crate) fn has(program: &str) -> bool {
     Run::new("sh").args(["-c", "PATH=$PATH:/usr/sbin; command -v \"$0\"", program]).works()
 }

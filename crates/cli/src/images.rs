@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
-use sandbox::images::{ImageCard, Images, Kept, Kind};
+use sandbox::images::{ImageCard, Images, Kept, Kind, Way};
 use serde_json::json;
 
 use crate::out;
@@ -29,6 +29,9 @@ enum Command {
     Build {
         /// The image's name.
         name: String,
+        /// By which of these, instead of the first that is installed.
+        #[arg(long, value_enum)]
+        by: Option<By>,
         /// Debian's release.
         #[arg(long, default_value = "stable")]
         suite: String,
@@ -76,6 +79,25 @@ enum Command {
     },
 }
 
+/// [`Way`] as it is written.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum By {
+    Mmdebstrap,
+    Debootstrap,
+    /// A copy of this machine's own tools.
+    Copy,
+}
+
+impl From<By> for Way {
+    fn from(by: By) -> Self {
+        match by {
+            By::Mmdebstrap => Self::Mmdebstrap,
+            By::Debootstrap => Self::Debootstrap,
+            By::Copy => Self::Copy,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 struct Common {
     /// Print JSON.
@@ -91,8 +113,8 @@ pub(crate) async fn images(options: ImagesOptions) -> anyhow::Result<()> {
 
 fn run(ImagesOptions { command }: ImagesOptions) -> anyhow::Result<()> {
     match command {
-        Command::Build { name, suite, packages, common } => {
-            let made = shelf(&common)?.1.build(&name, &suite, &packages);
+        Command::Build { name, by, suite, packages, common } => {
+            let made = shelf(&common)?.1.build(&name, by.map(Way::from), &suite, &packages);
             made_image(&name, &made.with_context(|| format!("the image {name} was not made"))?, common.json)
         }
         Command::Import { name, source, common } => {
@@ -117,6 +139,7 @@ fn run(ImagesOptions { command }: ImagesOptions) -> anyhow::Result<()> {
                 images.contains(&image.name) || (all_images && !is_default && image.unused >= unused)
             });
             if !dry_run {
+                shelf.sweep()?;
                 for kept in &removed {
                     shelf.remove(kept).with_context(|| format!("{} cannot be removed", kept.name))?;
                 }

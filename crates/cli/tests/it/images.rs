@@ -3,9 +3,13 @@
 use std::path::Path;
 use std::process::Output;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::network::World;
 use crate::server::posthouse;
+
+/// Asks for the round that builds real images.
+const BUILDS: &str = "POSTHOUSE_TEST_IMAGES";
 
 async fn images(words: &[&str], data_dir: &Path) -> Output {
     posthouse().arg("images").args(words).arg("--data-dir").arg(data_dir).output().await.expect("runs")
@@ -74,4 +78,41 @@ async fn what_is_no_image_is_refused_with_the_reason() {
     assert!(refused.contains("is no name for an image"), "{refused}");
     let refused = said(&images(&["build", "x", "--packages", "a;b"], data.path()).await);
     assert!(refused.contains("is no package of Debian"), "{refused}");
+}
+
+/// The long round: real tools, hundreds of megabytes. `cargo xtask images` installs the tools and runs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_run_in_what_each_way_of_building_gives() {
+    use std::io::Write as _;
+    if std::env::var_os(BUILDS).is_none() {
+        let words =
+            "LEFT OUT: images: building real ones takes minutes; `cargo xtask images` as root runs it";
+        let _ = writeln!(std::io::stderr(), "{words}");
+        return;
+    }
+    let debian = "grep -c ^ID=debian /etc/os-release; ls /home; test -e /usr/bin/hello && hello";
+    let ways = [
+        ("mmdebstrap", "debian:mm", debian, "1\nHello, world!"),
+        ("debootstrap", "debian:d", debian, "1\nHello, world!"),
+        ("copy", "host", "ls /home /usr/local 2>/dev/null | grep -c own; python3 -c 'print(6 * 7)'", "0\n42"),
+    ];
+    let world = World::start(String::new(), 1).await;
+    let data = world.data_dir().to_owned();
+    for (way, name, command, expected) in ways {
+        let packages: &[&str] = if way == "copy" { &[] } else { &["--packages", "hello"] };
+        let made = [&["build", name, "--json", "--by", way], packages].concat();
+        let made = lines(&images(&made, &data).await);
+        assert!(made[0]["size_bytes"].as_u64() > Some(50 << 20), "{made:?}");
+        let environment =
+            json!({"name": way, "metadata": {"posthouse.image": name}, "config": {"type": "cloud"}});
+        let session = world.session_in(&format!("claude-{way}"), environment, &[command]).await;
+        assert_eq!(world.next(&session).await, expected, "{way}");
+    }
+    let listed = lines(&images(&["list", "--json"], &data).await);
+    let names: Vec<&Value> = listed.iter().map(|line| &line["name"]).collect();
+    assert_eq!(names, ["debian:d", "debian:mm", "host"]);
+    let prune = ["prune", "--image", "debian:d", "--image", "debian:mm", "--image", "host", "--json"];
+    assert_eq!(lines(&images(&prune, &data).await).len(), 3);
+    let left: Vec<_> = std::fs::read_dir(data.join("images")).expect("there").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
 }

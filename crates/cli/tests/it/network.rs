@@ -36,7 +36,7 @@ impl Site {
     }
 }
 
-struct World {
+pub(crate) struct World {
     dir: tempfile::TempDir,
     models: ModelServer,
     variables: Vec<(&'static str, String)>,
@@ -45,7 +45,7 @@ struct World {
 
 impl World {
     /// A server whose operator allows these private hosts, and this port everywhere.
-    async fn start(allowed: String, port: u16) -> Self {
+    pub(crate) async fn start(allowed: String, port: u16) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let models = ModelServer::start().await;
         let variables = vec![
@@ -58,7 +58,17 @@ impl World {
         Self { dir, models, variables, server }
     }
 
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     async fn session(&self, model: &str, networking: Value, commands: &[&str]) -> String {
+        let config = json!({"type": "cloud", "networking": networking});
+        self.session_in(model, json!({"name": model, "config": config}), commands).await
+    }
+
+    /// A session in this environment whose model asks for these commands, one each turn.
+    pub(crate) async fn session_in(&self, model: &str, environment: Value, commands: &[&str]) -> String {
         let call = |command: &&str| Reply::tool("bash", json!({"command": command}));
         let replies: Vec<Reply> =
             commands.iter().flat_map(|command| [call(command), Reply::text("well")]).collect();
@@ -66,14 +76,13 @@ impl World {
         let client = self.server.client();
         let agent = json!({"name": model, "model": model, "tools": [{"type": "agent_toolset_20260401"}]});
         let agent = client.create_agent(agent).await.expect("made");
-        let environment = json!({"name": model, "config": {"type": "cloud", "networking": networking}});
         let environment = client.create_environment(environment).await.expect("made");
         let body = json!({"agent": agent.id, "environment_id": environment.id});
         client.create_session(body).await.expect("made").id.to_string()
     }
 
     /// Lets the session run its next command; gives what it printed.
-    async fn next(&self, session: &str) -> String {
+    pub(crate) async fn next(&self, session: &str) -> String {
         let client = self.server.client();
         let mut stream = client.stream(session, None, &[]).await.expect("opens");
         client.send_message(session, "go").await.expect("accepted");

@@ -89,10 +89,35 @@ pub enum Kind {
     Layer,
 }
 
+/// How an image is made on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A small Debian, by the tool of that name.
+    Mmdebstrap,
+    /// The same by the older tool. It needs root.
+    Debootstrap,
+    /// A copy of this machine's tools.
+    Copy,
+}
+
+impl Way {
+    fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Mmdebstrap => Some("mmdebstrap"),
+            Self::Debootstrap => Some("debootstrap"),
+            Self::Copy => None,
+        }
+    }
+}
+
 /// The images and layers of a data directory.
 pub struct Images {
     shelf: Shelf,
 }
+
+/// What the folders of unfinished work begin with; the maker's process follows, and a `-`.
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
 
 impl Images {
     /// Those of this data directory.
@@ -119,10 +144,15 @@ impl Images {
         })
     }
 
-    /// Makes a Debian root file system with these packages by `mmdebstrap` or `debootstrap`, where one of them is
-    /// installed. Otherwise the image is a copy of this machine's tools as everybody may read them (and then there can be no
-    /// further packages).
-    pub fn build(&self, name: &str, suite: &str, packages: &[String]) -> Result<ImageCard, Error> {
+    /// Makes an image on this machine. `None` takes the first way that this machine has. A copy of this machine's tools is as
+    /// everybody may read them, and there can be no further packages in it.
+    pub fn build(
+        &self,
+        name: &str,
+        way: Option<Way>,
+        suite: &str,
+        packages: &[String],
+    ) -> Result<ImageCard, Error> {
         let plain = |text: &str| {
             let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+.-:=_".contains(&byte);
             !text.is_empty() && !text.starts_with('-') && text.bytes().all(fits)
@@ -130,13 +160,21 @@ impl Images {
         if let Some(odd) = packages.iter().map(String::as_str).chain([suite]).find(|text| !plain(text)) {
             return Err(Error::NoImage(format!("`{odd}` is no package of Debian, nor a suite")));
         }
-        match bootstrapper() {
-            Some(program) => self.make(name, &format!("{program} {suite}"), |_, root| {
-                bootstrap(program, suite, packages, root)
-            }),
-            None if packages.is_empty() => self.make(name, "this machine's tools", |_, root| copy_host(root)),
+        let is_here = |way: &Way| way.program().is_none_or(|program| find(program).is_some());
+        let first = || [Way::Mmdebstrap, Way::Debootstrap].into_iter().find(is_here).unwrap_or(Way::Copy);
+        let way = way.unwrap_or_else(first);
+        match way.program() {
+            Some(program) => {
+                let found = find(program)
+                    .ok_or_else(|| Error::NoImage(format!("`{program}` is not installed on this machine")))?;
+                let about = format!("{program} {suite}");
+                self.make(name, &about, |_, root| bootstrap(way, &found, suite, packages, root))
+            }
+            None if packages.is_empty() => {
+                self.make(name, "this machine's tools", |_, root| copy_host(Path::new("/"), root))
+            }
             None => Err(Error::NoImage(
-                "packages need `mmdebstrap` or `debootstrap` on this machine, and neither is installed; \
+                "packages need `mmdebstrap` or `debootstrap`, and not a copy of this machine's tools; \
                  an environment can list packages too"
                     .to_owned(),
             )),
@@ -156,7 +194,10 @@ impl Images {
             return Err(Error::Exists(name.to_owned()));
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&images)?;
-        let new = images.join(format!(".new-{}-{file_name}", std::process::id()));
+        // Without the name's own characters: apt, for one, takes a `:` in a path for the end of it.
+        let plain = hex(&ring::digest::digest(&SHA256, name.as_bytes()).as_ref()[..8]);
+        let new = images.join(format!("{NEW}{}-{plain}", std::process::id()));
+        self.sweep()?;
         remove_tree(&new)?;
         fs::DirBuilder::new().mode(0o755).create(&new)?;
         let made = (|| {
@@ -198,6 +239,22 @@ impl Images {
         made
     }
 
+    /// Removes what processes that have died have left half made or half removed.
+    pub fn sweep(&self) -> io::Result<()> {
+        for place in [self.shelf.images(), self.shelf.layers()] {
+            for entry in fs::read_dir(place).into_iter().flatten() {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let rest = [NEW, GONE].iter().find_map(|prefix| name.strip_prefix(prefix));
+                let maker = rest.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+                if maker.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                    remove_tree(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// All of them, images first.
     pub fn list(&self) -> io::Result<Vec<Kept>> {
         let mut kept = Vec::new();
@@ -223,7 +280,7 @@ impl Images {
     pub fn remove(&self, kept: &Kept) -> io::Result<()> {
         // Out of everybody's sight at once, and only then file by file.
         let gone =
-            kept.folder.with_file_name(format!(".gone-{}-{}", std::process::id(), file_part(&kept.folder)));
+            kept.folder.with_file_name(format!("{GONE}{}-{}", std::process::id(), file_part(&kept.folder)));
         fs::rename(&kept.folder, &gone)?;
         remove_tree(&gone)
     }
@@ -307,31 +364,51 @@ fn measure_size(folder: &Path) -> io::Result<u64> {
     Ok(measure(folder)?.bytes)
 }
 
-/// The tool that makes a Debian root on this machine.
-fn bootstrapper() -> Option<&'static str> {
+/// Where a program lies, wherever an ordinary user's `PATH` leads.
+fn find(program: &str) -> Option<PathBuf> {
     let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin", "/usr/local/sbin"];
-    ["mmdebstrap", "debootstrap"]
-        .into_iter()
-        .find(|program| folders.iter().any(|folder| Path::new(folder).join(program).is_file()))
+    folders.into_iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file())
 }
 
-fn bootstrap(program: &str, suite: &str, packages: &[String], root: &Path) -> Result<(), Error> {
+fn bootstrap(way: Way, program: &Path, suite: &str, packages: &[String], root: &Path) -> Result<(), Error> {
     let mut include = vec!["ca-certificates".to_owned()];
     include.extend(packages.iter().cloned());
-    let output = Command::new(program)
-        .arg("--variant=minbase")
-        .arg(format!("--include={}", include.join(",")))
+    let mut command = match way {
+        // One that is killed leaves its mounts where they were, unless they are its own.
+        Way::Debootstrap if rustix::process::geteuid().is_root() => {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--"]).arg(program);
+            command
+        }
+        Way::Mmdebstrap | Way::Debootstrap | Way::Copy => Command::new(program),
+    };
+    command.arg("--variant=minbase").arg(format!("--include={}", include.join(",")));
+    if way == Way::Mmdebstrap {
+        // It leaves this machine's settings of apt aside. Whose mirror is a frozen one has said so there.
+        command.args(dates_trusted().into_iter().map(|setting| format!("--aptopt={setting}")));
+    }
+    let output = command
         .arg(suite)
         .arg(root)
         .output()
-        .map_err(|cause| Error::Io { doing: format!("{program} cannot be run"), cause })?;
+        .map_err(|cause| Error::Io { doing: format!("{} cannot be run", program.display()), cause })?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     let lines: Vec<&str> = said.lines().collect();
     let lines = lines[lines.len().saturating_sub(20)..].join("\n");
-    Err(Error::Tool { program: program.to_owned(), lines })
+    Err(Error::Tool { program: file_part(program), lines })
+}
+
+/// What this machine's apt says of dates, where it differs from the usual.
+fn dates_trusted() -> Vec<String> {
+    let said =
+        Command::new("apt-config").arg("dump").output().map(|output| output.stdout).unwrap_or_default();
+    let is_on_dates = |line: &&str| {
+        ["Acquire::Check-Valid-Until ", "Acquire::Check-Date "].iter().any(|name| line.starts_with(name))
+    };
+    String::from_utf8_lossy(&said).lines().filter(is_on_dates).map(str::to_owned).collect()
 }
 
 /// What of this machine makes its tools work elsewhere.
@@ -339,10 +416,10 @@ const HOST_FOLDERS: &[&str] = &["usr", "bin", "sbin", "lib", "lib32", "lib64", "
 
 /// Copies this machine's tools, without what is not for everybody and without `/usr/local`, which is its people's. `/etc` is
 /// the one that every sandbox gets.
-fn copy_host(root: &Path) -> Result<(), Error> {
+fn copy_host(host: &Path, root: &Path) -> Result<(), Error> {
     let tree = Tree::new(root)?;
     for name in HOST_FOLDERS {
-        let source = Path::new("/").join(name);
+        let source = host.join(name);
         let Ok(found) = fs::symlink_metadata(&source) else { continue };
         if found.is_symlink() {
             tree.link(Path::new(name), &fs::read_link(&source)?)?;
@@ -356,7 +433,7 @@ fn copy_host(root: &Path) -> Result<(), Error> {
         tree.copy_to(&source, Path::new(name), &|path| path != Path::new("local"))?;
     }
     let etc = root.join("etc");
-    Ok(crate::namespaces::etc::curate(Path::new("/etc"), &etc)?)
+    Ok(crate::namespaces::etc::curate(&host.join("etc"), &etc)?)
 }
 
 #[cfg(test)]

@@ -207,3 +207,52 @@ fn what_is_no_root_file_system_is_refused() {
     assert!(refused.is_err());
     assert!(matches!(Place::new().import("../x", b""), Err(Error::Name(_))));
 }
+
+#[test]
+fn of_this_machine_what_everybody_may_read_is_copied_and_nothing_of_its_people() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let (host, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let put = |path: &str, mode: u32| {
+        let path = host.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, mode) in [
+        ("usr/bin/tool", 0o4755),
+        ("usr/lib/key", 0o600),
+        ("usr/local/bin/own", 0o755),
+        ("var/lib/dpkg/status", 0o644),
+        ("var/lib/other", 0o644),
+        ("etc/os-release", 0o644),
+        ("etc/shadow", 0o644),
+        ("home/ann/letter", 0o644),
+    ] {
+        put(path, mode);
+    }
+    symlink("usr/bin", host.path().join("bin")).unwrap();
+    copy_host(host.path(), root.path()).unwrap();
+    let found = |path: &str| fs::symlink_metadata(root.path().join(path)).ok();
+    for path in ["usr/bin/tool", "bin/tool", "var/lib/dpkg/status", "etc/os-release", "etc/passwd"] {
+        assert!(found(path).is_some(), "{path}");
+    }
+    for path in ["usr/lib/key", "usr/local", "var/lib/other", "etc/shadow", "home"] {
+        assert!(found(path).is_none(), "{path}");
+    }
+    assert_eq!(found("usr/bin/tool").unwrap().permissions().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn what_a_killed_process_left_half_made_goes_with_the_next_image() {
+    let place = Place::new();
+    // A process that has been here and is no more.
+    let mut gone = Command::new("true").spawn().unwrap();
+    gone.wait().unwrap();
+    let folder = |pid: u32| place.data.path().join(format!("images/.new-{pid}-x"));
+    let (left, made) = (folder(gone.id()), folder(1));
+    for folder in [&left, &made] {
+        fs::create_dir_all(folder.join("root/usr")).unwrap();
+    }
+    place.import("y", &tar_of(&[("file", "bin/x", "1")])).unwrap();
+    assert_eq!((left.exists(), made.exists()), (false, true));
+}

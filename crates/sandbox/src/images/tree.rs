@@ -23,6 +23,8 @@ use super::Error;
 const ENTRIES_MAX: u64 = 4_000_000;
 const BYTES_MAX: u64 = 64 << 30;
 const DEPTH_MAX: usize = 256;
+/// How much of a file is copied at a time.
+const COPY_BYTES: usize = 256 << 10;
 /// Owners that a sandbox has.
 const IDS_MAX: u32 = 0x1_0000;
 
@@ -161,7 +163,10 @@ impl Tree {
         let file = openat(&parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(io::Error::from)?;
         let mut file = File::from(file);
         let left = BYTES_MAX.saturating_sub(self.bytes.get());
-        let copied = io::copy(&mut from.take(left + 1), &mut file)?;
+        // `io::copy` takes the writer's buffer for its own.
+        let mut buffered = io::BufWriter::with_capacity(COPY_BYTES, &mut file);
+        let copied = io::copy(&mut from.take(left + 1), &mut buffered)?;
+        buffered.into_inner().map_err(io::IntoInnerError::into_error)?;
         if copied > left {
             return Err(Error::NoImage("it has more than 64 GiB".to_owned()));
         }
