@@ -38,11 +38,11 @@ use super::{Common, runtime};
 pub(crate) struct FirstToolOptions {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Sessions in each case. [default: 40; 4 with --quick]
+    /// Sessions in each case. [default: 25; 4 with --quick]
     #[arg(long, value_name = "N")]
     sessions: Option<usize>,
-    /// Sessions at once.
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    /// Sessions at once. Most of the time they wait for their model.
+    #[arg(long, default_value_t = 5, value_name = "N")]
     concurrency: usize,
     /// The model's time to its first token: median and 95th percentile of a lognormal distribution in milliseconds. A
     /// round with a model that takes no time is played besides.
@@ -106,12 +106,12 @@ pub(super) fn measure(options: &FirstToolOptions) -> anyhow::Result<Report> {
 }
 
 async fn all(options: &FirstToolOptions, place: &Place, machine: Machine) -> anyhow::Result<Report> {
-    let sessions = options.sessions.unwrap_or(if options.common.quick { 4 } else { 40 }).max(1);
-    let progress = Progress::new(2);
+    let sessions = options.sessions.unwrap_or(if options.common.quick { 4 } else { 25 }).max(1);
+    let latencies = [("no-time", ModelLatency::Zero), ("as-stated", options.model_latency)];
+    let progress = Progress::new(latencies.len() * sessions * Case::ALL.len());
     let mut rounds = Vec::new();
-    for (name, latency) in [("no-time", ModelLatency::Zero), ("as-stated", options.model_latency)] {
-        progress.step(format!("a model that takes {latency}"));
-        let played = round(&place.join(name), options, latency, sessions).await?;
+    for (name, latency) in latencies {
+        let played = round(&place.join(name), options, latency, sessions, &progress).await?;
         rounds.push((latency, played));
     }
     drop(progress);
@@ -141,6 +141,7 @@ async fn round(
     options: &FirstToolOptions,
     latency: ModelLatency,
     sessions: usize,
+    progress: &Progress,
 ) -> anyhow::Result<Played> {
     let seed = options.common.seed;
     let served = Served::start(data, models(latency, seed)?, Resources::default()).await?;
@@ -160,6 +161,7 @@ async fn round(
     until_ready(&served.hands, size).await?;
     let timings = all_at_once(sessions * Case::ALL.len(), concurrency, |number| {
         let (number, index) = (number / Case::ALL.len(), number % Case::ALL.len());
+        progress.step(format!("a model that takes {latency}"));
         let (served, environment) = (Arc::clone(&served), environments[index].clone());
         let text =
             format!("Session {number} of seed {seed}: look into the matter and tell me what you find.");
