@@ -7,6 +7,7 @@
 mod attacks;
 mod docker;
 mod door;
+mod git;
 mod host;
 mod images;
 mod layers;
