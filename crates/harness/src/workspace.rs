@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blobs::Blobs;
+use blobs::{Blobs, Fetched};
 use protocol::event::{Body, Snapshot};
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Error, Provider, Resources};
@@ -106,17 +106,27 @@ async fn fetch(blobs: &Blobs, snapshot: &Snapshot, scratch: &Path, file: &Path) 
     // Of an attempt that was given up.
     let _ = tokio::fs::remove_file(file).await;
     match blobs.get(&snapshot.key, file).await {
-        Ok(size_bytes) if size_bytes == snapshot.size_bytes => Ok(()),
-        Ok(size_bytes) => {
-            let _ = tokio::fs::remove_file(file).await;
-            Err(Unfetched::Lost(format!("it has {size_bytes} bytes instead of {}", snapshot.size_bytes)))
-        }
+        Ok(Fetched { size_bytes, sha256 }) => match corruption(snapshot, size_bytes, &sha256) {
+            None => Ok(()),
+            Some(what) => {
+                let _ = tokio::fs::remove_file(file).await;
+                Err(Unfetched::Lost(format!("the snapshot is corrupt: {what}")))
+            }
+        },
         Err(blobs::Error::Missing { .. }) => Err(Unfetched::Lost("it is missing".to_owned())),
         Err(error) => {
             tracing::warn!(snapshot.key, error = %blobs::with_causes(&error), "a snapshot could not be fetched");
             Err(Unfetched::Failed(error.to_string()))
         }
     }
+}
+
+/// In what a blob differs from the one that was recorded.
+fn corruption(recorded: &Snapshot, size_bytes: u64, sha256: &str) -> Option<String> {
+    if size_bytes != recorded.size_bytes {
+        return Some(format!("it has {size_bytes} bytes instead of {}", recorded.size_bytes));
+    }
+    (sha256 != recorded.sha256).then(|| "its digest is not the one on record".to_owned())
 }
 
 fn failed(reason: String) -> Unmade {

@@ -165,7 +165,7 @@ pub struct Snapshot {
     pub key: String,
     /// Of the blob.
     pub size_bytes: u64,
-    /// The digest that the blob states of itself, in hexadecimal.
+    /// Of the blob, in hexadecimal. Compared when it is fetched.
     pub sha256: String,
     /// What a sandbox must be built on for this to fit: the host, an image, a layer of packages.
     pub base: String,

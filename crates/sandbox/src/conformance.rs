@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
+use crate::packages::hex;
 use crate::provider::{
     Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources,
     SandboxId,
@@ -297,7 +298,9 @@ async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, 
     make(provider, id).await;
     bash(provider, id, "a", "echo kept > file").await;
     let saved = provider.save(id, 1, &file).await.expect("it can be saved");
-    assert_eq!(std::fs::metadata(&file).expect("the file is there").len(), saved.written.size_bytes);
+    let bytes = std::fs::read(&file).expect("the file is there");
+    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    assert_eq!((bytes.len() as u64, hex(digest.as_ref())), (saved.written.size_bytes, saved.written.sha256));
     // Whatever it does after that is not saved, but it does it.
     assert_eq!(bash(provider, id, "b", "cat file; echo later > file").await, "kept");
     let resources = Resources { restore: Some(file.clone()), ..Resources::default() };

@@ -241,6 +241,12 @@ fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut 
     Ok(sandbox)
 }
 
+/// In hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[async_trait]
 impl Provider for FakeHands {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
@@ -319,7 +325,7 @@ impl Provider for FakeHands {
                     made.map_err(|error| Error::Unavailable { reason: error.to_string() })?;
                     let written = Written {
                         size_bytes: text.len() as u64,
-                        sha256: String::new(),
+                        sha256: sha256(text.as_bytes()),
                         entries: 1,
                         content_bytes: 1,
                         left_out: 0,

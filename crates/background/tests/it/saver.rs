@@ -100,8 +100,8 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     assert_eq!(saving.state(&busy).await.snapshot, None);
     assert_eq!(files(&saving.scratch), 0);
     let into = saving.scratch.join("back");
-    let size_bytes = saving.blobs.get(&snapshot.key, &into).await.expect("there");
-    assert_eq!(size_bytes, snapshot.size_bytes);
+    let fetched = saving.blobs.get(&snapshot.key, &into).await.expect("there");
+    assert_eq!((fetched.size_bytes, fetched.sha256), (snapshot.size_bytes, snapshot.sha256));
     assert_eq!(std::fs::read_to_string(into).expect("there"), "snapshot of sbox-a");
     // The session can be driven at once.
     let lease = saving.world.store.try_claim(&session, "brain").await.expect("works").expect("free");

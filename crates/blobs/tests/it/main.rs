@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use blobs::{Blobs, Error};
+use blobs::{Blobs, Error, Fetched};
 
 async fn contract(blobs: &Blobs, folder: &Path) {
     let (file, into) = (folder.join("file"), folder.join("into"));
@@ -12,7 +12,9 @@ async fn contract(blobs: &Blobs, folder: &Path) {
         (0..20_000_003_u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[2]).collect();
     fs::write(&file, &bytes).expect("written");
     blobs.put("snapshots/a/1", &file).await.expect("put");
-    assert_eq!(blobs.get("snapshots/a/1", &into).await.expect("there"), bytes.len() as u64);
+    let fetched = blobs.get("snapshots/a/1", &into).await.expect("there");
+    let sha256 = "4b8a998e3b45b46759fad69f209a230979b01393419a75a7459bf9914e61af36".to_owned();
+    assert_eq!(fetched, Fetched { size_bytes: bytes.len() as u64, sha256 });
     assert!(fs::read(&into).expect("there") == bytes, "other bytes came back");
     let taken = blobs.get("snapshots/a/1", &into).await;
     assert!(matches!(taken, Err(Error::File(_))), "a file that is there is not touched: {taken:?}");
@@ -52,7 +54,7 @@ async fn blobs_in_a_folder_keep_the_contract() {
     let file = folder.path().join("file");
     blobs.put("snapshots/x", &file).await.expect("put");
     fs::remove_file(&file).expect("ours");
-    assert_eq!(blobs.get("snapshots/x", &folder.path().join("x")).await.expect("there"), 5);
+    assert_eq!(blobs.get("snapshots/x", &folder.path().join("x")).await.expect("there").size_bytes, 5);
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(place).expect("there").mode() & 0o777, 0o700);
 }

@@ -9,6 +9,7 @@ use protocol::id::SessionId;
 use serde_json::json;
 use session::Draft;
 use tempfile::TempDir;
+use testkit::hands::sha256;
 use tokio_util::sync::CancellationToken;
 
 use crate::brain::{ALLOW, bash};
@@ -43,7 +44,7 @@ impl Saved {
         let snapshot = Snapshot {
             key: "snapshots/one".to_owned(),
             size_bytes: text.len() as u64,
-            sha256: String::new(),
+            sha256: sha256(text.as_bytes()),
             base: "host".to_owned(),
             saved_at: now,
             begun_at: now,
@@ -126,6 +127,18 @@ async fn a_corrupt_or_missing_snapshot_is_told_and_the_call_after_it_gets_an_emp
         let state = saved.world.state(&saved.session).await;
         assert_eq!((state.snapshot, saved.world.hands.restored().len()), (None, 0));
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_not_the_one_on_record_is_corrupt_though_it_is_as_long_and_whole() {
+    let saved = Saved::new(turns(&["second", "third"]), "snapshot of the first").await;
+    let file = saved._dir.path().join("other");
+    std::fs::write(&file, "snapshot of the other").expect("written");
+    saved.snapshots.blobs.put("snapshots/one", &file).await.expect("put");
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    assert!(told.contains("is lost: the snapshot is corrupt: its digest is not the one on record"), "{told}");
+    assert!(!told.contains("ran second") && told.contains("result: ran third"), "{told}");
+    assert_eq!(saved.world.hands.restored().len(), 0);
 }
 
 #[tokio::test]
