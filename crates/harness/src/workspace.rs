@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use blobs::{Blobs, Fetched};
 use protocol::event::{Body, Snapshot};
 use protocol::id::{EventId, SandboxId};
-use sandbox::{Error, Provider, Resources};
+use sandbox::{Error, Provider, Resources, Restore};
 
 use crate::hands::{self, Outcome};
 
@@ -68,16 +68,12 @@ async fn restore(
     let Some(Snapshots { blobs, scratch }) = snapshots else {
         return Err(failed("this server keeps no snapshots, and the session's workspace is one".to_owned()));
     };
-    let base = resources.base.name();
-    if snapshot.base != base {
-        let reason = format!("it was saved on \"{}\", and this would be built on \"{base}\"", snapshot.base);
-        return Err(Unmade::Lost { snapshot, reason });
-    }
     // Another brain may be at the same; its file is another.
     let file = scratch.join(format!("{id}-{fence}-restore"));
     let made = match fetch(blobs, &snapshot, scratch, &file).await {
         Ok(()) => {
-            let resources = Resources { restore: Some(file.clone()), ..resources.clone() };
+            let restore = Restore { file: file.clone(), base: snapshot.base.clone() };
+            let resources = Resources { restore: Some(restore), ..resources.clone() };
             match hands::provision(hands, id, fence, &resources).await {
                 Err(Outcome::Failed { error: Error::Unrestorable { reason } }) => {
                     Err(Unmade::Lost { snapshot, reason })

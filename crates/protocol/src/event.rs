@@ -167,7 +167,7 @@ pub struct Snapshot {
     pub size_bytes: u64,
     /// Of the blob, in hexadecimal. Compared when it is fetched.
     pub sha256: String,
-    /// What a sandbox must be built on for this to fit: the host, an image, a layer of packages.
+    /// What a sandbox must be built on for this to fit: the host, an image of this content, a layer of packages.
     pub base: String,
     /// When it was taken.
     pub saved_at: Timestamp,

@@ -13,7 +13,7 @@ use tools::wire::{Content, Output};
 use crate::packages::hex;
 use crate::provider::{
     Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources,
-    SandboxId,
+    Restore, SandboxId,
 };
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
@@ -37,7 +37,8 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
 pub async fn snapshots_suite(provider: &dyn Provider, names: &str) {
     let id =
         |part: &str| SandboxId::parse(&format!("{names}-{part}")).expect("the caller's names make good ids");
-    what_was_saved_is_there_again(provider, &id("saved"), &id("restored")).await;
+    let [saved, restored, misfit] = ["saved", "restored", "misfit"].map(id);
+    what_was_saved_is_there_again_on_the_same_base_alone(provider, &saved, &restored, &misfit).await;
     a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider, &id("unsaved")).await;
     nothing_is_made_of_a_broken_snapshot(provider, &id("broken"), &id("unmade"), &id("missing")).await;
 }
@@ -292,7 +293,12 @@ fn snapshots(id: &SandboxId) -> std::path::PathBuf {
     folder
 }
 
-async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, other: &SandboxId) {
+async fn what_was_saved_is_there_again_on_the_same_base_alone(
+    provider: &dyn Provider,
+    id: &SandboxId,
+    other: &SandboxId,
+    misfit: &SandboxId,
+) {
     let folder = snapshots(id);
     let file = folder.join("snapshot");
     make(provider, id).await;
@@ -303,10 +309,15 @@ async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, 
     assert_eq!((bytes.len() as u64, hex(digest.as_ref())), (saved.written.size_bytes, saved.written.sha256));
     // Whatever it does after that is not saved, but it does it.
     assert_eq!(bash(provider, id, "b", "cat file; echo later > file").await, "kept");
-    let resources = Resources { restore: Some(file.clone()), ..Resources::default() };
+    let restore = Restore { file: file.clone(), base: saved.base.clone() };
+    let resources = Resources { restore: Some(restore), ..Resources::default() };
     provider.provision(other, 1, &resources).await.expect("it can be restored");
     assert_eq!(bash(provider, other, "a", "cat file").await, "kept", "and no call of the old one is known");
     assert!(file.exists(), "a snapshot may be restored more than once");
+    let elsewhere = Restore { file: file.clone(), base: "image of another kind".to_owned() };
+    let resources = Resources { restore: Some(elsewhere), ..Resources::default() };
+    let refused = provider.provision(misfit, 1, &resources).await;
+    assert!(matches!(refused, Err(Error::Unrestorable { .. })), "{refused:?}");
     destroy(provider, id).await;
     destroy(provider, other).await;
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
@@ -358,11 +369,12 @@ async fn nothing_is_made_of_a_broken_snapshot(
     let file = folder.join("snapshot");
     make(provider, id).await;
     bash(provider, id, "a", "echo kept > file").await;
-    provider.save(id, 1, &file).await.expect("it can be saved");
+    let saved = provider.save(id, 1, &file).await.expect("it can be saved");
     let whole = std::fs::read(&file).expect("it is there");
     std::fs::write(&file, &whole[..whole.len() - 1]).expect("it is ours");
     for (id, file) in [(unmade, file), (missing, folder.join("nothing"))] {
-        let resources = Resources { restore: Some(file), ..Resources::default() };
+        let restore = Restore { file, base: saved.base.clone() };
+        let resources = Resources { restore: Some(restore), ..Resources::default() };
         let refused = provider.provision(id, 1, &resources).await;
         assert!(matches!(refused, Err(Error::Unrestorable { .. })), "{refused:?}");
         let executed = provider.execute(call(id, "a", 1, "echo hi")).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandbox::archive::Written;
 use sandbox::{
-    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo, Saved,
+    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Restore, SandboxId, SandboxInfo, Saved,
 };
 use tokio::sync::Notify;
 
@@ -266,8 +266,15 @@ impl Provider for FakeHands {
             if let Some(error) = state.failures.pop_front() {
                 return Err(error);
             }
-            if let Some(file) = resources.restore.as_ref().filter(|_| !state.living.contains_key(id)) {
+            if let Some(Restore { file, base }) =
+                resources.restore.as_ref().filter(|_| !state.living.contains_key(id))
+            {
                 let unrestorable = |reason: String| Error::Unrestorable { reason };
+                let now = resources.base.name();
+                if *base != now {
+                    let reason = format!("it was saved on {base}, and this would be built on {now}");
+                    return Err(unrestorable(reason));
+                }
                 let text = std::fs::read_to_string(file).map_err(|error| unrestorable(error.to_string()))?;
                 let Some(saved) = text.strip_prefix(SNAPSHOT) else {
                     return Err(unrestorable("the snapshot is corrupt".to_owned()));

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sandbox::archive::Written;
-use sandbox::{Access, Error, Limits, Mount, Resources};
+use sandbox::{Access, Error, Limits, Mount, Resources, Restore};
 use serde_json::json;
 use tools::archive::Scope;
 
@@ -28,7 +28,8 @@ async fn save(sandbox: &Sandbox<'_>, folder: &Path) -> (PathBuf, Written) {
 }
 
 fn restoring(file: &Path) -> Resources {
-    Resources { restore: Some(file.to_owned()), ..Resources::default() }
+    let restore = Restore { file: file.to_owned(), base: "host".to_owned() };
+    Resources { restore: Some(restore), ..Resources::default() }
 }
 
 #[tokio::test]
