@@ -283,9 +283,7 @@ impl Saver {
     /// Lets a sandbox go on that stands still for its snapshot.
     async fn wake(&self, token: &Token, sandbox: &SandboxId) {
         let handle = handle(sandbox);
-        // A use like any other, and one that never makes a sandbox in the place of a dead one: no call has this id.
-        let waking = self.hands.cancel(&handle, token.epoch, "none");
-        let _ = timeout(WAKE_TIME_MAX, waking).await;
+        let _ = timeout(WAKE_TIME_MAX, self.hands.touch(&handle, token.epoch)).await;
     }
 
     /// Looks once: drops what is too old or too much, and removes what has been nobody's for `grace`.

@@ -91,7 +91,7 @@ impl Ahead {
             while is_made.is_ok() {
                 said.send_replace(Some(true));
                 tokio::time::sleep(TOUCH_EVERY).await;
-                if !hands::touch(&*hands, &id, fence).await {
+                if hands.touch(&hands::handle(&id), fence).await.is_err() {
                     break;
                 }
             }

@@ -141,6 +141,8 @@ async fn what_was_never_made_is_gone(provider: &dyn Provider, id: &SandboxId) {
     assert!(matches!(executed, Err(Error::Gone { .. })), "{executed:?}");
     let cancelled = provider.cancel(id, 1, "a").await;
     assert!(matches!(cancelled, Err(Error::Gone { .. })), "{cancelled:?}");
+    let touched = provider.touch(id, 1).await;
+    assert!(matches!(touched, Err(Error::Gone { .. })), "touching makes nothing: {touched:?}");
     destroy(provider, id).await;
 }
 
@@ -180,6 +182,9 @@ async fn a_stale_lease_is_fenced_off(provider: &dyn Provider, id: &SandboxId) {
     assert!(matches!(provisioned, Err(Error::Fenced { seen: 7 })), "{provisioned:?}");
     let cancelled = provider.cancel(id, 6, "a").await;
     assert!(matches!(cancelled, Err(Error::Fenced { seen: 7 })), "{cancelled:?}");
+    let touched = provider.touch(id, 6).await;
+    assert!(matches!(touched, Err(Error::Fenced { seen: 7 })), "{touched:?}");
+    provider.touch(id, 7).await.expect("it is there");
     provider.provision(id, 8, &Resources::default()).await.expect("provisioning raises the fence");
     let executed = provider.execute(call(id, "c", 7, "echo stale >> runs")).await;
     assert!(matches!(executed, Err(Error::Fenced { seen: 8 })), "{executed:?}");

@@ -10,7 +10,7 @@
 //!            provision                 destroy, limit, crash
 //! (unknown) ───────────▶ live ─────────────────────────────▶ gone
 //!                        │ ▲                                  (an id never comes back)
-//!                        └─┘ execute, cancel, collect_outputs, save
+//!                        └─┘ execute, cancel, touch, collect_outputs, save
 //! ```
 
 use std::collections::BTreeMap;
@@ -383,8 +383,8 @@ pub struct Saved {
 /// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
 ///   still happen.
 /// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
-/// - `provision`, `equip`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
-///   [`Error::Fenced`] and does nothing.
+/// - `provision`, `equip`, `execute`, `cancel`, `touch` and `save` carry a fencing token. A sandbox remembers the highest that
+///   it saw; a lower one is [`Error::Fenced`] and does nothing.
 /// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
 ///   every server.
 #[async_trait]
@@ -424,6 +424,10 @@ pub trait Provider: Send + Sync {
     /// Stops a running call, whose `execute` then returns what it had so far. `false` if no such call is running.
     async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error>;
 
+    /// Says that the sandbox is in use: it is not idle now, and goes on if it stood still. [`Error::Gone`] if it is not there;
+    /// unlike `provision` this never makes one, so that an empty one is never mistaken for it.
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error>;
+
     /// Copies the regular files of `/mnt/session/outputs` into the folder `into`, at most a bounded number of them and a
     /// bounded size in all. The folder is made, for this user alone, if there is anything to copy. Nothing is written
     /// outside `into`, whatever the sandbox says.
@@ -433,7 +437,7 @@ pub trait Provider: Send + Sync {
     /// file `into`, for [`Resources::restore`]. Processes are not saved. Refused as [`Error::Busy`] while a call runs.
     ///
     /// From then on the sandbox stands still, so that what was saved stays all there is, until it is destroyed or used again;
-    /// provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
+    /// touching it or provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
     /// After any error no file is left and the sandbox goes on unharmed. Saving does not count as a use.
     async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error>;
 

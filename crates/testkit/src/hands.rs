@@ -309,6 +309,10 @@ impl Provider for FakeHands {
         Ok(known)
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        live(&mut self.lock(), id, fence).map(|_| ())
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
         let mut state = self.lock();
         if !state.living.contains_key(id) {

@@ -79,6 +79,10 @@ impl Provider for FromImage<'_> {
         self.0.cancel(id, fence, call_id).await
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        self.0.touch(id, fence).await
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.0.collect_outputs(id, into).await
     }
