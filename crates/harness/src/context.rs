@@ -167,6 +167,7 @@ impl Transcript {
             | Body::SandboxLost { .. }
             | Body::Snapshot { .. }
             | Body::SnapshotLost { .. }
+            | Body::RestorationTold {}
             | Body::OutputsCollected {}
             | Body::Unknown(_) => {}
         }

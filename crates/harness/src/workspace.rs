@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use blobs::{Blobs, Fetched};
+use protocol::content::Content;
 use protocol::event::{Body, Snapshot};
 use protocol::id::{EventId, SandboxId};
 use sandbox::{Error, Provider, Resources, Restore};
@@ -146,6 +147,21 @@ pub(crate) fn was_lost(call: &EventId, reason: String) -> Vec<Body> {
     );
     vec![hands::error(call, text), Body::SnapshotLost { key: String::new(), reason, told: true }]
 }
+
+/// Adds to what a call came to that its sandbox is not the one of the call before.
+pub(crate) fn and_restored(mut results: Vec<Body>) -> Vec<Body> {
+    for body in &mut results {
+        if let Body::AgentToolResult { content, .. } = body {
+            content.push(Content::text(RESTORED));
+        }
+    }
+    results.push(Body::RestorationTold {});
+    results
+}
+
+const RESTORED: &str = "hand: this sandbox was put away while it was idle, and restored before this call. Files and installed \
+    software are as they were. Whatever ran in the background has ended, and the shell began anew: its variables, functions and \
+    current directory are gone.";
 
 /// What the model is told of the workspace of a sandbox that is gone.
 pub(crate) fn what_is_left(snapshot: Option<&Snapshot>) -> String {

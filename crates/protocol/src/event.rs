@@ -149,6 +149,10 @@ pub enum Body {
         told: bool,
     },
 
+    /// The model has been told that its sandbox was put away and restored meanwhile.
+    #[serde(rename = "posthouse.restoration_told")]
+    RestorationTold {},
+
     /// The deliverables of the calls so far are out of the sandbox, as far as they could be had.
     #[serde(rename = "posthouse.outputs_collected")]
     OutputsCollected {},
@@ -435,6 +439,7 @@ impl Body {
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
             Self::Snapshot { .. } => "posthouse.snapshot",
             Self::SnapshotLost { .. } => "posthouse.snapshot_lost",
+            Self::RestorationTold {} => "posthouse.restoration_told",
             Self::OutputsCollected {} => "posthouse.outputs_collected",
             Self::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or("unknown"),
         }

@@ -40,6 +40,7 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::SandboxLost { .. }
         | Body::Snapshot { .. }
         | Body::SnapshotLost { .. }
+        | Body::RestorationTold {}
         | Body::OutputsCollected {}
         | Body::Unknown(_) => false,
     }

@@ -66,6 +66,9 @@ pub struct State {
     /// Why the workspace is gone, if the model does not know it yet.
     #[serde(default)]
     pub untold_loss: Option<String>,
+    /// Whether the sandbox was put away since the model last heard of it: its files are there again, and nothing that ran.
+    #[serde(default)]
+    pub untold_restoration: bool,
     /// When the workspace was begun, in however many sandboxes it has been since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_begun_at: Option<Timestamp>,
@@ -224,6 +227,7 @@ impl State {
             has_outputs: false,
             snapshot: None,
             untold_loss: None,
+            untold_restoration: false,
             workspace_begun_at: None,
             tokens: ModelUsage::default(),
             web_searches: 0,
@@ -321,6 +325,8 @@ impl State {
                 self.workspace_begun_at = Some(snapshot.begun_at);
                 self.snapshot = Some(snapshot.clone());
                 if *put_away {
+                    // A session that begins with another's workspace has run nothing that it could miss.
+                    self.untold_restoration |= self.sandbox.is_some();
                     self.sandbox = None;
                     self.has_outputs = false;
                 }
@@ -329,6 +335,7 @@ impl State {
             Body::SnapshotLost { key: _, reason: _, told: true } => {
                 self.snapshot = None;
                 self.untold_loss = None;
+                self.untold_restoration = false;
             }
             Body::SnapshotLost { key, reason, told: false } => {
                 let lost = self.snapshot.take_if(|snapshot| snapshot.key == *key);
@@ -337,10 +344,13 @@ impl State {
                     self.untold_loss = Some(reason.clone());
                 }
             }
+            // The call that met it says so, and more.
             Body::SandboxLost { sandbox_id: _ } => {
                 self.sandbox = None;
                 self.has_outputs = false;
+                self.untold_restoration = false;
             }
+            Body::RestorationTold {} => self.untold_restoration = false,
             Body::OutputsCollected {} => self.has_outputs = false,
             Body::AgentMessage { .. }
             | Body::AgentThinking {}

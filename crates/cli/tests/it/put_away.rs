@@ -40,6 +40,12 @@ async fn turn(client: &client::Client, session: &str) -> String {
     texts.collect::<Vec<_>>().join("\n")
 }
 
+/// What a command printed, and what is said of its sandbox.
+fn split(result: &str) -> (String, String) {
+    let (printed, note) = result.split_once("\nhand: ").unwrap_or((result, ""));
+    (printed.to_owned(), note.to_owned())
+}
+
 /// What is saved of the session's workspace, once something is.
 async fn saved(client: &client::Client, session: &str) -> Value {
     let looks = async {
@@ -94,6 +100,8 @@ async fn an_idle_sandbox_is_put_away_and_its_workspace_comes_back_and_can_be_for
     let snapshot = saved(&client, &session).await;
     assert_eq!((&snapshot["type"], &snapshot["base"]), (&json!("session_snapshot"), &json!("host")));
     let fork = client.create_session(nothing_saved).await.expect("made").id.to_string();
-    assert_eq!(turn(&client, &session).await, "one\ntwo");
+    let (files, note) = split(&turn(&client, &session).await);
+    assert_eq!(files, "one\ntwo");
+    assert!(note.contains("Whatever ran in the background has ended"), "{note}");
     assert_eq!(turn(&client, &fork).await, "one", "the fork is as the other was when it was saved");
 }

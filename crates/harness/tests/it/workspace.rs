@@ -80,6 +80,18 @@ fn turns(second: &[&str]) -> serde_json::Value {
 }
 
 #[tokio::test]
+async fn the_first_call_after_a_rest_says_once_that_files_are_there_and_processes_are_not() {
+    let saved = Saved::new(turns(&["second", "third"]), "snapshot of the first").await;
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    let (before, after) = told.split_once("result: ran second").expect("it ran");
+    let word = "this sandbox was put away while it was idle, and restored before this call";
+    assert!(!before.contains(word) && after.contains(word), "{told}");
+    assert_eq!(told.matches(word).count(), 1, "{told}");
+    assert!(after.split_once(word).expect("there").1.contains("result: ran third"), "{told}");
+    assert!(!saved.world.state(&saved.session).await.untold_restoration);
+}
+
+#[tokio::test]
 async fn the_next_call_begins_with_what_was_saved() {
     let saved = Saved::new(turns(&["second"]), "snapshot of the first").await;
     let told = saved.go_on(Some(saved.snapshots.clone())).await;

@@ -82,3 +82,17 @@ fn a_workspace_that_was_lost_while_nobody_was_there_is_told_once() {
     assert_eq!(untold(&[sandbox("sbx_1"), saved("one", false), lost("one")]), None, "its sandbox lives");
     assert_eq!(untold(&[gone[0].clone(), gone[1].clone(), lost("another")]), None, "it is another's");
 }
+
+#[test]
+fn a_sandbox_that_was_put_away_is_to_be_told_of_until_the_model_has_heard_of_it() {
+    let untold = |bodies: &[Body]| folded(bodies).untold_restoration;
+    let died = Body::SandboxLost { sandbox_id: SandboxId::from_text("sbx_2") };
+    let (begun, again, away) = (sandbox("sbx_1"), sandbox("sbx_2"), saved("one", true));
+    let told = Body::RestorationTold {};
+    assert!(untold(&[begun.clone(), away.clone(), again.clone()]));
+    assert!(untold(&[begun.clone(), away.clone(), again.clone(), saved("two", true)]), "twice is told once");
+    assert!(!untold(&[begun.clone(), away.clone(), again.clone(), told]));
+    assert!(!untold(&[begun.clone(), away.clone(), again.clone(), died]), "that was told, and more");
+    assert!(!untold(&[begun, saved("one", false)]), "it lives on");
+    assert!(!untold(&[away, again]), "a session that begins with another's workspace has run nothing");
+}
