@@ -149,6 +149,16 @@ pub enum Body {
         told: bool,
     },
 
+    /// A client has asked that the workspace be saved while its sandbox lives.
+    #[serde(rename = "posthouse.snapshot_wanted")]
+    SnapshotWanted {},
+    /// What was asked for cannot be done.
+    #[serde(rename = "posthouse.snapshot_unsaved")]
+    SnapshotUnsaved {
+        /// For the client; holds nothing of the server's inside.
+        reason: String,
+    },
+
     /// The model has been told that its sandbox was put away and restored meanwhile.
     #[serde(rename = "posthouse.restoration_told")]
     RestorationTold {},
@@ -439,6 +449,8 @@ impl Body {
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
             Self::Snapshot { .. } => "posthouse.snapshot",
             Self::SnapshotLost { .. } => "posthouse.snapshot_lost",
+            Self::SnapshotWanted {} => "posthouse.snapshot_wanted",
+            Self::SnapshotUnsaved { .. } => "posthouse.snapshot_unsaved",
             Self::RestorationTold {} => "posthouse.restoration_told",
             Self::OutputsCollected {} => "posthouse.outputs_collected",
             Self::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or("unknown"),
