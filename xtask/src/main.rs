@@ -107,7 +107,7 @@ fn check() -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<()> {
     database::prepare()?;
     containers::prepare(None)?;
-    python::prepare().map(drop)
+    python::prepare_blobs()
 }
 
 fn tidy() -> anyhow::Result<()> {

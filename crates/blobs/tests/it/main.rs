@@ -1,6 +1,9 @@
-//! Blobs in a folder; and in a bucket, where the environment names one.
+//! Blobs in a folder, and in a bucket.
+
+mod s3;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use blobs::{Blobs, Error, Fetched};
@@ -59,18 +62,24 @@ async fn blobs_in_a_folder_keep_the_contract() {
     assert_eq!(fs::metadata(place).expect("there").mode() & 0o777, 0o700);
 }
 
-/// Where an S3 server is at `POSTHOUSE_TEST_S3` (such as `http://127.0.0.1:5000`), with a bucket `posthouse-test`.
 #[tokio::test]
 async fn blobs_in_a_bucket_keep_the_contract() {
-    let Ok(endpoint) = std::env::var("POSTHOUSE_TEST_S3") else { return };
+    let server = match s3::Server::start() {
+        Ok(server) => server,
+        Err(why) => {
+            // Past the test's own output, which is shown of failures alone.
+            let _ = writeln!(std::io::stderr(), "LEFT OUT: blobs_in_a_bucket_keep_the_contract: {why}");
+            return;
+        }
+    };
     let variables = [
-        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ENDPOINT_URL", server.url.as_str()),
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_REGION", "us-east-1"),
     ];
     let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let blobs = Blobs::at("s3://posthouse-test/some/prefix", variables).expect("opens");
+    let blobs = Blobs::at(&format!("s3://{}/some/prefix", s3::BUCKET), variables).expect("opens");
     let folder = tempfile::tempdir().expect("a folder");
     contract(&blobs, folder.path()).await;
 }
