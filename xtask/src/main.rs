@@ -110,7 +110,7 @@ fn check() -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<()> {
     database::prepare()?;
     containers::prepare(None)?;
-    python::prepare().map(drop)
+    python::prepare_blobs()
 }
 
 fn tidy() -> anyhow::Result<()> {

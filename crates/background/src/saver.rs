@@ -8,11 +8,17 @@
 //! Whatever dies between two of these steps, either the sandbox lives and is on record, or the record names a blob that is
 //! there. What is left over (a local file, a blob that nobody recorded, a sandbox that nobody needs) is nobody's, and is
 //! removed when that has been so for a while. It never makes a sandbox, and never saves one in which something runs.
+//!
+//! A client may want the same at once and without the end of the sandbox. That wish is in the log: a word tells of it, and a
+//! sweep finds those whose word was lost, with the process that heard it or on the way.
+
+mod tidy;
+mod wishes;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blobs::Blobs;
@@ -20,7 +26,7 @@ use protocol::event::{Body, Snapshot};
 use protocol::id::{SandboxId, SessionId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
-use sandbox::{Provider, SandboxInfo, Saved};
+use sandbox::{Error as HandsError, Provider, SandboxInfo, Saved};
 use session::Draft;
 use session::state::State;
 use store::{AppendError, Holding, LEASE, Lease, Store, Token};
@@ -37,6 +43,10 @@ const EVERY_MIN: Duration = Duration::from_millis(500);
 const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// How long a blob or a local file must have been nobody's: longer than anybody takes between making and recording it.
 const GRACE: Duration = Duration::from_secs(1800);
+/// How often it looks for wishes whose word was lost.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// How soon it tries again to save for a client, where the session was at work or held.
+const ASKED_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// A third of a lease leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
 /// How long waking a sandbox up may hold up whoever waits for its session. It wakes up by itself at its next call.
@@ -69,10 +79,21 @@ pub struct Saver {
     orphans: Mutex<HashMap<String, Instant>>,
 }
 
-/// Why a sandbox was not put away.
+/// What becomes of a sandbox once it is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// It ends.
+    PutAway,
+    /// A client wanted the snapshot; it goes on.
+    GoOn,
+}
+
+/// Why a sandbox was not saved.
 enum Unsaved {
     /// Its session is at work, or somebody else holds it.
     InUse,
+    /// A rule that a client may hear.
+    Refused(String),
     /// Said in the trace.
     Failed(String),
 }
@@ -97,12 +118,22 @@ impl Saver {
     async fn save_for_ever(&self) {
         let mut looks =
             interval(self.options.idle.map_or(EVERY_MAX, |idle| (idle / 4).clamp(EVERY_MIN, EVERY_MAX)));
-        let mut tidies = interval(TIDY_EVERY);
-        for ticks in [&mut looks, &mut tidies] {
+        let (mut tidies, mut sweeps) = (interval(TIDY_EVERY), interval(SWEEP_EVERY));
+        let mut again = interval(ASKED_AGAIN_EVERY);
+        for ticks in [&mut looks, &mut tidies, &mut sweeps, &mut again] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
+        let (mut words, mut asked) = (self.store.words(), HashSet::new());
         loop {
             tokio::select! {
+                session = wishes::next_asked(&mut words) => {
+                    if asked.len() < wishes::ASKED_MAX {
+                        asked.insert(session);
+                    }
+                    self.save_asked(&mut asked).await;
+                }
+                _ = again.tick(), if !asked.is_empty() => self.save_asked(&mut asked).await,
+                _ = sweeps.tick() => asked.extend(self.find_asked().await),
                 _ = looks.tick() => self.put_away_idle().await,
                 _ = tidies.tick() => self.tidy(GRACE).await,
             }
@@ -137,70 +168,93 @@ impl Saver {
         };
         for Holding { session, sandbox, .. } in holdings {
             if let Some(sandbox) = sandbox.filter(|sandbox| idle.contains(sandbox)) {
-                self.put_away(&session, &sandbox).await;
+                self.save_under_lease(&session, &sandbox, Then::PutAway).await;
             }
         }
     }
 
-    async fn put_away(&self, session: &SessionId, sandbox: &SandboxId) {
+    /// Saves one sandbox, unless its session is at work. `false`: it is worth another try soon.
+    async fn save_under_lease(&self, session: &SessionId, sandbox: &SandboxId, then: Then) -> bool {
         // Watched from before the first look, so that nothing falls between a look and a wait.
         let mut changed = self.store.changed(session);
         let lease = match self.store.try_claim(session, &self.options.holder).await {
             Ok(Some(lease)) => lease,
-            Ok(None) => return,
+            Ok(None) => return false,
             Err(error) => {
                 tracing::warn!(session.id = %session, %error, "a session could not be claimed");
-                return;
+                return false;
             }
         };
         let file = self.options.scratch.join(format!("{sandbox}-{}", lease.token.epoch));
-        let working = async {
-            let saved = self.save(&lease.token, sandbox, &file).await?;
-            Ok::<_, Unsaved>(saved)
-        };
         let outcome = tokio::select! {
             // The client first: nobody waits for a snapshot.
             biased;
             () = self.comes_back(session, &mut changed) => Err(Unsaved::InUse),
             () = self.loses(&lease) => Err(Unsaved::InUse),
-            outcome = working => outcome,
+            outcome = self.save(&lease.token, sandbox, &file, then) => outcome,
         };
         let _ = tokio::fs::remove_file(&file).await;
+        if outcome.is_err() {
+            self.wake(&lease.token, sandbox).await;
+        }
+        let is_in_use = matches!(outcome, Err(Unsaved::InUse));
         match outcome {
             Ok(snapshot) => tracing::info!(
                 session.id = %session,
                 sandbox.id = %sandbox,
                 snapshot.bytes = snapshot.size_bytes,
-                "saved and destroyed an idle sandbox"
-            ),
-            Err(unsaved) => {
-                self.wake(&lease.token, sandbox).await;
-                match unsaved {
-                    Unsaved::InUse => {}
-                    Unsaved::Failed(why) => tracing::warn!(
-                        session.id = %session, sandbox.id = %sandbox, error = why,
-                        "an idle sandbox could not be saved, and lives on"
-                    ),
+                "saved a sandbox{}", match then {
+                    Then::PutAway => " that was idle, and destroyed it",
+                    Then::GoOn => " for a client",
                 }
+            ),
+            Err(Unsaved::InUse) => {}
+            Err(Unsaved::Refused(why) | Unsaved::Failed(why)) if then == Then::PutAway => tracing::warn!(
+                session.id = %session, sandbox.id = %sandbox, error = why,
+                "an idle sandbox could not be saved, and lives on"
+            ),
+            Err(Unsaved::Refused(why)) => self.record_unsaved(&lease.token, why).await,
+            Err(Unsaved::Failed(why)) => {
+                tracing::warn!(
+                    session.id = %session, sandbox.id = %sandbox, error = why,
+                    "a sandbox could not be saved for a client"
+                );
+                let reason = "the server could not save it; its log says why".to_owned();
+                self.record_unsaved(&lease.token, reason).await;
             }
         }
         if let Err(error) = self.store.release(lease).await {
             tracing::debug!(session.id = %session, %error, "a lease was not given back and lapses");
         }
+        !is_in_use
     }
 
-    async fn save(&self, token: &Token, sandbox: &SandboxId, file: &Path) -> Result<Snapshot, Unsaved> {
+    async fn save(
+        &self,
+        token: &Token,
+        sandbox: &SandboxId,
+        file: &Path,
+        then: Then,
+    ) -> Result<Snapshot, Unsaved> {
         let state = self.rests(token, sandbox).await?;
         make_scratch(&self.options.scratch).await.map_err(|error| Unsaved::Failed(error.to_string()))?;
         let handle = handle(sandbox);
         let saved = self.hands.save(&handle, token.epoch, file).await;
         let Saved { written, base } = match saved {
             Ok(saved) => saved,
-            Err(sandbox::Error::Busy { .. } | sandbox::Error::Fenced { .. }) => return Err(Unsaved::InUse),
+            Err(HandsError::Busy { .. } | HandsError::Fenced { .. }) => return Err(Unsaved::InUse),
+            Err(HandsError::Refused { reason }) => return Err(Unsaved::Refused(reason)),
+            Err(HandsError::Gone { .. }) => {
+                return Err(Unsaved::Refused("its sandbox is gone".to_owned()));
+            }
             Err(error) => return Err(Unsaved::Failed(error.to_string())),
         };
+        if then == Then::GoOn {
+            // What it does from now on is simply not in the snapshot; it need not wait for the blob.
+            self.wake(token, sandbox).await;
+        }
         if written.size_bytes > self.options.session_bytes_max {
-            return Err(Unsaved::Failed(format!(
+            return Err(Unsaved::Refused(format!(
                 "its snapshot of {} bytes is larger than the {} that one session may keep",
                 written.size_bytes, self.options.session_bytes_max
             )));
@@ -226,8 +280,12 @@ impl Saver {
                 "sockets, devices or overlong paths were left out of a snapshot"
             );
         }
-        let body = Body::Snapshot { snapshot: snapshot.clone(), put_away: true };
+        let put_away = then == Then::PutAway;
+        let body = Body::Snapshot { snapshot: snapshot.clone(), put_away };
         self.append(token, &now_state, body).await?;
+        if !put_away {
+            return Ok(snapshot);
+        }
         // From here on nobody uses it any more; if this fails, the reaper finds it.
         if let Err(error) = self.hands.destroy(&handle).await {
             tracing::warn!(sandbox.id = %sandbox, %error, "a saved sandbox could not be destroyed");
@@ -283,128 +341,7 @@ impl Saver {
     /// Lets a sandbox go on that stands still for its snapshot.
     async fn wake(&self, token: &Token, sandbox: &SandboxId) {
         let handle = handle(sandbox);
-        // A use like any other, and one that never makes a sandbox in the place of a dead one: no call has this id.
-        let waking = self.hands.cancel(&handle, token.epoch, "none");
-        let _ = timeout(WAKE_TIME_MAX, waking).await;
-    }
-
-    /// Looks once: drops what is too old or too much, and removes what has been nobody's for `grace`.
-    pub async fn tidy(&self, grace: Duration) {
-        // First the blobs, then who owns them: one that is put and recorded in between is not on the first list.
-        let micros = u64::try_from(self.store.now().as_micros()).unwrap_or_default();
-        let now = std::time::UNIX_EPOCH + Duration::from_micros(micros);
-        let listed = self.blobs.list(SNAPSHOTS, now).await;
-        let holdings = match self.store.holdings().await {
-            Ok(holdings) => holdings,
-            Err(error) => {
-                tracing::warn!(%error, "the owners of snapshots could not be read");
-                return;
-            }
-        };
-        self.drop_old(&holdings).await;
-        match listed {
-            Ok(listed) => self.remove_orphans(listed, &holdings, grace).await,
-            Err(error) => {
-                tracing::warn!(error = blobs::with_causes(&error), "the snapshots could not be listed")
-            }
-        }
-        let scratch = self.options.scratch.clone();
-        let cleared = tokio::task::spawn_blocking(move || clear_scratch(&scratch, grace)).await;
-        if let Ok(Err(error)) = cleared {
-            tracing::warn!(%error, "half-written snapshots could not be removed");
-        }
-    }
-
-    async fn drop_old(&self, holdings: &[Holding]) {
-        let now = self.store.now();
-        let mut kept: Vec<(&SessionId, &Snapshot)> = Vec::new();
-        for Holding { session, snapshot, .. } in holdings {
-            let Some(snapshot) = snapshot else { continue };
-            if age(now, snapshot.begun_at) > self.options.keep {
-                let days = self.options.keep.as_secs() / 86_400;
-                let reason = match days {
-                    0 => "its time was over".to_owned(),
-                    days => format!("a workspace is kept for {days} days"),
-                };
-                self.drop_snapshot(session, snapshot, reason).await;
-            } else {
-                kept.push((session, snapshot));
-            }
-        }
-        kept.sort_by_key(|(_, snapshot)| std::cmp::Reverse(snapshot.saved_at));
-        // Sessions may share one, which then counts once.
-        let (mut total, mut counted) = (0_u64, HashSet::new());
-        for (session, snapshot) in kept {
-            if counted.contains(&snapshot.key) {
-                continue;
-            }
-            if total.saturating_add(snapshot.size_bytes) > self.options.total_bytes_max {
-                let reason = "there was no room for all saved workspaces, and it was the oldest".to_owned();
-                self.drop_snapshot(session, snapshot, reason).await;
-                continue;
-            }
-            total += snapshot.size_bytes;
-            counted.insert(snapshot.key.clone());
-        }
-    }
-
-    /// Records that a snapshot is no more. Its blob then has one owner less.
-    async fn drop_snapshot(&self, session: &SessionId, snapshot: &Snapshot, reason: String) {
-        let lease = match self.store.try_claim(session, &self.options.holder).await {
-            Ok(Some(lease)) => lease,
-            // At work, or away: the next look comes.
-            Ok(None) | Err(_) => return,
-        };
-        if let Ok(Some(view)) = self.store.look(session).await
-            && view.state.snapshot.as_ref().is_some_and(|found| found.key == snapshot.key)
-            && !view.state.wants_brain()
-        {
-            let body = Body::SnapshotLost { key: snapshot.key.clone(), reason: reason.clone(), told: false };
-            if self.append(&lease.token, &view.state, body).await.is_ok() {
-                tracing::warn!(
-                    session.id = %session, snapshot.bytes = snapshot.size_bytes, reason,
-                    "dropped a saved workspace"
-                );
-            }
-        }
-        if let Err(error) = self.store.release(lease).await {
-            tracing::debug!(session.id = %session, %error, "a lease was not given back and lapses");
-        }
-    }
-
-    async fn remove_orphans(&self, listed: Vec<blobs::Listed>, holdings: &[Holding], grace: Duration) {
-        let owned: HashSet<&str> = holdings
-            .iter()
-            .filter_map(|holding| holding.snapshot.as_ref())
-            .map(|snapshot| snapshot.key.as_str())
-            .collect();
-        let (now, mut due) = (Instant::now(), Vec::new());
-        {
-            let mut orphans = self.orphans.lock().unwrap_or_else(PoisonError::into_inner);
-            let orphaned: Vec<_> =
-                listed.into_iter().filter(|blob| !owned.contains(blob.key.as_str())).collect();
-            let keys: HashSet<&str> = orphaned.iter().map(|blob| blob.key.as_str()).collect();
-            orphans.retain(|key, _| keys.contains(key.as_str()));
-            for blob in &orphaned {
-                // A session may be about to be made with it: it must have been nobody's for a while, not only be old.
-                let since = *orphans.entry(blob.key.clone()).or_insert(now);
-                if blob.age >= grace && now.duration_since(since) >= grace {
-                    due.push(blob.key.clone());
-                }
-            }
-        }
-        for key in due {
-            match self.blobs.delete(&key).await {
-                Ok(()) => tracing::info!(snapshot.key = key, "removed a snapshot that no session owns"),
-                Err(error) => {
-                    tracing::warn!(
-                        snapshot.key = key,
-                        error = blobs::with_causes(&error),
-                        "a snapshot could not be removed"
-                    )
-                }
-            }
-        }
+        let _ = timeout(WAKE_TIME_MAX, self.hands.touch(&handle, token.epoch)).await;
     }
 }
 
@@ -412,28 +349,11 @@ fn handle(id: &SandboxId) -> sandbox::SandboxId {
     sandbox::SandboxId::parse(id.as_str()).expect("an id of ours is letters, digits and an underscore")
 }
 
-fn age(now: Timestamp, then: Timestamp) -> Duration {
-    Duration::from_micros(u64::try_from(now.as_micros() - then.as_micros()).unwrap_or(0))
-}
-
 /// For this user alone: what lies there is what agents wrote.
 async fn make_scratch(folder: &Path) -> io::Result<()> {
     tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).await
 }
 
-/// Removes what has lain there for longer than saving takes.
-fn clear_scratch(folder: &Path, grace: Duration) -> io::Result<()> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        let metadata = entry.metadata()?;
-        let is_old = metadata.modified()?.elapsed().is_ok_and(|age| age >= grace);
-        if metadata.is_file() && is_old {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+fn age(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::from_micros(u64::try_from(now.as_micros() - then.as_micros()).unwrap_or(0))
 }

@@ -15,6 +15,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, WriteMultipart};
+use ring::digest::{Context, SHA256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use url::Url;
 
@@ -59,6 +60,15 @@ pub struct Listed {
     pub size_bytes: u64,
     /// How long it has been there, by this machine's clock.
     pub age: Duration,
+}
+
+/// A blob that was copied into a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its size.
+    pub size_bytes: u64,
+    /// The SHA-256 of what came, in hexadecimal.
+    pub sha256: String,
 }
 
 /// Blobs by key. Cheap to clone.
@@ -150,18 +160,20 @@ impl Blobs {
     }
 
     /// Copies a blob into a new local file, which is there afterwards only if all of it is.
-    pub async fn get(&self, key: &str, into: &Path) -> Result<u64, Error> {
+    pub async fn get(&self, key: &str, into: &Path) -> Result<Fetched, Error> {
         let found = self.store.get(&parse(key)?).await.map_err(|error| missing(key, error))?;
         let mut file = tokio::fs::File::create_new(into).await?;
         let copied = async {
-            let (mut bytes, mut count) = (found.into_stream(), 0);
+            let (mut bytes, mut size_bytes) = (found.into_stream(), 0);
+            let mut digest = Context::new(&SHA256);
             while let Some(piece) = bytes.next().await {
                 let piece = piece.map_err(Error::Store)?;
-                count += piece.len() as u64;
+                size_bytes += piece.len() as u64;
+                digest.update(&piece);
                 file.write_all(&piece).await?;
             }
             file.flush().await?;
-            Ok(count)
+            Ok(Fetched { size_bytes, sha256: hexadecimal(digest.finish().as_ref()) })
         };
         let copied = copied.await;
         if copied.is_err() {
@@ -221,6 +233,10 @@ fn put_beside(folder: &Path, file: &Path, key: &str) -> io::Result<()> {
     std::fs::rename(&partial, &target)?;
     // A name is as durable as its folder.
     std::fs::File::open(parent)?.sync_all()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn on_disk<T: Send + 'static>(

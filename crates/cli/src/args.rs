@@ -8,6 +8,7 @@ use crate::doctor::DoctorOptions;
 use crate::images::ImagesOptions;
 use crate::keys::KeysOptions;
 use crate::run::RunOptions;
+use crate::saved::SavedOptions;
 use crate::serve::ServeOptions;
 use crate::sessions::SessionsOptions;
 use crate::vaults::VaultsOptions;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Look at sessions of a running server, and speak to them.
     Sessions(SessionsOptions),
+    /// Look at saved workspaces of a running server's sessions, and save one.
+    Snapshots(SavedOptions),
     /// Make, list and revoke API keys.
     Keys(KeysOptions),
     /// Make, fill and empty vaults, and change the key that seals them.

@@ -18,6 +18,7 @@ mod network;
 mod out;
 mod render;
 mod run;
+mod saved;
 mod serve;
 mod server;
 mod sessions;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => on_runtime(serve::serve(options)),
         Command::Run(options) => on_runtime(run::run(options)),
         Command::Sessions(options) => on_runtime(sessions::sessions(options)),
+        Command::Snapshots(options) => on_runtime(saved::saved(options)),
         Command::Keys(options) => on_runtime(keys::keys(options)),
         Command::Vaults(options) => on_runtime(vaults::vaults(options)),
         Command::Images(options) => on_runtime(images::images(options)),

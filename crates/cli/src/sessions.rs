@@ -66,6 +66,17 @@ enum Command {
         #[command(flatten)]
         server: ClientOptions,
     },
+    /// Make another session with the same agent, environment and vaults, whose workspace begins with what is saved of this one's.
+    Fork {
+        session: String,
+        /// What to say to it first.
+        text: Option<String>,
+        /// Save the workspace first, as `posthouse snapshots create` does.
+        #[arg(long)]
+        save: bool,
+        #[command(flatten)]
+        server: ClientOptions,
+    },
 }
 
 pub(crate) async fn sessions(options: SessionsOptions) -> anyhow::Result<()> {
@@ -79,6 +90,12 @@ pub(crate) async fn sessions(options: SessionsOptions) -> anyhow::Result<()> {
         }
         Command::Interrupt { session, server } => {
             send(&server, &session, json!({"type": "user.interrupt"})).await
+        }
+        Command::Fork { session, text, save, server } => {
+            if save {
+                crate::saved::create(&server, &session).await?;
+            }
+            fork(&server, &session, text).await
         }
     }
 }
@@ -187,6 +204,31 @@ async fn events(
     }
     renderer.finish();
     renderer.check()
+}
+
+async fn fork(server: &ClientOptions, session: &str, text: Option<String>) -> anyhow::Result<()> {
+    let client = server.client()?;
+    let Session { agent, environment_id, title, vault_ids, .. } = client.get_session(session).await?;
+    let mut body = json!({
+        "agent": {"type": "agent", "id": agent.id, "version": agent.version},
+        "environment_id": environment_id,
+        "vault_ids": vault_ids,
+        "workspace": {"from_session": session},
+    });
+    if let Some(title) = title {
+        body["title"] = title.into();
+    }
+    let made = client.create_session(body).await?;
+    if let Some(text) = &text {
+        client.send_message(made.id.as_str(), text).await?;
+    }
+    if server.json {
+        out::line(&serde_json::to_string(&made)?)?;
+    } else {
+        let id = made.id;
+        out::line(&format!("made {id}; follow it with: posthouse sessions events {id} --follow"))?;
+    }
+    Ok(())
 }
 
 async fn send(server: &ClientOptions, session: &str, event: Value) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! Settings: a flag wins over the environment, the environment over the file, the file over the default.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -369,14 +369,38 @@ impl SandboxOptions {
 
 /// The section `sandbox` of the configuration file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(try_from = "SandboxTable")]
 struct SandboxFile {
+    provider: Option<SandboxProvider>,
+    docker: DockerFile,
+    limits: sandbox::Limits,
+    capacity: sandbox::Capacity,
+}
+
+/// The same as it is written: keys of several kinds side by side, and what is left over is a mistake.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct SandboxTable {
     provider: Option<SandboxProvider>,
     docker: DockerFile,
     #[serde(flatten)]
     limits: sandbox::Limits,
     #[serde(flatten)]
     capacity: sandbox::Capacity,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde::de::IgnoredAny>,
+}
+
+impl TryFrom<SandboxTable> for SandboxFile {
+    type Error = String;
+
+    fn try_from(table: SandboxTable) -> Result<Self, String> {
+        let SandboxTable { provider, docker, limits, capacity, unknown } = table;
+        match unknown.into_keys().next() {
+            Some(key) => Err(format!("unknown field `{key}` in `sandbox`")),
+            None => Ok(Self { provider, docker, limits, capacity }),
+        }
+    }
 }
 
 /// The form of log lines.
@@ -694,6 +718,13 @@ mod tests {
         assert_eq!(capacity, expected);
         let flags = SandboxOptions { sandboxes_max: Some(9), ..SandboxOptions::default() };
         assert_eq!(flags.capacity_over(capacity).sandboxes_max, 9);
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_section_of_sandboxes_is_named() {
+        let text = "listen = \"127.0.0.1:1\"\n[sandbox]\nprocesses = 99\nmemory = \"secret\"\n";
+        let error = parse(text, Path::new("p.toml")).expect_err("unknown key").to_string();
+        assert!(error.ends_with(": unknown field `memory` in `sandbox`"), "{error}");
     }
 
     #[test]

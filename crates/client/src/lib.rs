@@ -178,6 +178,11 @@ impl Client {
         self.get(&["v1", "sessions", id, "snapshots"], &[]).await
     }
 
+    /// Asks that a session's workspace be saved now; gives the snapshot, or that it is pending.
+    pub async fn take_snapshot(&self, id: &str) -> Result<Value, Error> {
+        self.post(&["v1", "sessions", id, "snapshots"], &json!({})).await
+    }
+
     /// Deletes a session.
     pub async fn delete_session(&self, id: &str) -> Result<Deleted, Error> {
         self.delete(&["v1", "sessions", id]).await

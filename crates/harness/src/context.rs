@@ -167,6 +167,9 @@ impl Transcript {
             | Body::SandboxLost { .. }
             | Body::Snapshot { .. }
             | Body::SnapshotLost { .. }
+            | Body::SnapshotWanted {}
+            | Body::SnapshotUnsaved { .. }
+            | Body::RestorationTold {}
             | Body::OutputsCollected {}
             | Body::Unknown(_) => {}
         }

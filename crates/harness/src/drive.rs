@@ -573,8 +573,12 @@ impl Drive<'_> {
             Woken::Done(Outcome::Fenced) => Err(Halt::Lost),
             Woken::Done(outcome) => {
                 brain.faults.reached(Point::CallDone).await;
-                let snapshot = self.view.state.snapshot.as_ref();
-                Ok(self.drafts(hands::results(&call, &sandbox, snapshot, outcome)))
+                let is_output = matches!(outcome, Outcome::Output(_));
+                let results = hands::results(&call, &sandbox, self.view.state.snapshot.as_ref(), outcome);
+                Ok(self.drafts(match is_output && self.view.state.untold_restoration {
+                    true => workspace::and_restored(results),
+                    false => results,
+                }))
             }
             Woken::Interrupted => {
                 // The result that the model sees is the interrupt's; what the tool still says does not matter, only

@@ -160,15 +160,6 @@ pub(crate) async fn cancel(hands: &dyn Provider, id: &SandboxId, fence: u64, cal
     }
 }
 
-/// Says that a sandbox is still wanted; `false` if it is not there. Unlike provisioning it never makes one: what comes in the
-/// place of a dead one would be empty, and nobody would know.
-pub(crate) async fn touch(hands: &dyn Provider, id: &SandboxId, fence: u64) -> bool {
-    hands.cancel(&handle(id), fence, NO_CALL).await.is_ok()
-}
-
-/// The id of no call: cancelling it does nothing.
-const NO_CALL: &str = "none";
-
 /// Copies the deliverables into a folder, which is there afterwards only if there are any.
 pub(crate) async fn collect(hands: &dyn Provider, id: &SandboxId, into: &Path) {
     let id = handle(id);

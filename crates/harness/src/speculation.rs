@@ -94,7 +94,7 @@ impl Ahead {
             while let Ok(missed) = &is_made {
                 said.send_replace(Some(Some(missed.clone())));
                 tokio::time::sleep(TOUCH_EVERY).await;
-                if !hands::touch(&*hands, &id, fence).await {
+                if hands.touch(&hands::handle(&id), fence).await.is_err() {
                     break;
                 }
             }

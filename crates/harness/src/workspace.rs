@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use blobs::Blobs;
+use blobs::{Blobs, Fetched};
+use protocol::content::Content;
 use protocol::event::{Body, SessionError, Snapshot};
 use protocol::id::{EventId, SandboxId};
-use sandbox::{Error, Provider, Resources};
+use sandbox::{Error, Provider, Resources, Restore};
 
 use crate::hands::{self, Outcome};
 use crate::luggage::Luggage;
@@ -77,16 +78,12 @@ async fn restore(
     let Some(Snapshots { blobs, scratch }) = snapshots else {
         return Err(failed("this server keeps no snapshots, and the session's workspace is one".to_owned()));
     };
-    let base = resources.base.name();
-    if snapshot.base != base {
-        let reason = format!("it was saved on \"{}\", and this would be built on \"{base}\"", snapshot.base);
-        return Err(Unmade::Lost { snapshot, reason });
-    }
     // Another brain may be at the same; its file is another.
     let file = scratch.join(format!("{id}-{fence}-restore"));
     let made = match fetch(blobs, &snapshot, scratch, &file).await {
         Ok(()) => {
-            let resources = Resources { restore: Some(file.clone()), ..resources.clone() };
+            let restore = Restore { file: file.clone(), base: snapshot.base.clone() };
+            let resources = Resources { restore: Some(restore), ..resources.clone() };
             match hands::provision(hands, id, fence, &resources).await {
                 Err(Outcome::Failed { error: Error::Unrestorable { reason } }) => {
                     Err(Unmade::Lost { snapshot, reason })
@@ -115,17 +112,27 @@ async fn fetch(blobs: &Blobs, snapshot: &Snapshot, scratch: &Path, file: &Path) 
     // Of an attempt that was given up.
     let _ = tokio::fs::remove_file(file).await;
     match blobs.get(&snapshot.key, file).await {
-        Ok(size_bytes) if size_bytes == snapshot.size_bytes => Ok(()),
-        Ok(size_bytes) => {
-            let _ = tokio::fs::remove_file(file).await;
-            Err(Unfetched::Lost(format!("it has {size_bytes} bytes instead of {}", snapshot.size_bytes)))
-        }
+        Ok(Fetched { size_bytes, sha256 }) => match corruption(snapshot, size_bytes, &sha256) {
+            None => Ok(()),
+            Some(what) => {
+                let _ = tokio::fs::remove_file(file).await;
+                Err(Unfetched::Lost(format!("the snapshot is corrupt: {what}")))
+            }
+        },
         Err(blobs::Error::Missing { .. }) => Err(Unfetched::Lost("it is missing".to_owned())),
         Err(error) => {
             tracing::warn!(snapshot.key, error = %blobs::with_causes(&error), "a snapshot could not be fetched");
             Err(Unfetched::Failed(error.to_string()))
         }
     }
+}
+
+/// In what a blob differs from the one that was recorded.
+fn corruption(recorded: &Snapshot, size_bytes: u64, sha256: &str) -> Option<String> {
+    if size_bytes != recorded.size_bytes {
+        return Some(format!("it has {size_bytes} bytes instead of {}", recorded.size_bytes));
+    }
+    (sha256 != recorded.sha256).then(|| "its digest is not the one on record".to_owned())
 }
 
 fn failed(reason: String) -> Unmade {
@@ -149,6 +156,21 @@ pub(crate) fn was_lost(call: &EventId, reason: String) -> Vec<Body> {
     );
     vec![hands::error(call, text), Body::SnapshotLost { key: String::new(), reason, told: true }]
 }
+
+/// Adds to what a call came to that its sandbox is not the one of the call before.
+pub(crate) fn and_restored(mut results: Vec<Body>) -> Vec<Body> {
+    for body in &mut results {
+        if let Body::AgentToolResult { content, .. } = body {
+            content.push(Content::text(RESTORED));
+        }
+    }
+    results.push(Body::RestorationTold {});
+    results
+}
+
+const RESTORED: &str = "hand: this sandbox was put away while it was idle, and restored before this call. Files and installed \
+    software are as they were. Whatever ran in the background has ended, and the shell began anew: its variables, functions and \
+    current directory are gone.";
 
 /// What the model is told of the workspace of a sandbox that is gone.
 pub(crate) fn what_is_left(snapshot: Option<&Snapshot>) -> String {

@@ -149,6 +149,20 @@ pub enum Body {
         told: bool,
     },
 
+    /// A client has asked that the workspace be saved while its sandbox lives.
+    #[serde(rename = "posthouse.snapshot_wanted")]
+    SnapshotWanted {},
+    /// What was asked for cannot be done.
+    #[serde(rename = "posthouse.snapshot_unsaved")]
+    SnapshotUnsaved {
+        /// For the client; holds nothing of the server's inside.
+        reason: String,
+    },
+
+    /// The model has been told that its sandbox was put away and restored meanwhile.
+    #[serde(rename = "posthouse.restoration_told")]
+    RestorationTold {},
+
     /// The deliverables of the calls so far are out of the sandbox, as far as they could be had.
     #[serde(rename = "posthouse.outputs_collected")]
     OutputsCollected {},
@@ -165,9 +179,9 @@ pub struct Snapshot {
     pub key: String,
     /// Of the blob.
     pub size_bytes: u64,
-    /// The digest that the blob states of itself, in hexadecimal.
+    /// Of the blob, in hexadecimal. Compared when it is fetched.
     pub sha256: String,
-    /// What a sandbox must be built on for this to fit: the host, an image, a layer of packages.
+    /// What a sandbox must be built on for this to fit: the host, an image of this content, a layer of packages.
     pub base: String,
     /// When it was taken.
     pub saved_at: Timestamp,
@@ -456,6 +470,9 @@ impl Body {
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
             Self::Snapshot { .. } => "posthouse.snapshot",
             Self::SnapshotLost { .. } => "posthouse.snapshot_lost",
+            Self::SnapshotWanted {} => "posthouse.snapshot_wanted",
+            Self::SnapshotUnsaved { .. } => "posthouse.snapshot_unsaved",
+            Self::RestorationTold {} => "posthouse.restoration_told",
             Self::OutputsCollected {} => "posthouse.outputs_collected",
             Self::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or("unknown"),
         }

@@ -30,7 +30,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 pub struct Written {
     /// The whole file.
     pub size_bytes: u64,
-    /// The SHA-256 of the file's compressed part, in hexadecimal. It stands in the file's trailer too.
+    /// The SHA-256 of the whole file, in hexadecimal.
     pub sha256: String,
     /// Files, folders and links in it.
     pub entries: u64,
@@ -71,15 +71,16 @@ pub fn save(root: BorrowedFd<'_>, scope: &Scope, into: &File) -> Result<Written,
     let Packed { entries, bytes, left_out } = archive::pack(root, scope, &mut stream)?;
     let compressor = stream.into_inner().map_err(io::IntoInnerError::into_error)?;
     let Hashed { mut file, digest, length } = compressor.finish()?;
-    let digest = digest.finish();
     let mut trailer = MAGIC.to_vec();
     trailer.extend(length.to_le_bytes());
-    trailer.extend(digest.as_ref());
+    trailer.extend(digest.clone().finish().as_ref());
+    let mut whole = digest;
+    whole.update(&trailer);
     file.write_all(&trailer)?;
     file.sync_data()?;
     Ok(Written {
         size_bytes: length + TRAILER_BYTES as u64,
-        sha256: hexadecimal(digest.as_ref()),
+        sha256: hexadecimal(whole.finish().as_ref()),
         entries,
         content_bytes: bytes,
         left_out,

@@ -10,9 +10,10 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tools::wire::{Content, Output};
 
+use crate::packages::hex;
 use crate::provider::{
     Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources,
-    SandboxId,
+    Restore, SandboxId,
 };
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
@@ -36,7 +37,8 @@ pub async fn suite(provider: &dyn Provider, names: &str) {
 pub async fn snapshots_suite(provider: &dyn Provider, names: &str) {
     let id =
         |part: &str| SandboxId::parse(&format!("{names}-{part}")).expect("the caller's names make good ids");
-    what_was_saved_is_there_again(provider, &id("saved"), &id("restored")).await;
+    let [saved, restored, misfit] = ["saved", "restored", "misfit"].map(id);
+    what_was_saved_is_there_again_on_the_same_base_alone(provider, &saved, &restored, &misfit).await;
     a_sandbox_outlives_what_goes_wrong_while_it_is_saved(provider, &id("unsaved")).await;
     nothing_is_made_of_a_broken_snapshot(provider, &id("broken"), &id("unmade"), &id("missing")).await;
 }
@@ -139,6 +141,8 @@ async fn what_was_never_made_is_gone(provider: &dyn Provider, id: &SandboxId) {
     assert!(matches!(executed, Err(Error::Gone { .. })), "{executed:?}");
     let cancelled = provider.cancel(id, 1, "a").await;
     assert!(matches!(cancelled, Err(Error::Gone { .. })), "{cancelled:?}");
+    let touched = provider.touch(id, 1).await;
+    assert!(matches!(touched, Err(Error::Gone { .. })), "touching makes nothing: {touched:?}");
     destroy(provider, id).await;
 }
 
@@ -178,6 +182,9 @@ async fn a_stale_lease_is_fenced_off(provider: &dyn Provider, id: &SandboxId) {
     assert!(matches!(provisioned, Err(Error::Fenced { seen: 7 })), "{provisioned:?}");
     let cancelled = provider.cancel(id, 6, "a").await;
     assert!(matches!(cancelled, Err(Error::Fenced { seen: 7 })), "{cancelled:?}");
+    let touched = provider.touch(id, 6).await;
+    assert!(matches!(touched, Err(Error::Fenced { seen: 7 })), "{touched:?}");
+    provider.touch(id, 7).await.expect("it is there");
     provider.provision(id, 8, &Resources::default()).await.expect("provisioning raises the fence");
     let executed = provider.execute(call(id, "c", 7, "echo stale >> runs")).await;
     assert!(matches!(executed, Err(Error::Fenced { seen: 8 })), "{executed:?}");
@@ -291,19 +298,31 @@ fn snapshots(id: &SandboxId) -> std::path::PathBuf {
     folder
 }
 
-async fn what_was_saved_is_there_again(provider: &dyn Provider, id: &SandboxId, other: &SandboxId) {
+async fn what_was_saved_is_there_again_on_the_same_base_alone(
+    provider: &dyn Provider,
+    id: &SandboxId,
+    other: &SandboxId,
+    misfit: &SandboxId,
+) {
     let folder = snapshots(id);
     let file = folder.join("snapshot");
     make(provider, id).await;
     bash(provider, id, "a", "echo kept > file").await;
     let saved = provider.save(id, 1, &file).await.expect("it can be saved");
-    assert_eq!(std::fs::metadata(&file).expect("the file is there").len(), saved.written.size_bytes);
+    let bytes = std::fs::read(&file).expect("the file is there");
+    let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    assert_eq!((bytes.len() as u64, hex(digest.as_ref())), (saved.written.size_bytes, saved.written.sha256));
     // Whatever it does after that is not saved, but it does it.
     assert_eq!(bash(provider, id, "b", "cat file; echo later > file").await, "kept");
-    let resources = Resources { restore: Some(file.clone()), ..Resources::default() };
+    let restore = Restore { file: file.clone(), base: saved.base.clone() };
+    let resources = Resources { restore: Some(restore), ..Resources::default() };
     provider.provision(other, 1, &resources).await.expect("it can be restored");
     assert_eq!(bash(provider, other, "a", "cat file").await, "kept", "and no call of the old one is known");
     assert!(file.exists(), "a snapshot may be restored more than once");
+    let elsewhere = Restore { file: file.clone(), base: "image of another kind".to_owned() };
+    let resources = Resources { restore: Some(elsewhere), ..Resources::default() };
+    let refused = provider.provision(misfit, 1, &resources).await;
+    assert!(matches!(refused, Err(Error::Unrestorable { .. })), "{refused:?}");
     destroy(provider, id).await;
     destroy(provider, other).await;
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
@@ -355,11 +374,12 @@ async fn nothing_is_made_of_a_broken_snapshot(
     let file = folder.join("snapshot");
     make(provider, id).await;
     bash(provider, id, "a", "echo kept > file").await;
-    provider.save(id, 1, &file).await.expect("it can be saved");
+    let saved = provider.save(id, 1, &file).await.expect("it can be saved");
     let whole = std::fs::read(&file).expect("it is there");
     std::fs::write(&file, &whole[..whole.len() - 1]).expect("it is ours");
     for (id, file) in [(unmade, file), (missing, folder.join("nothing"))] {
-        let resources = Resources { restore: Some(file), ..Resources::default() };
+        let restore = Restore { file, base: saved.base.clone() };
+        let resources = Resources { restore: Some(restore), ..Resources::default() };
         let refused = provider.provision(id, 1, &resources).await;
         assert!(matches!(refused, Err(Error::Unrestorable { .. })), "{refused:?}");
         let executed = provider.execute(call(id, "a", 1, "echo hi")).await;

@@ -10,7 +10,7 @@
 //!            provision                 destroy, limit, crash
 //! (unknown) ───────────▶ live ─────────────────────────────▶ gone
 //!                        │ ▲                                  (an id never comes back)
-//!                        └─┘ execute, cancel, collect_outputs, save
+//!                        └─┘ execute, cancel, touch, collect_outputs, save
 //! ```
 
 use std::collections::BTreeMap;
@@ -93,9 +93,17 @@ pub struct Resources {
     pub base: Base,
     /// What runs a container, where sandboxes are containers; the operator's choice if `None`.
     pub runtime: Option<String>,
-    /// A file that [`Provider::save`] wrote, of a sandbox with the same base: everything in its private layer is there again.
-    /// `None`: an empty workspace.
-    pub restore: Option<PathBuf>,
+    /// What everything in its private layer is to be again. `None`: an empty workspace.
+    pub restore: Option<Restore>,
+}
+
+/// What [`Provider::save`] wrote of another sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The file.
+    pub file: PathBuf,
+    /// What that sandbox was built on: [`Saved::base`]. It fits on nothing else.
+    pub base: String,
 }
 
 impl Default for Resources {
@@ -155,10 +163,20 @@ pub struct Base {
 }
 
 impl Base {
-    /// Says in a few words what this is. A snapshot fits only on a base of the same name as the one that it was taken on.
+    /// Says in a few words what this is, whatever an image of that name holds.
     #[must_use]
     pub fn name(&self) -> String {
-        let root = self.image.as_deref().map_or_else(|| "host".to_owned(), |image| format!("image {image}"));
+        self.name_with(None)
+    }
+
+    /// The same with the digest of the image, which tells it from others that had or will have its name. The host's own tools
+    /// have none: they change in place, below sandboxes that live as well.
+    pub(crate) fn name_with(&self, digest: Option<&str>) -> String {
+        let root = match (&self.image, digest) {
+            (None, _) => "host".to_owned(),
+            (Some(image), None) => format!("image {image}"),
+            (Some(image), Some(digest)) => format!("image {image} {digest}"),
+        };
         match self.packages.is_empty() {
             true => root,
             false => format!("{root} with packages {}", self.packages.key("")),
@@ -354,7 +372,7 @@ pub struct Occupancy {
 pub struct Saved {
     /// The file.
     pub written: Written,
-    /// What a sandbox must be built on for it: [`Base::name`].
+    /// What the sandbox was built on, an image by its content too: for [`Restore::base`].
     pub base: String,
 }
 
@@ -365,8 +383,8 @@ pub struct Saved {
 /// - Each method may be called by many tasks at once, and its future dropped at any time: what was asked may then
 ///   still happen.
 /// - An error answers two questions: [`Error::may_have_happened`] and [`Error::may_retry`].
-/// - `provision`, `equip`, `execute`, `cancel` and `save` carry a fencing token. A sandbox remembers the highest that it saw; a lower one is
-///   [`Error::Fenced`] and does nothing.
+/// - `provision`, `equip`, `execute`, `cancel`, `touch` and `save` carry a fencing token. A sandbox remembers the highest that
+///   it saw; a lower one is [`Error::Fenced`] and does nothing.
 /// - A sandbox whose owner server dies lives on, with its running calls, until it is destroyed or its keeper gives up on
 ///   every server.
 #[async_trait]
@@ -378,8 +396,8 @@ pub trait Provider: Send + Sync {
     /// Where there is no room it may wait, for a bounded time and in the order of asking, and is [`Error::Busy`]
     /// then. `destroy` ends the wait, too.
     ///
-    /// With [`Resources::restore`] it starts with everything that the snapshot holds, or not at all: what cannot be restored is
-    /// [`Error::Unrestorable`], and nothing is made.
+    /// With [`Resources::restore`] it starts with everything that the snapshot holds, or not at all: what cannot be restored,
+    /// or was saved on another base than this one is now, is [`Error::Unrestorable`], and nothing is made.
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error>;
 
     /// Brings what a session brings. Asked for once the sandbox lives and before its first call; asking again is as good as
@@ -406,6 +424,10 @@ pub trait Provider: Send + Sync {
     /// Stops a running call, whose `execute` then returns what it had so far. `false` if no such call is running.
     async fn cancel(&self, id: &SandboxId, fence: u64, call_id: &str) -> Result<bool, Error>;
 
+    /// Says that the sandbox is in use: it is not idle now, and goes on if it stood still. [`Error::Gone`] if it is not there;
+    /// unlike `provision` this never makes one, so that an empty one is never mistaken for it.
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error>;
+
     /// Copies the regular files of `/mnt/session/outputs` into the folder `into`, at most a bounded number of them and a
     /// bounded size in all. The folder is made, for this user alone, if there is anything to copy. Nothing is written
     /// outside `into`, whatever the sandbox says.
@@ -415,7 +437,7 @@ pub trait Provider: Send + Sync {
     /// file `into`, for [`Resources::restore`]. Processes are not saved. Refused as [`Error::Busy`] while a call runs.
     ///
     /// From then on the sandbox stands still, so that what was saved stays all there is, until it is destroyed or used again;
-    /// provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
+    /// touching it or provisioning it again is a use. A use in the middle of saving is not kept waiting: saving ends with [`Error::Busy`].
     /// After any error no file is left and the sandbox goes on unharmed. Saving does not count as a use.
     async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error>;
 
@@ -479,8 +501,8 @@ pub enum Error {
         /// The manager's last lines.
         lines: Vec<String>,
     },
-    /// No sandbox can be made of this snapshot: it is missing, corrupt, or holds what is not allowed or too much. Nothing was
-    /// made.
+    /// No sandbox can be made of this snapshot: it is missing, corrupt, of another base, or holds what is not allowed or too
+    /// much. Nothing was made.
     #[error("the snapshot cannot be restored: {reason}")]
     Unrestorable {
         /// What is wrong with it.

@@ -93,10 +93,13 @@ impl Shelf {
 
     /// Finds what a sandbox starts from.
     pub(crate) fn find(&self, base: &Base, shape: Shape) -> Result<Found, Error> {
-        let mut found = Found::default();
+        let mut found = Found { base: base.name(), ..Found::default() };
         if let Some(name) = &base.image {
-            let root = self.image(name).map(|folder| folder.join(ROOT)).filter(|root| root.is_dir());
-            found.image = Some(root.ok_or_else(|| no_image(name))?);
+            let folder = self.image(name).filter(|folder| folder.join(ROOT).is_dir());
+            let folder = folder.ok_or_else(|| no_image(name))?;
+            let ImageCard { digest, .. } = card(&folder).ok_or_else(|| no_image(name))?;
+            found.base = base.name_with(Some(&digest));
+            found.image = Some(folder.join(ROOT));
         }
         if !base.packages.is_empty() {
             let layer = self.layer(base, shape)?;
@@ -184,7 +187,8 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(data.path());
         let find = |base: &Base| shelf.find(base, Shape::Plain);
-        assert_eq!(find(&Base::default()).unwrap(), Found::default());
+        let host = Found { base: "host".to_owned(), ..Found::default() };
+        assert_eq!(find(&Base::default()).unwrap(), host);
         let base = Base { image: Some("x".to_owned()), ..Base::default() };
         assert!(matches!(find(&base), Err(Error::Refused { .. })));
         let packages = Packages { pip: vec!["six".to_owned()], ..Packages::default() };

@@ -40,6 +40,9 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::SandboxLost { .. }
         | Body::Snapshot { .. }
         | Body::SnapshotLost { .. }
+        | Body::SnapshotWanted {}
+        | Body::SnapshotUnsaved { .. }
+        | Body::RestorationTold {}
         | Body::OutputsCollected {}
         | Body::Unknown(_) => false,
     }

@@ -152,6 +152,28 @@ pub fn may_delete(state: &State) -> Result<(), Refusal> {
     refuse_at_work(state, "deleted")
 }
 
+/// The code of a refusal: there is nothing of which a snapshot could be taken.
+pub const NO_WORKSPACE: &str = "workspace_not_there";
+
+/// What is to be said in the log when a client wants the workspace saved now; nothing if that has been said, or if what is
+/// saved is all there is.
+pub fn want_snapshot(state: &State) -> Result<Option<Body>, Refusal> {
+    if state.status == Status::Terminated {
+        return Err(Refusal::Over);
+    }
+    refuse_at_work(state, "saved")?;
+    match (&state.sandbox, &state.snapshot) {
+        (None, None) => {
+            let rule = "has no workspace that could be saved: its sandbox is made for the first call of a tool, and one that \
+                        died is gone";
+            Err(Invalid::new("session", rule).with_code(NO_WORKSPACE).into())
+        }
+        (None, Some(_)) => Ok(None),
+        // Even if no call has run since it was saved: what runs in the background may have written.
+        (Some(_), _) => Ok((!state.wants_snapshot()).then_some(Body::SnapshotWanted {})),
+    }
+}
+
 fn refuse_at_work(state: &State, what: &str) -> Result<(), Refusal> {
     match state.shown_status() {
         Status::Idle | Status::Terminated => Ok(()),

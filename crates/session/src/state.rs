@@ -66,6 +66,12 @@ pub struct State {
     /// Why the workspace is gone, if the model does not know it yet.
     #[serde(default)]
     pub untold_loss: Option<String>,
+    /// Whether the sandbox was put away since the model last heard of it: its files are there again, and nothing that ran.
+    #[serde(default)]
+    pub untold_restoration: bool,
+    /// What became of a client's wish that the workspace be saved now, as long as nothing has been saved since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wish: Option<Wish>,
     /// When the workspace was begun, in however many sandboxes it has been since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_begun_at: Option<Timestamp>,
@@ -156,6 +162,24 @@ pub struct Confirmed {
     pub deny_message: Option<String>,
 }
 
+/// A client's wish that the workspace be saved now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Wish {
+    /// It is on record, and whoever saves will see to it.
+    Pending {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It came to nothing.
+    Failed {
+        /// When.
+        at: Timestamp,
+        /// For the client.
+        reason: String,
+    },
+}
+
 /// How a turn ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -224,6 +248,8 @@ impl State {
             has_outputs: false,
             snapshot: None,
             untold_loss: None,
+            untold_restoration: false,
+            wish: None,
             workspace_begun_at: None,
             tokens: ModelUsage::default(),
             web_searches: 0,
@@ -320,7 +346,10 @@ impl State {
             Body::Snapshot { snapshot, put_away } => {
                 self.workspace_begun_at = Some(snapshot.begun_at);
                 self.snapshot = Some(snapshot.clone());
+                self.wish = None;
                 if *put_away {
+                    // A session that begins with another's workspace has run nothing that it could miss.
+                    self.untold_restoration |= self.sandbox.is_some();
                     self.sandbox = None;
                     self.has_outputs = false;
                 }
@@ -329,6 +358,7 @@ impl State {
             Body::SnapshotLost { key: _, reason: _, told: true } => {
                 self.snapshot = None;
                 self.untold_loss = None;
+                self.untold_restoration = false;
             }
             Body::SnapshotLost { key, reason, told: false } => {
                 let lost = self.snapshot.take_if(|snapshot| snapshot.key == *key);
@@ -337,10 +367,19 @@ impl State {
                     self.untold_loss = Some(reason.clone());
                 }
             }
+            // The call that met it says so, and more.
             Body::SandboxLost { sandbox_id: _ } => {
                 self.sandbox = None;
                 self.has_outputs = false;
+                self.untold_restoration = false;
+                if self.wants_snapshot() {
+                    let reason = "its sandbox died before its workspace was saved".to_owned();
+                    self.wish = Some(Wish::Failed { at, reason });
+                }
             }
+            Body::SnapshotWanted {} => self.wish = Some(Wish::Pending { since: at }),
+            Body::SnapshotUnsaved { reason } => self.wish = Some(Wish::Failed { at, reason: reason.clone() }),
+            Body::RestorationTold {} => self.untold_restoration = false,
             Body::OutputsCollected {} => self.has_outputs = false,
             Body::AgentMessage { .. }
             | Body::AgentThinking {}
@@ -447,6 +486,11 @@ impl State {
     /// Whether the session waits for answers of its client.
     pub fn is_waiting(&self) -> bool {
         self.status == Status::Idle && !self.announced.is_empty()
+    }
+
+    /// Whether a client waits for the workspace to be saved.
+    pub fn wants_snapshot(&self) -> bool {
+        matches!(self.wish, Some(Wish::Pending { .. }))
     }
 
     /// Whether a brain has something to do.

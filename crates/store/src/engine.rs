@@ -131,11 +131,11 @@ pub(crate) trait Engine: Send + Sync {
         workspace: &WorkspaceId,
         query: EnvironmentQuery,
     ) -> Result<Vec<Environment>, Error>;
-    /// Environments of all workspaces that are not archived and may ask for a pool: by the text of what is kept, so that
-    /// some may not. The oldest first.
-    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error>;
-    async fn environments_after(
+    /// Environments of all workspaces that are not archived and whose kept text holds this one, which may be empty; by id, so
+    /// that the oldest come first.
+    async fn environments_with(
         &self,
+        text: &'static str,
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error>;

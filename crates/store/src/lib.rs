@@ -141,7 +141,7 @@ impl Store {
         self.0.engine.tell(word).await;
     }
 
-    /// What the other processes tell from now on.
+    /// What the other processes tell from now on, and what this one has to say to itself.
     pub fn words(&self) -> tokio::sync::broadcast::Receiver<String> {
         self.0.hub.words()
     }

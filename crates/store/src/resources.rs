@@ -133,7 +133,7 @@ impl Store {
     /// Environments that ask for a pool of sandboxes, in whatever workspace, the oldest first; archived ones do not. Reads
     /// every environment: for a look now and then. At most 256, because nobody keeps more pools on one machine.
     pub async fn pooled_environments(&self) -> Result<Vec<(Environment, HandsSettings)>, Error> {
-        let candidates = self.0.engine.pooled_environments(POOLS_MAX).await?;
+        let candidates = self.0.engine.environments_with(POOLED, None, POOLS_MAX).await?;
         let asking = candidates.into_iter().filter_map(|environment| {
             let settings = HandsSettings::of(&environment.metadata, "metadata").ok()?;
             matches!(settings.policy, Policy::Pool { .. }).then_some((environment, settings))
@@ -148,7 +148,7 @@ impl Store {
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error> {
-        self.0.engine.environments_after(after, limit).await
+        self.0.engine.environments_with("", after, limit).await
     }
 
     /// Changes an environment. [`ChangeError::Exists`] if its new name is taken.

@@ -8,6 +8,7 @@ use protocol::id::{AgentId, SandboxId, SessionId, ThreadId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::record::Update;
+use session::state::Wish;
 use session::{Record, State};
 
 use crate::Store;
@@ -115,13 +116,23 @@ pub struct Holding {
     pub snapshot: Option<Snapshot>,
     /// When it was begun.
     pub begun_at: Option<Timestamp>,
+    /// Since when a client wants it to be saved.
+    pub wanted_since: Option<Timestamp>,
 }
+
+/// Before a session's id: a client wants its workspace to be saved.
+const SNAPSHOT_WANTED: &str = "snapshot_wanted ";
 
 impl Holding {
     /// What a session's state says of it; `None` if it has neither.
     pub(crate) fn of(session: SessionId, state: &State) -> Option<Self> {
-        let State { sandbox, snapshot, workspace_begun_at: begun_at, .. } = state.clone();
-        (sandbox.is_some() || snapshot.is_some()).then_some(Self { session, sandbox, snapshot, begun_at })
+        let State { sandbox, snapshot, workspace_begun_at: begun_at, wish, .. } = state.clone();
+        let wanted_since = match wish {
+            Some(Wish::Pending { since }) => Some(since),
+            Some(Wish::Failed { .. }) | None => None,
+        };
+        let holding = Self { session, sandbox, snapshot, begun_at, wanted_since };
+        (holding.sandbox.is_some() || holding.snapshot.is_some()).then_some(holding)
     }
 }
 
@@ -211,6 +222,27 @@ impl Store {
         let (workspace, ids) = (workspace.clone(), self.ids().clone());
         self.change(id, 0, move |head, moment| changes::archive(head.as_mut(), &workspace, &ids, moment))
             .await?
+    }
+
+    /// Records that a client wants the session's workspace saved now, and tells whoever saves; nothing is recorded if that has
+    /// been said, or if what is saved is all there is. The word may be lost, the record not: [`Holding::wanted_since`].
+    pub async fn want_snapshot(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Seen, ChangeError> {
+        let (workspace, ids) = (workspace.clone(), self.ids().clone());
+        let wanting = move |head: &mut Option<Head>, moment: &Moment<'_>| {
+            changes::want_snapshot(head.as_mut(), &workspace, &ids, moment)
+        };
+        let seen = self.change(id, 0, wanting).await??;
+        if seen.state.wants_snapshot() {
+            let word = format!("{SNAPSHOT_WANTED}{id}");
+            self.0.hub.say(&word);
+            self.tell(&word).await;
+        }
+        Ok(seen)
+    }
+
+    /// The session that a word of [`Store::words`] says a snapshot is wanted of.
+    pub fn snapshot_wanted(word: &str) -> Option<SessionId> {
+        word.strip_prefix(SNAPSHOT_WANTED).map(SessionId::from_text)
     }
 
     /// Removes a session and all it holds. Its followers are told.

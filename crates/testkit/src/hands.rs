@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandbox::archive::Written;
 use sandbox::{
-    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, SandboxId, SandboxInfo, Saved,
+    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Restore, SandboxId, SandboxInfo, Saved,
 };
 use tokio::sync::Notify;
 
@@ -241,6 +241,12 @@ fn live<'a>(state: &'a mut State, id: &SandboxId, fence: u64) -> Result<&'a mut 
     Ok(sandbox)
 }
 
+/// In hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[async_trait]
 impl Provider for FakeHands {
     async fn provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
@@ -260,8 +266,15 @@ impl Provider for FakeHands {
             if let Some(error) = state.failures.pop_front() {
                 return Err(error);
             }
-            if let Some(file) = resources.restore.as_ref().filter(|_| !state.living.contains_key(id)) {
+            if let Some(Restore { file, base }) =
+                resources.restore.as_ref().filter(|_| !state.living.contains_key(id))
+            {
                 let unrestorable = |reason: String| Error::Unrestorable { reason };
+                let now = resources.base.name();
+                if *base != now {
+                    let reason = format!("it was saved on {base}, and this would be built on {now}");
+                    return Err(unrestorable(reason));
+                }
                 let text = std::fs::read_to_string(file).map_err(|error| unrestorable(error.to_string()))?;
                 let Some(saved) = text.strip_prefix(SNAPSHOT) else {
                     return Err(unrestorable("the snapshot is corrupt".to_owned()));
@@ -296,6 +309,10 @@ impl Provider for FakeHands {
         Ok(known)
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        live(&mut self.lock(), id, fence).map(|_| ())
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
         let mut state = self.lock();
         if !state.living.contains_key(id) {
@@ -319,7 +336,7 @@ impl Provider for FakeHands {
                     made.map_err(|error| Error::Unavailable { reason: error.to_string() })?;
                     let written = Written {
                         size_bytes: text.len() as u64,
-                        sha256: String::new(),
+                        sha256: sha256(text.as_bytes()),
                         entries: 1,
                         content_bytes: 1,
                         left_out: 0,

@@ -94,8 +94,8 @@ async fn saved_workspace(
     let found = found.ok_or_else(|| Invalid::new(path, format!("there is no session {from}")))?;
     let snapshot = found.state.snapshot.filter(|_| found.state.status != Status::Terminated).ok_or_else(|| {
         let rule = format!(
-            "{from} has no saved workspace: one is saved when nobody has used its sandbox for a while, and is kept as long as \
-             the session is not over"
+            "{from} has no saved workspace: one is saved when nobody has used its sandbox for a while, or at once by POST \
+             /v1/sessions/{from}/snapshots, and is kept as long as the session is not over"
         );
         Invalid::new(path, rule).with_code(NO_SNAPSHOT)
     })?;

@@ -6,6 +6,7 @@ mod delete;
 mod list;
 mod retrieve;
 mod snapshots;
+mod take_snapshot;
 mod update;
 
 use protocol::id::SessionId;
@@ -18,6 +19,7 @@ pub(crate) use delete::delete;
 pub(crate) use list::{list, statuses};
 pub(crate) use retrieve::retrieve;
 pub(crate) use snapshots::snapshots;
+pub(crate) use take_snapshot::take_snapshot;
 pub(crate) use update::update;
 
 use crate::Door;

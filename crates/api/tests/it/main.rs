@@ -12,5 +12,6 @@ mod models;
 mod server;
 mod sessions;
 mod shutdown;
+mod snapshots;
 mod streams;
 mod threads;

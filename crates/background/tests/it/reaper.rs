@@ -209,6 +209,10 @@ impl Provider for Stuck {
         std::future::pending().await
     }
 
+    async fn touch(&self, _: &SandboxId, _: u64) -> Result<(), Error> {
+        std::future::pending().await
+    }
+
     async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
         std::future::pending().await
     }

@@ -1,5 +1,6 @@
 //! What the saver puts away, what it leaves alone, and what it leaves behind wherever it dies.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -13,8 +14,9 @@ use protocol::event::{Body, Snapshot};
 use protocol::id::SessionId;
 use sandbox::{Error, SandboxId};
 use session::Draft;
-use session::state::State;
+use session::state::{State, Wish};
 use store::Store;
+use tokio_util::sync::CancellationToken;
 
 use crate::reaper::World;
 
@@ -100,8 +102,8 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     assert_eq!(saving.state(&busy).await.snapshot, None);
     assert_eq!(files(&saving.scratch), 0);
     let into = saving.scratch.join("back");
-    let size_bytes = saving.blobs.get(&snapshot.key, &into).await.expect("there");
-    assert_eq!(size_bytes, snapshot.size_bytes);
+    let fetched = saving.blobs.get(&snapshot.key, &into).await.expect("there");
+    assert_eq!((fetched.size_bytes, fetched.sha256), (snapshot.size_bytes, snapshot.sha256));
     assert_eq!(std::fs::read_to_string(into).expect("there"), "snapshot of sbox-a");
     // The session can be driven at once.
     let lease = saving.world.store.try_claim(&session, "brain").await.expect("works").expect("free");
@@ -268,4 +270,98 @@ async fn a_blob_goes_with_the_last_session_that_has_it() {
     assert_eq!(saving.keys().await.len(), 1);
     saver.tidy(Duration::ZERO).await;
     assert!(saving.keys().await.is_empty());
+}
+
+/// A session that rests, with a sandbox, of which a client wants a snapshot.
+async fn wanted(saving: &Saving) -> SessionId {
+    let session = saving.world.owned("sbox-a").await;
+    saving.world.store.want_snapshot(&saving.world.workspace, &session).await.expect("it rests");
+    session
+}
+
+#[tokio::test]
+async fn a_client_that_wants_a_snapshot_gets_it_and_the_sandbox_goes_on() {
+    let saving = Saving::new().await;
+    let session = wanted(&saving).await;
+    let never = SaverOptions { idle: None, ..saving.options() };
+    let (shutdown, mut changed) = (CancellationToken::new(), saving.world.store.changed(&session));
+    let running = tokio::spawn(saving.saver_with(never).run(shutdown.clone()));
+    let state = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let state = saving.state(&session).await;
+            if state.snapshot.is_some() {
+                return state;
+            }
+            changed.wait().await;
+        }
+    });
+    let state = state.await.expect("it is saved");
+    shutdown.cancel();
+    running.await.expect("it ends in peace");
+    assert_eq!((state.wish, state.sandbox.is_some()), (None, true));
+    assert_eq!(saving.world.living().await, ["sbox-a"]);
+    assert_eq!(saving.keys().await, [state.snapshot.expect("saved").key]);
+}
+
+#[tokio::test]
+async fn a_wish_of_a_session_that_works_again_waits_until_it_rests() {
+    let saving = Saving::new().await;
+    let session = wanted(&saving).await;
+    let lease = saving.world.store.try_claim(&session, "brain").await.expect("works").expect("free");
+    let saver = saving.saver();
+    let mut asked: HashSet<SessionId> = saver.find_asked().await.into_iter().collect();
+    saver.save_asked(&mut asked).await;
+    assert_eq!((asked.len(), saving.keys().await.len()), (1, 0));
+    saving.world.store.release(lease).await.expect("released");
+    saver.save_asked(&mut asked).await;
+    assert_eq!((asked.len(), saving.keys().await.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_client_hears_why_there_is_no_snapshot_and_nothing_of_the_servers_inside() {
+    let saving = Saving::new().await;
+    let session = wanted(&saving).await;
+    let small = SaverOptions { session_bytes_max: 3, ..saving.options() };
+    let why = async || match saving.state(&session).await.wish {
+        Some(Wish::Failed { reason, .. }) => reason,
+        other => panic!("it cannot be saved: {other:?}"),
+    };
+    saving.saver_with(small).save_asked(&mut HashSet::from([session.clone()])).await;
+    assert_eq!(why().await, "its snapshot of 18 bytes is larger than the 3 that one session may keep");
+    let full = Error::Unavailable { reason: "/var/inside: No space left on device".to_owned() };
+    saving.world.hands.fail_saves(Some(full));
+    saving.world.store.want_snapshot(&saving.world.workspace, &session).await.expect("it rests");
+    saving.saver().save_asked(&mut HashSet::from([session.clone()])).await;
+    assert_eq!(why().await, "the server could not save it; its log says why");
+    assert_eq!(saving.world.living().await, ["sbox-a"]);
+}
+
+#[tokio::test]
+async fn wherever_the_saver_dies_a_wish_is_seen_to_by_the_next() {
+    let mut polls = 0;
+    loop {
+        let mut saving = Saving::new().await;
+        let session = wanted(&saving).await;
+        let saver = saving.saver();
+        let mut asked = HashSet::from([session.clone()]);
+        let finished = cut_after(polls, saver.save_asked(&mut asked)).await;
+        drop(saver);
+        let dir = saving.world.dir.path().to_owned();
+        saving.world.store.clone().close().await;
+        saving.world.store = Store::open(&dir, store::Options::default()).expect("opens");
+        let saver = saving.saver();
+        let mut asked: HashSet<SessionId> = saver.find_asked().await.into_iter().collect();
+        saver.save_asked(&mut asked).await;
+        let state = saving.state(&session).await;
+        assert_eq!((state.wish, state.sandbox.is_some()), (None, true), "after {polls} polls");
+        saver.tidy(Duration::ZERO).await;
+        saver.tidy(Duration::ZERO).await;
+        assert_eq!(saving.keys().await, [state.snapshot.expect("saved").key], "after {polls} polls");
+        assert_eq!(files(&saving.scratch), 0, "after {polls} polls");
+        if finished {
+            break;
+        }
+        polls += 1;
+    }
+    assert!(polls > 5, "it was cut {polls} times");
 }

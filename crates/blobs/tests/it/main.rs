@@ -1,9 +1,12 @@
-//! Blobs in a folder; and in a bucket, where the environment names one.
+//! Blobs in a folder, and in a bucket.
+
+mod s3;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
-use blobs::{Blobs, Error};
+use blobs::{Blobs, Error, Fetched};
 
 async fn contract(blobs: &Blobs, folder: &Path) {
     let (file, into) = (folder.join("file"), folder.join("into"));
@@ -12,7 +15,9 @@ async fn contract(blobs: &Blobs, folder: &Path) {
         (0..20_000_003_u32).map(|number| number.to_le_bytes()[0] ^ number.to_le_bytes()[2]).collect();
     fs::write(&file, &bytes).expect("written");
     blobs.put("snapshots/a/1", &file).await.expect("put");
-    assert_eq!(blobs.get("snapshots/a/1", &into).await.expect("there"), bytes.len() as u64);
+    let fetched = blobs.get("snapshots/a/1", &into).await.expect("there");
+    let sha256 = "4b8a998e3b45b46759fad69f209a230979b01393419a75a7459bf9914e61af36".to_owned();
+    assert_eq!(fetched, Fetched { size_bytes: bytes.len() as u64, sha256 });
     assert!(fs::read(&into).expect("there") == bytes, "other bytes came back");
     let taken = blobs.get("snapshots/a/1", &into).await;
     assert!(matches!(taken, Err(Error::File(_))), "a file that is there is not touched: {taken:?}");
@@ -52,23 +57,29 @@ async fn blobs_in_a_folder_keep_the_contract() {
     let file = folder.path().join("file");
     blobs.put("snapshots/x", &file).await.expect("put");
     fs::remove_file(&file).expect("ours");
-    assert_eq!(blobs.get("snapshots/x", &folder.path().join("x")).await.expect("there"), 5);
+    assert_eq!(blobs.get("snapshots/x", &folder.path().join("x")).await.expect("there").size_bytes, 5);
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(place).expect("there").mode() & 0o777, 0o700);
 }
 
-/// Where an S3 server is at `POSTHOUSE_TEST_S3` (such as `http://127.0.0.1:5000`), with a bucket `posthouse-test`.
 #[tokio::test]
 async fn blobs_in_a_bucket_keep_the_contract() {
-    let Ok(endpoint) = std::env::var("POSTHOUSE_TEST_S3") else { return };
+    let server = match s3::Server::start() {
+        Ok(server) => server,
+        Err(why) => {
+            // Past the test's own output, which is shown of failures alone.
+            let _ = writeln!(std::io::stderr(), "LEFT OUT: blobs_in_a_bucket_keep_the_contract: {why}");
+            return;
+        }
+    };
     let variables = [
-        ("AWS_ENDPOINT_URL", endpoint.as_str()),
+        ("AWS_ENDPOINT_URL", server.url.as_str()),
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_REGION", "us-east-1"),
     ];
     let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let blobs = Blobs::at("s3://posthouse-test/some/prefix", variables).expect("opens");
+    let blobs = Blobs::at(&format!("s3://{}/some/prefix", s3::BUCKET), variables).expect("opens");
     let folder = tempfile::tempdir().expect("a folder");
     contract(&blobs, folder.path()).await;
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sandbox::supervisor::Supervised;
-use sandbox::{Base, Call, Network, Packages, Provider, Resources, Rights, SandboxId};
+use sandbox::{Base, Call, Network, Packages, Provider, Resources, Restore, Rights, SandboxId};
 use serde_json::json;
 
 use super::report::Table;
@@ -115,7 +115,8 @@ async fn snapshot(
     let saved = hands.save(&id, FENCE, &file).await?;
     let save_ms = millis(asked.elapsed());
     hands.destroy(&id).await?;
-    let resources = Resources { restore: Some(file.clone()), ..Resources::default() };
+    let restore = Restore { file: file.clone(), base: saved.base };
+    let resources = Resources { restore: Some(restore), ..Resources::default() };
     let restores = timed(hands, &format!("restored-{megabytes}"), restores, &resources).await?;
     std::fs::remove_file(&file).context("the snapshot cannot be removed")?;
     Ok(Snapshot { megabytes, save_ms, stored_bytes: saved.written.size_bytes, restores })

@@ -20,7 +20,7 @@ fn complaint(output: &Output) -> String {
 async fn help_names_every_command_and_every_variable() {
     let help = posthouse().arg("--help").output().await.expect("runs");
     let help = text(&help);
-    for command in ["serve", "run", "sessions", "keys", "database", "doctor", "bench"] {
+    for command in ["serve", "run", "sessions", "snapshots", "keys", "database", "doctor", "bench"] {
         assert!(help.contains(command), "{command} is missing:\n{help}");
     }
     assert!(help.contains("managed-agents server"), "{help}");

@@ -11,6 +11,7 @@ mod images;
 mod keys;
 mod kill_nine;
 mod network;
+mod packages;
 mod put_away;
 mod roles;
 mod run;

@@ -7,7 +7,7 @@ use protocol::event::Body;
 use serde_json::{Value, json};
 use testkit::model::{Reply, Server as ModelServer};
 
-use crate::server::Server;
+use crate::server::{KEY, Server, posthouse};
 
 const MODEL: &str = "claude-put-away";
 
@@ -38,6 +38,12 @@ async fn turn(client: &client::Client, session: &str) -> String {
         _ => None,
     });
     texts.collect::<Vec<_>>().join("\n")
+}
+
+/// What a command printed, and what is said of its sandbox.
+fn split(result: &str) -> (String, String) {
+    let (printed, note) = result.split_once("\nhand: ").unwrap_or((result, ""));
+    (printed.to_owned(), note.to_owned())
 }
 
 /// What is saved of the session's workspace, once something is.
@@ -94,6 +100,92 @@ async fn an_idle_sandbox_is_put_away_and_its_workspace_comes_back_and_can_be_for
     let snapshot = saved(&client, &session).await;
     assert_eq!((&snapshot["type"], &snapshot["base"]), (&json!("session_snapshot"), &json!("host")));
     let fork = client.create_session(nothing_saved).await.expect("made").id.to_string();
-    assert_eq!(turn(&client, &session).await, "one\ntwo");
+    let (files, note) = split(&turn(&client, &session).await);
+    assert_eq!(files, "one\ntwo");
+    assert!(note.contains("Whatever ran in the background has ended"), "{note}");
     assert_eq!(turn(&client, &fork).await, "one", "the fork is as the other was when it was saved");
+}
+
+/// A server that puts nothing away by itself, and a session whose model asks for these commands, one a turn.
+struct World {
+    dir: tempfile::TempDir,
+    variables: [(&'static str, String); 3],
+    server: Server,
+    session: String,
+}
+
+impl World {
+    async fn start(models: &ModelServer, commands: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let variables = [
+            ("ANTHROPIC_API_KEY", "sk-ant-secret-of-the-test".to_owned()),
+            ("ANTHROPIC_BASE_URL", models.url()),
+            ("POSTHOUSE_SANDBOX_IDLE", "0".to_owned()),
+        ];
+        let server = Server::start(dir.path(), &variables).await;
+        let replies: Vec<Reply> =
+            commands.iter().flat_map(|command| [bash(command), Reply::text("done")]).collect();
+        models.script(MODEL, replies);
+        let client = server.client();
+        let agent = json!({"name": "a", "model": MODEL, "tools": [{"type": "agent_toolset_20260401"}]});
+        let agent = client.create_agent(agent).await.expect("made");
+        let environment = client.create_environment(json!({"name": "e"})).await.expect("made");
+        let body = json!({"agent": agent.id, "environment_id": environment.id});
+        let session = client.create_session(body).await.expect("made").id.to_string();
+        Self { dir, variables, server, session }
+    }
+
+    /// What a command of the user's prints.
+    async fn command(&self, arguments: &[&str]) -> String {
+        let mut command = posthouse();
+        command.args(arguments).args(["--url", &self.server.url, "--api-key", KEY]);
+        let output = command.output().await.expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_workspace_is_saved_when_the_user_asks_and_its_sandbox_goes_on() {
+    let models = ModelServer::start().await;
+    let goes_on = "cat note; echo changed > note; was=$(cat tick); until [ \"$(cat tick)\" != \"$was\" ]; do sleep 0.01; done; \
+                   echo goes on";
+    let commands = [
+        "echo one > note; (while :; do date +%N > tick.new; mv tick.new tick; sleep 0.02; done) > /dev/null 2>&1 & \
+         until [ -e tick ]; do sleep 0.01; done",
+        goes_on,
+        "cat note",
+    ];
+    let world = World::start(&models, &commands).await;
+    let (client, session) = (world.server.client(), world.session.as_str());
+    turn(&client, session).await;
+    let made = world.command(&["snapshots", "create", session]).await;
+    assert!(made.contains("saved") && made.contains("host"), "{made}");
+    assert_eq!(turn(&client, session).await, "one\ngoes on", "nothing is told: nothing was put away");
+    let listed = world.command(&["snapshots", "list", session, "--json"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&listed).expect("one object")["status"], "saved");
+    let fork = world.command(&["sessions", "fork", session, "--json"]).await;
+    let fork: Value = serde_json::from_str(&fork).expect("one object");
+    let fork = fork["id"].as_str().expect("an id");
+    assert_eq!(turn(&client, fork).await, "one", "as it was when it was saved");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_asked_for_of_a_server_that_died_is_taken_by_the_next() {
+    let models = ModelServer::start().await;
+    let mut world = World::start(&models, &["echo one > note", "cat note"]).await;
+    turn(&world.server.client(), &world.session).await;
+    let asked = world.server.client().take_snapshot(&world.session).await.expect("accepted");
+    assert_eq!(asked["status"], "pending");
+    world.server.kill().await;
+    world.server = Server::start(world.dir.path(), &world.variables).await;
+    let client = world.server.client();
+    let looks = async {
+        while saved(&client, &world.session).await["status"] != "saved" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), looks).await.expect("it is never saved");
+    assert_eq!(turn(&client, &world.session).await, "one");
 }

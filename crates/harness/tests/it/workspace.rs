@@ -9,6 +9,7 @@ use protocol::id::SessionId;
 use serde_json::json;
 use session::Draft;
 use tempfile::TempDir;
+use testkit::hands::sha256;
 use tokio_util::sync::CancellationToken;
 
 use crate::brain::{ALLOW, bash};
@@ -43,7 +44,7 @@ impl Saved {
         let snapshot = Snapshot {
             key: "snapshots/one".to_owned(),
             size_bytes: text.len() as u64,
-            sha256: String::new(),
+            sha256: sha256(text.as_bytes()),
             base: "host".to_owned(),
             saved_at: now,
             begun_at: now,
@@ -76,6 +77,18 @@ fn turns(second: &[&str]) -> serde_json::Value {
     turns.extend(second.iter().map(|command| json!({"blocks": [bash(command)]})));
     turns.push(json!({"blocks": [{"text": "done"}]}));
     json!(turns)
+}
+
+#[tokio::test]
+async fn the_first_call_after_a_rest_says_once_that_files_are_there_and_processes_are_not() {
+    let saved = Saved::new(turns(&["second", "third"]), "snapshot of the first").await;
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    let (before, after) = told.split_once("result: ran second").expect("it ran");
+    let word = "this sandbox was put away while it was idle, and restored before this call";
+    assert!(!before.contains(word) && after.contains(word), "{told}");
+    assert_eq!(told.matches(word).count(), 1, "{told}");
+    assert!(after.split_once(word).expect("there").1.contains("result: ran third"), "{told}");
+    assert!(!saved.world.state(&saved.session).await.untold_restoration);
 }
 
 #[tokio::test]
@@ -129,6 +142,18 @@ async fn a_corrupt_or_missing_snapshot_is_told_and_the_call_after_it_gets_an_emp
 }
 
 #[tokio::test]
+async fn a_snapshot_that_is_not_the_one_on_record_is_corrupt_though_it_is_as_long_and_whole() {
+    let saved = Saved::new(turns(&["second", "third"]), "snapshot of the first").await;
+    let file = saved._dir.path().join("other");
+    std::fs::write(&file, "snapshot of the other").expect("written");
+    saved.snapshots.blobs.put("snapshots/one", &file).await.expect("put");
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    assert!(told.contains("is lost: the snapshot is corrupt: its digest is not the one on record"), "{told}");
+    assert!(!told.contains("ran second") && told.contains("result: ran third"), "{told}");
+    assert_eq!(saved.world.hands.restored().len(), 0);
+}
+
+#[tokio::test]
 async fn after_a_sudden_death_the_model_is_told_what_is_left_and_gets_it() {
     let saved = Saved::new(turns(&["hold forever", "third"]), "snapshot of the first").await;
     let (told, ()) = tokio::join!(saved.go_on(Some(saved.snapshots.clone())), async {
@@ -161,5 +186,5 @@ async fn a_snapshot_of_another_base_is_lost() {
     saved.world.store.append(&lease.token, head, drafts).await.expect("appended");
     saved.world.store.release(lease).await.expect("released");
     let told = saved.go_on(Some(saved.snapshots.clone())).await;
-    assert!(told.contains("it was saved on \"image x\", and this would be built on \"host\""), "{told}");
+    assert!(told.contains("it was saved on image x, and this would be built on host"), "{told}");
 }

@@ -128,9 +128,12 @@ impl World {
 }
 
 fn told(body: &Body) -> Option<String> {
-    let text = |content: &[Content]| match content {
-        [Content::Text { text }] => text.clone(),
-        other => format!("{other:?}"),
+    let text = |content: &[Content]| {
+        let blocks = content.iter().map(|block| match block {
+            Content::Text { text } => text.clone(),
+            other => format!("{other:?}"),
+        });
+        blocks.collect::<Vec<_>>().join("\n")
     };
     Some(match body {
         Body::UserMessage { content } => format!("user: {}", text(content)),

@@ -256,6 +256,10 @@ impl Provider for Docker {
         self.keeper.cancel(id, fence, call_id).await
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        self.keeper.touch(id, fence).await
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.keeper.collect_outputs(id, into).await
     }

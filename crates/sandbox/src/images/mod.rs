@@ -11,7 +11,7 @@ mod tarball;
 mod tree;
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -331,12 +331,49 @@ struct Measured {
     bytes: u64,
 }
 
-/// Adds up the files of a tree, and digests what each is: names, kinds, modes, sizes and times. Two images that differ in
-/// nothing of this are not told apart.
+/// Adds up the files of a tree, and digests what each is and holds: names, kinds, modes and contents. Not times: the same
+/// files are the same image whenever they are imported.
 fn measure(root: &Path) -> io::Result<Measured> {
     use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::MetadataExt;
     let (mut digest, mut bytes) = (Context::new(&SHA256), 0);
+    let mut buffer = vec![0; 128 << 10];
+    walk(root, |path, found| {
+        digest.update(path.as_os_str().as_bytes());
+        digest.update(&[0]);
+        let size = if found.is_dir() { 0 } else { found.size() };
+        for figure in [u64::from(found.mode()), size] {
+            digest.update(&figure.to_le_bytes());
+        }
+        bytes += found.blocks() * 512;
+        if found.is_symlink() {
+            digest.update(fs::read_link(root.join(path))?.as_os_str().as_bytes());
+        } else if found.is_file() {
+            let mut file = fs::File::open(root.join(path))?;
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    count => digest.update(&buffer[..count]),
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Measured { digest: format!("sha256:{}", hex(digest.finish().as_ref())), bytes })
+}
+
+fn measure_size(folder: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    walk(folder, |_, found| {
+        bytes += found.blocks() * 512;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Visits everything below a folder, always in the same order.
+fn walk(root: &Path, mut visit: impl FnMut(&Path, &fs::Metadata) -> io::Result<()>) -> io::Result<()> {
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         let mut names: Vec<_> = fs::read_dir(root.join(&folder))?
@@ -346,22 +383,13 @@ fn measure(root: &Path) -> io::Result<Measured> {
         for name in names {
             let path = folder.join(name);
             let found = fs::symlink_metadata(root.join(&path))?;
-            digest.update(path.as_os_str().as_bytes());
-            digest.update(&[0]);
-            for figure in [u64::from(found.mode()), found.size(), found.mtime() as u64] {
-                digest.update(&figure.to_le_bytes());
-            }
-            bytes += found.blocks() * 512;
+            visit(&path, &found)?;
             if found.is_dir() {
                 folders.push(path);
             }
         }
     }
-    Ok(Measured { digest: format!("sha256:{}", hex(digest.finish().as_ref())), bytes })
-}
-
-fn measure_size(folder: &Path) -> io::Result<u64> {
-    Ok(measure(folder)?.bytes)
+    Ok(())
 }
 
 /// Where a program lies, wherever an ordinary user's `PATH` leads.

@@ -130,7 +130,7 @@ fn lock_in(
     // With the supervisor's ids still, so that the way to mounted folders is open.
     root::detach_propagation()?;
     let mounted = root::hold(mounts)?;
-    let snapshot = restore.as_deref().map(snapshot::open_snapshot).transpose()?;
+    let snapshot = restore.as_ref().map(|restore| snapshot::open_snapshot(&restore.file)).transpose()?;
     let mut lowers = match profile.owners {
         // The parent brings them.
         Owners::Mapped => Vec::new(),

@@ -320,11 +320,13 @@ pub(crate) fn hold_lower(folder: &Path) -> Result<OwnedFd, Failure> {
     open_tree(CWD, folder, flags).step("take hold of a folder below a layer")
 }
 
-/// Whether the stage starts empty.
+/// Who made what is found where the root is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    Fresh,
-    Restored,
+    /// Nobody but this builder and whoever made the image.
+    Ours,
+    /// A sandbox: what it left in a snapshot or a package layer may be anything, links included.
+    Sandbox,
 }
 
 /// What one sandbox's root is built from.
@@ -360,11 +362,11 @@ pub(crate) fn build(
     }
     hand_out(&snapshot::hold_stage()?).step("hand out the stage")?;
     let origin = match snapshot {
-        None => Origin::Fresh,
+        None => Origin::Ours,
         Some(snapshot) => {
             snapshot::restore(snapshot, limits)?;
             clear_ways(layout, plan, &mounts)?;
-            Origin::Restored
+            Origin::Sandbox
         }
     };
     for folder in [ROOT, "stage/u", "stage/w"] {
@@ -398,22 +400,22 @@ fn build_over_host(layout: &Layout, hostname: &str, plan: &Plan, origin: Origin)
         }
     }
     match origin {
-        Origin::Fresh => name_host(layout, hostname),
+        Origin::Ours => name_host(layout, hostname),
         // What the snapshot has is the agent's, links included.
-        Origin::Restored => Ok(()),
+        Origin::Sandbox => Ok(()),
     }
 }
 
 /// How the ways in the root are to be taken: a layer is as little to be trusted as a snapshot.
 fn ways(plan: &Plan, origin: Origin) -> Origin {
-    if plan.has_layer { Origin::Restored } else { origin }
+    if plan.has_layer { Origin::Sandbox } else { origin }
 }
 
 /// Makes a folder of the root, in which overlays may be mounted by now. Those of a snapshot may hold a link on the way.
 fn make_below_root(name: &str, origin: Origin) -> Result<(), Failure> {
     match origin {
-        Origin::Fresh => make_if_missing(&Path::new(ROOT).join(name)),
-        Origin::Restored => insist_on_way(Path::new(name)),
+        Origin::Ours => make_if_missing(&Path::new(ROOT).join(name)),
+        Origin::Sandbox => insist_on_way(Path::new(name)),
     }
 }
 
@@ -422,7 +424,7 @@ fn insist_on_way(path: &Path) -> Result<(), Failure> {
     let mut way = PathBuf::from(ROOT);
     path.components().try_for_each(|step| {
         way.push(step);
-        insist_on_folder(&way, 0o755, Origin::Restored)
+        insist_on_folder(&way, 0o755, Origin::Sandbox)
     })
 }
 
@@ -516,7 +518,7 @@ fn mount_programs(layout: &Layout, origin: Origin) -> Result<(), Failure> {
         match kind {
             FolderKind::Link(to) => match symlinkat(to, CWD, &target) {
                 // The snapshot has it, or what the agent put in its place.
-                Err(Errno::EXIST) if origin == Origin::Restored => {}
+                Err(Errno::EXIST) if origin == Origin::Sandbox => {}
                 linked => linked.step("link a program folder")?,
             },
             FolderKind::Layer => {
@@ -528,7 +530,7 @@ fn mount_programs(layout: &Layout, origin: Origin) -> Result<(), Failure> {
             }
         }
     }
-    if layout.etc == Etc::Copy && origin == Origin::Fresh {
+    if layout.etc == Etc::Copy && origin == Origin::Ours {
         etc::curate(Path::new(ETC), Path::new("stage/r/etc")).step("copy /etc")?;
     }
     Ok(())
@@ -537,9 +539,9 @@ fn mount_programs(layout: &Layout, origin: Origin) -> Result<(), Failure> {
 fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack, origin: Origin) -> Result<(), Failure> {
     let upper = Path::new("stage/u").join(stack.name());
     let opened = match origin {
-        Origin::Fresh => layout.opened.as_slice(),
+        Origin::Ours => layout.opened.as_slice(),
         // The snapshot has them, or the agent's own in their place, which must not be followed.
-        Origin::Restored => &[],
+        Origin::Sandbox => &[],
     };
     // A folder that exists in the upper layer too is the agent's; all in it shows through.
     for path in opened {
@@ -552,7 +554,7 @@ fn mount_stack(layout: &Layout, plan: &Plan, stack: &Stack, origin: Origin) -> R
         make_if_missing(&if below.as_os_str().is_empty() { upper.clone() } else { upper.join(below) })?;
     }
     let ways = ways(plan, origin);
-    if plan.installs || ways == Origin::Restored {
+    if plan.installs || ways == Origin::Sandbox {
         // Below a stack that has just been mounted there may be no such folder.
         make_below_root(&stack.target, ways)?;
     }
@@ -653,7 +655,7 @@ fn mount_held(
     origin: Origin,
 ) -> Result<(), Failure> {
     // An image or a snapshot may have put links where the way leads.
-    let is_ours = kind == Kind::Host && origin == Origin::Fresh;
+    let is_ours = kind == Kind::Host && origin == Origin::Ours;
     let mut target = PathBuf::from(ROOT);
     let mut components = inside.components().filter(|part| matches!(part, Component::Normal(_))).peekable();
     while let Some(part) = components.next() {
@@ -707,13 +709,13 @@ fn insist_on_folder(path: &Path, mode: u32, origin: Origin) -> Result<(), Failur
         return Ok(());
     }
     match origin {
-        Origin::Fresh => {
+        Origin::Ours => {
             let inside = path.strip_prefix(ROOT).unwrap_or(path).display();
             Err(io::Error::other(format!("/{inside} is something else in the image")))
                 .step("use a folder of the image")
         }
         // The agent's doing; its workspace is worth more than what it put here.
-        Origin::Restored => {
+        Origin::Sandbox => {
             unlinkat(CWD, path, AtFlags::empty()).step("clear the way for the root")?;
             make().step("make folders")
         }

@@ -58,6 +58,8 @@ pub(crate) enum Lower {
 /// Where a sandbox starts from, found on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
+    /// What it is, an image by its content: a snapshot fits on nothing else.
+    pub(crate) base: String,
     /// The root of an image; the host's tools if `None`.
     pub(crate) image: Option<PathBuf>,
     /// The package layer.
@@ -214,7 +216,7 @@ mod tests {
             fs::create_dir_all(layer.path().join(folder)).unwrap();
         }
         let layout = Layout::of_host(|_| true);
-        let found = Found { image: None, layer: Some(layer.path().to_owned()) };
+        let found = Found { layer: Some(layer.path().to_owned()), ..Found::default() };
         let plan = Plan::over_host(&layout, &found, false, false).unwrap();
         let targets = targets(&plan);
         assert_eq!(targets[..2], [("root".to_owned(), 1), ("var".to_owned(), 1)]);

@@ -419,6 +419,11 @@ impl Provider for Supervised {
         }
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        let ask = || Ask::Touch { sandbox: id.clone(), fence };
+        done(self.ask(self.settings.patience.control, ask).await?)
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         let op = Op::Collect { max_bytes: BYTES_MAX, max_files: FILES_MAX };
         let (files, truncated) = match self.relay(self.settings.patience.collect, id, None, &op).await? {

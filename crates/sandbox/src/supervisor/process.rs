@@ -336,6 +336,7 @@ impl Supervisor {
             (Ask::Relay { sandbox, fence, op }, _) => {
                 self.keeper.relay(waiter, &sandbox, fence, &op, now);
             }
+            (Ask::Touch { sandbox, fence }, _) => self.keeper.touch(waiter, &sandbox, fence, now),
             (Ask::Save { sandbox, fence, into }, _) => {
                 self.keeper.save(waiter, &sandbox, fence, &into, now);
             }

@@ -7,8 +7,8 @@ use std::process::Command;
 use async_trait::async_trait;
 use sandbox::images::{Images, Kind};
 use sandbox::{
-    Base, Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Rights, SandboxId, SandboxInfo,
-    Saved, conformance,
+    Base, Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Restore, Rights, SandboxId,
+    SandboxInfo, Saved, conformance,
 };
 
 use crate::host::{Host, fresh_id};
@@ -79,6 +79,10 @@ impl Provider for FromImage<'_> {
         self.0.cancel(id, fence, call_id).await
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        self.0.touch(id, fence).await
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.0.collect_outputs(id, into).await
     }
@@ -110,6 +114,38 @@ async fn sandboxes_from_an_image_keep_the_contract() {
     conformance::suite(&FromImage(&*host.provider), "image").await;
     conformance::exits_suite(&FromImage(&*host.provider), "image").await;
     conformance::snapshots_suite(&FromImage(&*host.provider), "image").await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_fits_on_an_image_of_the_same_content_and_not_on_another_of_the_same_name() {
+    let (host, root) = (Host::new(), small_root());
+    let images = Images::new(host.data());
+    let import = |text: &str| {
+        // As long as before and as old: only what is in it differs.
+        let release = root.path().join("etc/os-release");
+        fs::write(&release, text).unwrap();
+        fs::File::options().write(true).open(&release).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        for kept in images.list().unwrap() {
+            images.remove(&kept).unwrap();
+        }
+        images.import("small:1", root.path()).unwrap().digest
+    };
+    let digest = import("NAME=one\n");
+    let sandbox = host.sandbox(from("small:1")).await;
+    sandbox.bash("echo kept > file").await;
+    let (folder, other) = (tempfile::tempdir().unwrap(), import("NAME=two\n"));
+    assert_ne!(other, digest);
+    let file = folder.path().join("snapshot");
+    let saved = sandbox.provider.save(&sandbox.id, 1, &file).await.unwrap();
+    assert_eq!(saved.base, format!("image small:1 {digest}"), "what it was built on, not what is there now");
+    let restore = || Some(Restore { file: file.clone(), base: saved.base.clone() });
+    let misfit = Resources { restore: restore(), ..from("small:1") };
+    let refused = host.provider.provision(&fresh_id(), 1, &misfit).await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("would be built on image small:1 {other}")), "{refused}");
+    assert_eq!(import("NAME=one\n"), digest);
+    let restored = host.sandbox(Resources { restore: restore(), ..from("small:1") }).await;
+    assert_eq!(restored.bash("cat file /etc/os-release").await, "kept\nNAME=one");
     host.end().await;
 }
 

@@ -6,11 +6,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sandbox::archive::Written;
-use sandbox::{Access, Error, Limits, Mount, Resources};
+use sandbox::{Access, Error, Limits, Mount, Resources, Restore};
 use serde_json::json;
 use tools::archive::Scope;
 
@@ -28,7 +28,8 @@ async fn save(sandbox: &Sandbox<'_>, folder: &Path) -> (PathBuf, Written) {
 }
 
 fn restoring(file: &Path) -> Resources {
-    Resources { restore: Some(file.to_owned()), ..Resources::default() }
+    let restore = Restore { file: file.to_owned(), base: "host".to_owned() };
+    Resources { restore: Some(restore), ..Resources::default() }
 }
 
 #[tokio::test]
@@ -122,7 +123,24 @@ async fn a_sandbox_stands_still_from_its_snapshot_until_it_is_used_again() {
     let goes_on = sandbox.bash("wc -l < ticks; until [ $(wc -l < ticks) -gt $(cat seen 2>/dev/null || wc -l < ticks | tee seen) ]; do sleep 0.01; done; echo more; ls woken 2>&1");
     let goes_on = goes_on.await;
     assert!(goes_on.contains("more") && goes_on.contains("No such file"), "{goes_on}");
-    // Being made again is a use, too.
+    // Being touched or made again is a use, too.
+    let file = folder.path().join("again");
+    let look = async || {
+        sandbox.provider.save(&sandbox.id, 1, &file).await.unwrap();
+        let bytes = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        bytes
+    };
+    let still = look().await;
+    let ticks_again = async {
+        loop {
+            sandbox.provider.touch(&sandbox.id, 1).await.unwrap();
+            if look().await != still {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ticks_again).await.expect("it goes on when it is touched");
     save(&sandbox, &tempfile::tempdir_in(folder.path()).unwrap().keep()).await;
     sandbox.provider.provision(&sandbox.id, 1, &Resources::default()).await.unwrap();
     host.end().await;

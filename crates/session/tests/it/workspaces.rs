@@ -3,7 +3,9 @@
 use protocol::event::{Body, Snapshot};
 use protocol::id::{EventId, SandboxId, ThreadId};
 use protocol::time::Timestamp;
-use session::State;
+use session::record::{NO_WORKSPACE, want_snapshot};
+use session::state::Wish;
+use session::{Refusal, State};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_micros(seconds * 1_000_000)
@@ -81,4 +83,57 @@ fn a_workspace_that_was_lost_while_nobody_was_there_is_told_once() {
     assert_eq!(untold(&[gone.as_slice(), &[told]].concat()), None);
     assert_eq!(untold(&[sandbox("sbx_1"), saved("one", false), lost("one")]), None, "its sandbox lives");
     assert_eq!(untold(&[gone[0].clone(), gone[1].clone(), lost("another")]), None, "it is another's");
+}
+
+#[test]
+fn a_sandbox_that_was_put_away_is_to_be_told_of_until_the_model_has_heard_of_it() {
+    let untold = |bodies: &[Body]| folded(bodies).untold_restoration;
+    let died = Body::SandboxLost { sandbox_id: SandboxId::from_text("sbx_2") };
+    let (begun, again, away) = (sandbox("sbx_1"), sandbox("sbx_2"), saved("one", true));
+    let told = Body::RestorationTold {};
+    assert!(untold(&[begun.clone(), away.clone(), again.clone()]));
+    assert!(untold(&[begun.clone(), away.clone(), again.clone(), saved("two", true)]), "twice is told once");
+    assert!(!untold(&[begun.clone(), away.clone(), again.clone(), told]));
+    assert!(!untold(&[begun.clone(), away.clone(), again.clone(), died]), "that was told, and more");
+    assert!(!untold(&[begun, saved("one", false)]), "it lives on");
+    assert!(!untold(&[away, again]), "a session that begins with another's workspace has run nothing");
+}
+
+#[test]
+fn a_snapshot_is_wanted_once_and_only_of_a_sandbox_that_is_there() {
+    let want = |bodies: &[Body]| want_snapshot(&folded(bodies));
+    let (begun, wanted) = (sandbox("sbx_1"), Body::SnapshotWanted {});
+    assert_eq!(want(&[begun.clone()]), Ok(Some(Body::SnapshotWanted {})));
+    assert_eq!(want(&[begun.clone(), wanted.clone()]), Ok(None), "it is on record");
+    let saved_since = [begun.clone(), wanted.clone(), saved("one", false)];
+    assert_eq!(
+        want(&saved_since),
+        Ok(Some(Body::SnapshotWanted {})),
+        "something may have been written since"
+    );
+    assert_eq!(want(&[begun.clone(), saved("one", true)]), Ok(None), "what is saved is all there is");
+    let Err(Refusal::Invalid(nothing)) = want(&[]) else { panic!("there is nothing to be saved") };
+    assert_eq!(nothing.code, Some(NO_WORKSPACE));
+    let Err(Refusal::Invalid(busy)) = want(&[begun.clone(), Body::StatusRunning {}]) else {
+        panic!("it works")
+    };
+    assert!(busy.to_string().contains("cannot be saved while it works"), "{busy}");
+    assert_eq!(want(&[begun, Body::StatusTerminated {}]), Err(Refusal::Over));
+}
+
+#[test]
+fn a_wish_for_a_snapshot_ends_with_one_or_with_a_reason() {
+    let wish = |bodies: &[Body]| folded(bodies).wish;
+    let (begun, wanted) = (sandbox("sbx_1"), Body::SnapshotWanted {});
+    assert_eq!(wish(&[begun.clone(), wanted.clone()]), Some(Wish::Pending { since: at(2) }));
+    assert_eq!(wish(&[begun.clone(), wanted.clone(), saved("one", true)]), None);
+    let unsaved = Body::SnapshotUnsaved { reason: "too large".to_owned() };
+    let failed = Wish::Failed { at: at(3), reason: "too large".to_owned() };
+    assert_eq!(wish(&[begun.clone(), wanted.clone(), unsaved.clone()]), Some(failed));
+    assert_eq!(
+        wish(&[begun.clone(), wanted.clone(), unsaved, wanted.clone()]),
+        Some(Wish::Pending { since: at(4) })
+    );
+    let died = Body::SandboxLost { sandbox_id: SandboxId::from_text("sbx_1") };
+    assert!(matches!(wish(&[begun, wanted, died]), Some(Wish::Failed { .. })));
 }

@@ -327,16 +327,13 @@ impl Engine for Memory {
         Ok(self.open()?.resources.environments(workspace, &query))
     }
 
-    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
-        Ok(self.open()?.resources.pooled_environments(limit))
-    }
-
-    async fn environments_after(
+    async fn environments_with(
         &self,
+        text: &'static str,
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error> {
-        Ok(self.open()?.resources.environments_after(after.as_ref(), limit))
+        Ok(self.open()?.resources.environments_with(text, after.as_ref(), limit))
     }
 
     async fn change_environment(

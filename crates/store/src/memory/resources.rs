@@ -115,24 +115,20 @@ impl Resources {
         newest(shown, cursor, after.as_ref(), *limit).into_iter().cloned().collect()
     }
 
-    pub(super) fn pooled_environments(&self, limit: usize) -> Vec<Environment> {
-        let current = self.environments.values().map(|(_, environment)| environment);
-        let asks = |environment: &&Environment| {
-            let policy = environment.metadata.get("posthouse.policy");
-            environment.archived_at.is_none() && policy.is_some_and(|policy| policy == "pool")
-        };
-        let mut found: Vec<Environment> = current.filter(asks).cloned().collect();
-        found.sort_by_key(|environment| (environment.created_at, environment.id.to_string()));
-        found.truncate(limit);
-        found
-    }
-
-    pub(super) fn environments_after(&self, after: Option<&EnvironmentId>, limit: usize) -> Vec<Environment> {
+    pub(super) fn environments_with(
+        &self,
+        text: &str,
+        after: Option<&EnvironmentId>,
+        limit: usize,
+    ) -> Vec<Environment> {
         let all = self.environments.values().map(|(_, environment)| environment);
-        let after =
-            |environment: &&Environment| after.is_none_or(|after| environment.id.as_str() > after.as_str());
-        let mut found: Vec<Environment> =
-            all.filter(|environment| environment.archived_at.is_none()).filter(after).cloned().collect();
+        let is_wanted = |environment: &&Environment| {
+            let kept = || serde_json::to_string(environment).unwrap_or_default();
+            environment.archived_at.is_none()
+                && after.is_none_or(|after| environment.id.as_str() > after.as_str())
+                && kept().contains(text)
+        };
+        let mut found: Vec<Environment> = all.filter(is_wanted).cloned().collect();
         found.sort_by(|one, other| one.id.as_str().cmp(other.id.as_str()));
         found.truncate(limit);
         found

@@ -293,16 +293,13 @@ impl Engine for Weathered {
         self.memory.environments(workspace, query).await
     }
 
-    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
-        self.memory.pooled_environments(limit).await
-    }
-
-    async fn environments_after(
+    async fn environments_with(
         &self,
+        text: &'static str,
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error> {
-        self.memory.environments_after(after, limit).await
+        self.memory.environments_with(text, after, limit).await
     }
 
     async fn change_environment(

@@ -448,16 +448,13 @@ impl Engine for Postgres {
         Ok(resources::environments(self.db(), workspace, &query).await?)
     }
 
-    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
-        Ok(resources::pooled_environments(self.db(), limit).await?)
-    }
-
-    async fn environments_after(
+    async fn environments_with(
         &self,
+        text: &'static str,
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error> {
-        Ok(resources::environments_after(self.db(), after.as_ref(), limit).await?)
+        Ok(resources::environments_with(self.db(), text, after.as_ref(), limit).await?)
     }
 
     async fn change_environment(

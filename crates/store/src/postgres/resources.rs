@@ -14,7 +14,7 @@ use crate::postgres::connect::{Db, storable};
 use crate::postgres::fault::Fault;
 use crate::postgres::heads::json;
 use crate::postgres::sessions::Conditions;
-use crate::resources::{AgentQuery, Change, EnvironmentQuery, POOLED, may_follow, ran, unwound};
+use crate::resources::{AgentQuery, Change, EnvironmentQuery, may_follow, ran, unwound};
 
 /// What a change came to: the inner result is for the client.
 pub(crate) type Changed<T> = Result<Result<T, ChangeError>, Fault>;
@@ -226,31 +226,21 @@ pub(crate) async fn environments(
     db.query(&sql, &conditions.params()).await?.iter().map(|row| json(row, 0)).collect()
 }
 
-/// Those of all workspaces that may ask for a pool.
-pub(crate) async fn pooled_environments(db: &Db, limit: usize) -> Result<Vec<Environment>, Fault> {
-    const POOLED_ONES: &str = "
-        SELECT body FROM environment WHERE archived_at IS NULL AND strpos(body, $1) > 0
-        ORDER BY created_at, id LIMIT $2";
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let params = [(&POOLED as _, Type::TEXT), (&limit as _, Type::INT8)];
-    db.query(POOLED_ONES, &params).await?.iter().map(|row| json(row, 0)).collect()
-}
-
-/// Environments of all workspaces that are not archived, by id.
-pub(crate) async fn environments_after(
+/// Those of all workspaces that are not archived and whose text holds this one, by id.
+pub(crate) async fn environments_with(
     db: &Db,
+    text: &str,
     after: Option<&EnvironmentId>,
     limit: usize,
 ) -> Result<Vec<Environment>, Fault> {
-    let mut conditions = Conditions::default();
-    conditions.and_text("id COLLATE \"C\" > ?", after.map_or("", EnvironmentId::as_str));
-    conditions.and("archived_at IS NULL", []);
-    let sql = format!(
-        "SELECT body FROM environment{} ORDER BY id COLLATE \"C\" LIMIT {}",
-        conditions.text(),
-        i64::try_from(limit).unwrap_or(i64::MAX),
-    );
-    db.query(&sql, &conditions.params()).await?.iter().map(|row| json(row, 0)).collect()
+    const WITH: &str = "
+        SELECT body FROM environment
+        WHERE id COLLATE \"C\" > $1 AND archived_at IS NULL AND strpos(body, $2) > 0
+        ORDER BY id COLLATE \"C\" LIMIT $3";
+    let after = after.map_or("", EnvironmentId::as_str);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let params = [(&after as _, Type::TEXT), (&text as _, Type::TEXT), (&limit as _, Type::INT8)];
+    db.query(WITH, &params).await?.iter().map(|row| json(row, 0)).collect()
 }
 
 /// Changes an environment, unless somebody else did meanwhile.

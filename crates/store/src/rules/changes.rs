@@ -6,7 +6,7 @@ use bytes::Bytes;
 use protocol::event::{Body, Event};
 use protocol::id::{EventId, ThreadId, WorkspaceId};
 use protocol::time::Timestamp;
-use session::record::{Update, may_delete};
+use session::record::{Update, may_delete, want_snapshot as want};
 use session::step::run_events;
 use session::{Admitted, Record, Refusal, State, admit};
 
@@ -143,6 +143,17 @@ pub(crate) fn archive(
     moment: &Moment<'_>,
 ) -> Result<Seen, ChangeError> {
     change(of(head, workspace)?, ids, moment, |record, state| record.archive(state, moment.now))
+}
+
+/// Records that a client wants the workspace saved, if that is to be done at all.
+pub(crate) fn want_snapshot(
+    head: Option<&mut Head>,
+    workspace: &WorkspaceId,
+    ids: &Ids,
+    moment: &Moment<'_>,
+) -> Result<Seen, ChangeError> {
+    let wanted = |_: &mut Record, state: &State| Ok(want(state)?.into_iter().collect());
+    change(of(head, workspace)?, ids, moment, wanted)
 }
 
 fn change(

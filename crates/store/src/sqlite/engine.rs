@@ -320,16 +320,13 @@ impl Engine for Sqlite {
         self.readers.read(move |conn| environments::list(conn, &workspace, &query)).await
     }
 
-    async fn pooled_environments(&self, limit: usize) -> Result<Vec<Environment>, Error> {
-        self.readers.read(move |conn| environments::pooled(conn, limit)).await
-    }
-
-    async fn environments_after(
+    async fn environments_with(
         &self,
+        text: &'static str,
         after: Option<EnvironmentId>,
         limit: usize,
     ) -> Result<Vec<Environment>, Error> {
-        self.readers.read(move |conn| environments::after(conn, after.as_ref(), limit)).await
+        self.readers.read(move |conn| environments::with(conn, text, after.as_ref(), limit)).await
     }
 
     async fn change_environment(

@@ -7,7 +7,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params, params_from_iter};
 
 use crate::error::ChangeError;
-use crate::resources::{EnvironmentQuery, POOLED};
+use crate::resources::EnvironmentQuery;
 use crate::sqlite::fault::Fault;
 use crate::sqlite::heads::json;
 use crate::sqlite::listing::Conditions;
@@ -87,30 +87,19 @@ pub(crate) fn list(
     Ok(page)
 }
 
-/// Those of all workspaces that may ask for a pool.
-pub(crate) fn pooled(conn: &Connection, limit: usize) -> Result<Vec<Environment>, Fault> {
-    const POOLED_ONES: &str = "
-        SELECT body FROM environment WHERE archived_at IS NULL AND instr(body, ?1) > 0
-        ORDER BY created_at, id LIMIT ?2";
-    let mut statement = conn.prepare_cached(POOLED_ONES)?;
-    let mut rows = statement.query(params![POOLED, limit_of(limit)])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(json(row, 0)?);
-    }
-    Ok(found)
-}
-
-/// Environments of all workspaces that are not archived, by id.
-pub(crate) fn after(
+/// Those of all workspaces that are not archived and whose text holds this one, by id.
+pub(crate) fn with(
     conn: &Connection,
+    text: &str,
     after: Option<&EnvironmentId>,
     limit: usize,
 ) -> Result<Vec<Environment>, Fault> {
-    const AFTER: &str =
-        "SELECT body FROM environment WHERE id > ?1 AND archived_at IS NULL ORDER BY id LIMIT ?2";
-    let mut statement = conn.prepare_cached(AFTER)?;
-    let mut rows = statement.query(params![after.map_or("", EnvironmentId::as_str), limit_of(limit)])?;
+    const WITH: &str = "
+        SELECT body FROM environment WHERE id > ?1 AND archived_at IS NULL AND instr(body, ?2) > 0
+        ORDER BY id LIMIT ?3";
+    let mut statement = conn.prepare_cached(WITH)?;
+    let after = after.map_or("", EnvironmentId::as_str);
+    let mut rows = statement.query(params![after, text, limit_of(limit)])?;
     let mut page = Vec::new();
     while let Some(row) = rows.next()? {
         page.push(json(row, 0)?);

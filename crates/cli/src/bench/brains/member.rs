@@ -160,6 +160,10 @@ impl Provider for Pretended {
         Ok(false)
     }
 
+    async fn touch(&self, _: &SandboxId, _: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn collect_outputs(&self, _: &SandboxId, _: &Path) -> Result<Vec<Collected>, Error> {
         Ok(Vec::new())
     }

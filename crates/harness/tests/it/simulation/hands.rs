@@ -79,6 +79,11 @@ impl Provider for Hands {
         self.within.cancel(id, fence, call_id).await
     }
 
+    async fn touch(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
+        self.reach().await?;
+        self.within.touch(id, fence).await
+    }
+
     async fn collect_outputs(&self, id: &SandboxId, into: &Path) -> Result<Vec<Collected>, Error> {
         self.reach().await?;
         self.within.collect_outputs(id, into).await

@@ -160,6 +160,8 @@ enum Kind {
 /// The parts of a sandbox whose first steps have begun.
 struct Beginning {
     key: u64,
+    /// What it is built on.
+    base: String,
     body: Body,
     control: Frames,
     sync: UnixStream,

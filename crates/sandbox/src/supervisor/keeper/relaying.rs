@@ -42,6 +42,18 @@ impl Keeper {
         }
     }
 
+    /// Somebody uses this sandbox.
+    pub(crate) fn touch(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) {
+        if self.is_known(waiter, id, fence, now) {
+            return;
+        }
+        let error = match self.guest(id) {
+            Some(_) => Error::Busy { reason: "its container has not come yet".to_owned() },
+            None => Error::gone(UNKNOWN),
+        };
+        self.reply(waiter, Answer::Failed(error));
+    }
+
     /// A sandbox's `tools` said something, or its socket takes more.
     pub(crate) fn control_ready(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };

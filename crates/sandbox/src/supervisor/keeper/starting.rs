@@ -12,9 +12,9 @@ use super::{Asked, Beginning, DESTROYED, Keeper, WAITING_BYTES_MAX, Waiter};
 use crate::namespaces::cgroups::Group;
 use crate::namespaces::child::UNRESTORABLE;
 use crate::namespaces::profile::Owners;
-use crate::namespaces::stacks::Plan;
+use crate::namespaces::stacks::{Found, Plan};
 use crate::namespaces::start::{Process, Started, start};
-use crate::provider::{Error, Limits, Resources, Rights, SandboxId};
+use crate::provider::{Error, Limits, Resources, Restore, Rights, SandboxId};
 use crate::supervisor::frames::{Flow, Frames};
 use crate::supervisor::poller::{Interest, Token};
 use crate::supervisor::pool::Shape;
@@ -41,7 +41,7 @@ impl Keeper {
         now: Instant,
     ) -> Result<u64, (Error, Vec<Waiter>)> {
         match self.start(&resources, layer) {
-            Ok(Beginning { key, body, control, sync }) => {
+            Ok(Beginning { key, base, body, control, sync }) => {
                 let (id, fence) = named.unzip();
                 self.keys.extend(id.clone().map(|id| (id, key)));
                 let sandbox = Sandbox {
@@ -50,7 +50,7 @@ impl Keeper {
                     fence: fence.unwrap_or_default(),
                     born: now,
                     used: now,
-                    base: resources.base.name(),
+                    base,
                     limits: resources.limits,
                     start_time_max: match resources.restore {
                         None => START_TIME_MAX,
@@ -79,7 +79,14 @@ impl Keeper {
 
     fn start(&mut self, resources: &Resources, layer: Option<&str>) -> Result<Beginning, Error> {
         let installs = self.installs(resources).unwrap_or(false);
-        let mut plan = self.plan(resources, installs)?;
+        let found = self.shelf.find(&resources.base, self.shape())?;
+        if let Some(Restore { file: _, base }) = &resources.restore
+            && *base != found.base
+        {
+            let reason = format!("it was saved on {base}, and this would be built on {}", found.base);
+            return Err(Error::Unrestorable { reason });
+        }
+        let mut plan = self.plan(&found, installs)?;
         if let Some(key) = layer {
             plan.stage_on_disk(self.shelf.unfinished(key)?);
         }
@@ -98,7 +105,8 @@ impl Keeper {
         });
         match watched {
             Ok((pid, process, control, sync)) => {
-                Ok(Beginning { key, body: Body::Child { slot, pid, process, group }, control, sync })
+                let body = Body::Child { slot, pid, process, group };
+                Ok(Beginning { key, base: found.base, body, control, sync })
             }
             Err(error) => {
                 self.unremoved.push(group);
@@ -124,8 +132,7 @@ impl Keeper {
     }
 
     /// What the root of a sandbox is made of.
-    fn plan(&self, resources: &Resources, installs: bool) -> Result<Plan, Error> {
-        let found = self.shelf.find(&resources.base, self.shape())?;
+    fn plan(&self, found: &Found, installs: bool) -> Result<Plan, Error> {
         let needs_owners = found.image.is_some() || found.layer.is_some();
         if needs_owners && self.profile.owners == Owners::AsTheyAre && self.profile.ids.are_ranges() {
             return Err(Error::refused(
@@ -133,10 +140,10 @@ impl Keeper {
             ));
         }
         match &found.image {
-            Some(image) => Ok(Plan::over_image(image, &found, installs)),
+            Some(image) => Ok(Plan::over_image(image, found, installs)),
             None => {
                 let masked = matches!(self.private, Private::Known { masked } if masked > 0);
-                Plan::over_host(&self.profile.layout, &found, installs, masked).map_err(Error::unavailable)
+                Plan::over_host(&self.profile.layout, found, installs, masked).map_err(Error::unavailable)
             }
         }
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use sandbox::{Base, Capacity, Error, Limits, Network, Packages, Resources, conformance};
+use sandbox::{Base, Capacity, Error, Limits, Network, Packages, Resources, Restore, conformance};
 use serde_json::json;
 
 use self::engine::{Engine, IMAGE, RUNTIME, SMALL_IMAGE};
@@ -268,7 +268,8 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     let said = host.provider.prepare(&base, &|_| {}).await.unwrap_err().to_string();
     assert!(said.contains("packages cannot be installed into containers"), "{said}");
     // Until containers can be saved, whoever asks is told so, and what it has is not mistaken for a snapshot.
-    let restored = Resources { restore: Some("/nowhere".into()), ..Resources::default() };
+    let nowhere = Restore { file: "/nowhere".into(), base: "host".to_owned() };
+    let restored = Resources { restore: Some(nowhere), ..Resources::default() };
     let said = refusal(&host, restored).await;
     assert!(said.contains("cannot be saved or restored yet"), "{said}");
     let sandbox = host.sandbox(Resources::default()).await;
