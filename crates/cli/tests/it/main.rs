@@ -15,3 +15,4 @@ mod put_away;
 mod roles;
 mod run;
 mod server;
+mod vaults;
