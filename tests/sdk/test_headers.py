@@ -182,7 +182,7 @@ def test_the_sdk_shows_the_request_id(client: anthropic.Anthropic) -> None:
     ("method", "path"),
     [
         ("GET", "/v1/no/such/path"),
-        ("GET", "/v1/vaults"),
+        ("GET", "/v1/deployments"),
         ("GET", "/v1/files"),
         ("GET", "/"),
         ("GET", "/v1/agents/"),

@@ -87,6 +87,10 @@ pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
             get(credentials::retrieve).post(credentials::update).delete(credentials::delete),
         )
         .route("/v1/vaults/{vault_id}/credentials/{credential_id}/archive", post(credentials::archive))
+        .route(
+            "/v1/vaults/{vault_id}/credentials/{credential_id}/mcp_oauth_validate",
+            post(credentials::validate),
+        )
         .route("/v1/sessions", post(sessions::create).get(sessions::list))
         .route(
             "/v1/sessions/{session_id}",

@@ -72,7 +72,9 @@ impl Server {
         let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
         let health = health(settings, &store, hands.as_ref(), &draining);
 
-        let credentials = vault::Credentials::new(store.clone(), settings.vault.clone());
+        let credentials = vault::Credentials::new(store.clone(), settings.vault.clone())
+            .reaching(Arc::new(settings.network.guard()))
+            .context("no client for token endpoints can be made")?;
         look_at_vault(&credentials, settings).await;
         let broker = Broker::new(credentials.clone());
         let (mut work, mut door) = (JoinSet::new(), JoinSet::new());

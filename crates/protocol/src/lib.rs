@@ -9,6 +9,7 @@ pub mod agent_request;
 pub mod content;
 pub mod credential;
 pub mod credential_request;
+pub mod credential_validation;
 pub mod environment;
 pub mod environment_request;
 pub mod error;

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use egress::{Client, Guard};
 use protocol::credential::{
     Credential, CredentialAuth, CredentialKey, CredentialNetworking, InjectionLocation,
 };
@@ -19,12 +21,20 @@ use crate::master::Source;
 use crate::opened::Opened;
 use crate::seal::{Key, Place};
 
+/// How long a connection may take, an answer, and how long a connection is kept for another request.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+const REQUEST_MAX: Duration = Duration::from_secs(30);
+const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How often a renewed token is saved anew because somebody changed something else of the credential.
 const SAVES_MAX: usize = 8;
 
 /// The credentials of a store. Cheap to clone; all clones share the keys.
 #[derive(Clone)]
-pub struct Credentials(Arc<Inner>);
+pub struct Credentials {
+    inner: Arc<Inner>,
+    /// To token endpoints, and to servers that a credential is tried on.
+    http: Option<Client>,
+}
 
 struct Inner {
     store: Store,
@@ -52,18 +62,32 @@ pub struct Renewed {
 impl Credentials {
     /// Over that store, sealed with keys from that source. Neither is touched yet.
     pub fn new(store: Store, source: Source) -> Self {
-        Self(Arc::new(Inner { keys: Keys::new(store.clone(), source), store }))
+        Self { inner: Arc::new(Inner { keys: Keys::new(store.clone(), source), store }), http: None }
+    }
+
+    /// The same, with a way to token endpoints and servers past this guard; without one nothing is renewed or tried. The
+    /// process needs a default provider of cryptography for rustls.
+    pub fn reaching(self, guard: Arc<Guard>) -> reqwest::Result<Self> {
+        // A redirect would take a secret elsewhere.
+        let http = egress::client_without_redirects(guard, |builder| {
+            builder.connect_timeout(CONNECT_MAX).timeout(REQUEST_MAX).pool_idle_timeout(IDLE_MAX)
+        })?;
+        Ok(Self { http: Some(http), ..self })
+    }
+
+    pub(crate) fn http(&self) -> Option<&Client> {
+        self.http.as_ref()
     }
 
     /// Sees whether the keys can be used, and makes the key file if nothing is sealed yet. Gives the name of the master key
     /// for what is new.
     pub async fn check(&self) -> Result<String, Error> {
-        self.0.keys.check().await
+        self.inner.keys.check().await
     }
 
     /// Where they last.
     pub fn store(&self) -> &Store {
-        &self.0.store
+        &self.inner.store
     }
 
     // For clients.
@@ -75,7 +99,7 @@ impl Credentials {
         vault: &VaultId,
         create: CredentialCreate,
     ) -> Result<Credential, Error> {
-        let store = &self.0.store;
+        let store = &self.inner.store;
         let (credential, secrets) = create.into_credential(store.ids().make(), vault.clone(), store.now());
         let sealed = self.seal(workspace, vault, &credential.id, &secrets).await?;
         let kept = KeptCredential { credential, sealed };
@@ -90,7 +114,7 @@ impl Credentials {
         id: &CredentialId,
         mut update: CredentialUpdate,
     ) -> Result<Credential, Error> {
-        let store = &self.0.store;
+        let store = &self.inner.store;
         let secrets = update.take_secrets();
         let sealed = self.seal(workspace, vault, id, &secrets).await?;
         let sent: Vec<SecretField> = secrets.into_keys().collect();
@@ -114,14 +138,14 @@ impl Credentials {
         vault: &VaultId,
         id: &CredentialId,
     ) -> Result<Credential, Error> {
-        let now = self.0.store.now();
+        let now = self.inner.store.now();
         let change = move |kept: &KeptCredential| {
             let credential = &kept.credential;
             let archived = Credential { archived_at: Some(now), updated_at: now, ..credential.clone() };
             let purged = KeptCredential { credential: archived, sealed: Sealed::new() };
             Ok(credential.archived_at.is_none().then_some(purged))
         };
-        Ok(self.0.store.change_credential(workspace, vault, id, Box::new(change)).await?.credential)
+        Ok(self.inner.store.change_credential(workspace, vault, id, Box::new(change)).await?.credential)
     }
 
     // For whoever spends them.
@@ -135,7 +159,7 @@ impl Credentials {
         url: &str,
     ) -> Result<Option<Spendable>, Error> {
         let Some(key) = CredentialKey::of_server(url) else { return Ok(None) };
-        let found = self.0.store.spendable(workspace, vaults, Wanted::Key(key)).await?;
+        let found = self.inner.store.spendable(workspace, vaults, Wanted::Key(key)).await?;
         Ok(found.into_iter().next().map(|kept| Spendable { workspace: workspace.clone(), kept }))
     }
 
@@ -146,7 +170,7 @@ impl Credentials {
         vaults: &[VaultId],
     ) -> Result<Vec<Spendable>, Error> {
         let mut first: Vec<Spendable> = Vec::new();
-        for kept in self.0.store.spendable(workspace, vaults, Wanted::Variables).await? {
+        for kept in self.inner.store.spendable(workspace, vaults, Wanted::Variables).await? {
             let key = kept.credential.auth.key();
             if first.iter().all(|other| other.kept.credential.auth.key() != key) {
                 first.push(Spendable { workspace: workspace.clone(), kept });
@@ -155,12 +179,23 @@ impl Credentials {
         Ok(first)
     }
 
+    /// A credential of that vault, archived or not.
+    pub(crate) async fn find(
+        &self,
+        workspace: &WorkspaceId,
+        vault: &VaultId,
+        id: &CredentialId,
+    ) -> Result<Option<Spendable>, Error> {
+        let found = self.inner.store.get_credential(workspace, vault, id).await?;
+        Ok(found.map(|kept| Spendable { workspace: workspace.clone(), kept }))
+    }
+
     /// The same credential as it is now; `None` if it cannot be spent any more.
     pub async fn again(&self, spendable: &Spendable) -> Result<Option<Spendable>, Error> {
         let Spendable { workspace, kept } = spendable;
         let vault = [kept.credential.vault_id.clone()];
         let found =
-            self.0.store.spendable(workspace, &vault, Wanted::Key(kept.credential.auth.key())).await?;
+            self.inner.store.spendable(workspace, &vault, Wanted::Key(kept.credential.auth.key())).await?;
         let same = found.into_iter().find(|other| other.credential.id == kept.credential.id);
         Ok(same.map(|kept| Spendable { workspace: workspace.clone(), kept }))
     }
@@ -188,7 +223,7 @@ impl Credentials {
         let used = kept.sealed.get(SecretField::RefreshToken.as_str()).cloned();
         let mut tries = SAVES_MAX;
         loop {
-            let (sealed, used, now) = (sealed.clone(), used.clone(), self.0.store.now());
+            let (sealed, used, now) = (sealed.clone(), used.clone(), self.inner.store.now());
             let change = move |kept: &KeptCredential| {
                 if kept.sealed.get(SecretField::RefreshToken.as_str()) != used.as_ref() || used.is_none() {
                     return Err(ChangeError::Conflict(OVERTAKEN.to_owned()));
@@ -201,7 +236,7 @@ impl Credentials {
                 changed.sealed.extend(sealed);
                 Ok(Some(changed))
             };
-            match self.0.store.change_credential(workspace, vault, id, Box::new(change)).await {
+            match self.inner.store.change_credential(workspace, vault, id, Box::new(change)).await {
                 Ok(kept) => return Ok(Spendable { workspace: workspace.clone(), kept }),
                 // Somebody changed its name, say: what was renewed must not be lost for that.
                 Err(ChangeError::Conflict(message)) if message != OVERTAKEN && tries > 1 => tries -= 1,
@@ -212,7 +247,7 @@ impl Credentials {
 
     /// The key of a workspace.
     pub(crate) async fn key(&self, workspace: &WorkspaceId) -> Result<Arc<Key>, Error> {
-        self.0.keys.of(workspace).await
+        self.inner.keys.of(workspace).await
     }
 
     /// Opens one secret; `None` if the credential has none of that name.
@@ -223,7 +258,7 @@ impl Credentials {
     ) -> Result<Option<Opened>, Error> {
         let Spendable { workspace, kept } = spendable;
         let Some(sealed) = kept.sealed.get(field.as_str()) else { return Ok(None) };
-        let key = self.0.keys.of(workspace).await?;
+        let key = self.inner.keys.of(workspace).await?;
         let (vault, credential) = (&kept.credential.vault_id, &kept.credential.id);
         let opened = key.open(Place { workspace, vault, credential, field }, sealed);
         opened.map(|secret| Some(Opened::new(secret))).map_err(|_| Error::Sealed(credential.clone()))
@@ -239,7 +274,7 @@ impl Credentials {
         if secrets.is_empty() {
             return Ok(Sealed::new());
         }
-        let key = self.0.keys.of(workspace).await?;
+        let key = self.inner.keys.of(workspace).await?;
         let seal = |(field, secret): (&SecretField, &Secret)| {
             let place = Place { workspace, vault, credential, field: *field };
             (field.as_str().to_owned(), key.seal(place, secret))

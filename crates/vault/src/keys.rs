@@ -38,11 +38,16 @@ impl Keys {
         if let Some(key) = self.unwrapped.read().unwrap_or_else(PoisonError::into_inner).get(workspace) {
             return Ok(Arc::clone(key));
         }
-        let key = match self.store.vault_key(workspace).await? {
-            Some(wrapped) => self.unwrap(&wrapped).await?,
-            None => self.make(workspace).await?,
+        let mut missing = Missing::default();
+        let key = loop {
+            let found = match self.store.vault_key(workspace).await? {
+                Some(wrapped) => self.unwrap(&wrapped).await,
+                None => self.make(workspace).await,
+            };
+            if let Some(key) = missing.settle(found)? {
+                break Arc::new(key);
+            }
         };
-        let key = Arc::new(key);
         let mut unwrapped = self.unwrapped.write().unwrap_or_else(PoisonError::into_inner);
         if unwrapped.len() >= KEPT_MAX {
             unwrapped.clear();
@@ -53,11 +58,16 @@ impl Keys {
 
     /// Sees whether the master key is there; makes it if it is to be a file, and nothing is sealed yet.
     pub(crate) async fn check(&self) -> Result<String, Error> {
-        let ring = match self.store.vault_master().await? {
-            Some(name) => self.ring_with(&name).await?,
-            None => self.ring().await?,
-        };
-        Ok(ring.first().name().to_owned())
+        let mut missing = Missing::default();
+        loop {
+            let found = match self.store.vault_master().await? {
+                Some(name) => self.ring_with(&name).await,
+                None => self.ring().await,
+            };
+            if let Some(ring) = missing.settle(found)? {
+                return Ok(ring.first().name().to_owned());
+            }
+        }
     }
 
     async fn make(&self, workspace: &WorkspaceId) -> Result<Key, Error> {
@@ -121,6 +131,30 @@ impl Keys {
         let ring = Arc::new(ring);
         *kept = Some((Arc::clone(&ring), Instant::now()));
         Ok(ring)
+    }
+}
+
+/// Which master keys were missing so far. A key may have been changed between the look at the database and the look at the
+/// ring: then both are looked at again. Where the same key is missing twice in a row, it is missing.
+#[derive(Default)]
+struct Missing {
+    last: Option<String>,
+    looks: usize,
+}
+
+impl Missing {
+    /// What was found; `None` to look again.
+    fn settle<T>(&mut self, found: Result<T, Error>) -> Result<Option<T>, Error> {
+        match found {
+            Err(Error::Key(KeyError::Other { wanted }))
+                if self.last.as_ref() != Some(&wanted) && self.looks < TRIES =>
+            {
+                self.last = Some(wanted);
+                self.looks += 1;
+                Ok(None)
+            }
+            found => found.map(Some),
+        }
     }
 }
 

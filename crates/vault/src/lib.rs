@@ -8,14 +8,15 @@
 //!   master key (file, variable or command) ──wraps──▶ one key for each workspace ──wraps──▶ one key for each sealed secret
 //! ```
 //!
-//! In reading order: `credentials` (which credential, opened, changed, renewed), `opened`, `audit` (who spent what), `derive` (what stands for a
-//! secret where it must not be), `keys`
-//! (the keys of workspaces), `seal` (the cryptography), `master` (where the master key comes from), `rotate` (another
-//! master key).
+//! In reading order: `credentials` (which credential, opened, changed, renewed), `opened`, `audit` (who spent what), `derive`
+//! (what stands for a secret where it must not be), `renewal` (OAuth), `probe` (whether one works), `answer` (what others
+//! said), `keys` (the keys of workspaces), `seal` (the cryptography), `master` (where the master key comes from), `rotate`
+//! (another master key).
 //!
 //! This crate logs no secret and keeps none longer than it takes to spend it, keys apart. It does not know what a sandbox
 //! or a model is.
 
+mod answer;
 mod audit;
 mod credentials;
 mod derive;
@@ -23,6 +24,8 @@ mod error;
 mod keys;
 mod master;
 mod opened;
+mod probe;
+mod renewal;
 mod rotate;
 mod seal;
 
@@ -32,4 +35,5 @@ pub use derive::PLACEHOLDER_PREFIX;
 pub use error::{Error, KeyError};
 pub use master::{KEYS_MAX, Keyring, MasterKey, Source};
 pub use opened::Opened;
+pub use renewal::RenewalError;
 pub use rotate::{Book, Rotation, rotate};

@@ -6,6 +6,7 @@ mod delete;
 mod list;
 mod retrieve;
 mod update;
+mod validate;
 
 pub(crate) use archive::archive;
 pub(crate) use create::create;
@@ -13,6 +14,7 @@ pub(crate) use delete::delete;
 pub(crate) use list::list;
 pub(crate) use retrieve::retrieve;
 pub(crate) use update::update;
+pub(crate) use validate::validate;
 
 use protocol::id::CredentialId;
 use store::ChangeError;

@@ -15,3 +15,4 @@ mod shutdown;
 mod snapshots;
 mod streams;
 mod threads;
+mod vaults;

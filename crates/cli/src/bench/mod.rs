@@ -11,6 +11,7 @@
 //! - [`sandbox`]: provisioning, executing, memory, and with [`room`] pools and how many fit; beside a bare process in the
 //!   same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
+//! - [`vault`]: opening a secret; beside the bare cipher.
 //! - [`wake`]: from claiming a session to asking its model; beside reading the same events and sending the same bytes.
 //!
 //! In common: [`samples`] (percentiles), [`machine`] (what it was measured on), [`report`] (table and JSON),
@@ -34,6 +35,7 @@ mod samples;
 mod sandbox;
 mod saved;
 mod ttft;
+mod vault;
 mod wake;
 
 use std::path::PathBuf;
@@ -60,6 +62,7 @@ enum Which {
     Sandbox(sandbox::SandboxOptions),
     Density(density::DensityOptions),
     Wake(wake::WakeOptions),
+    Vault(vault::VaultOptions),
     Brains(brains::BrainsOptions),
     Failover(failover::FailoverOptions),
     /// One process of a fleet. Started by `bench brains`.
@@ -100,6 +103,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
         Which::Density(options) => (density::measure(&options)?, options.common.json),
         Which::Wake(options) => (wake::measure(&options)?, options.common.json),
+        Which::Vault(options) => (vault::measure(&options)?, options.common.json),
         Which::Brains(options) => (brains::measure(&options)?, options.common.json),
         Which::Failover(options) => (failover::measure(&options)?, options.common.json),
         Which::Member(options) => return brains::member::member(&options),

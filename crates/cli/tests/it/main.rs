@@ -16,3 +16,4 @@ mod put_away;
 mod roles;
 mod run;
 mod server;
+mod vaults;

@@ -67,6 +67,13 @@ fn empty_lists_of_what_is_not_built_are_taken() {
 }
 
 #[test]
+fn vaults_keep_their_order() {
+    let body = json!({"agent": "agent_1", "environment_id": "env_1", "vault_ids": ["vlt_2", "vlt_1"]});
+    let ids = SessionCreate::parse(body).expect("parses").vault_ids;
+    assert_eq!(ids, ["vlt_2", "vlt_1"].map(VaultId::from_text));
+}
+
+#[test]
 fn refusals_of_a_new_session_name_the_field() {
     let fifty_one: Vec<Value> = (0..51)
         .map(|_| json!({"type": "user.message", "content": [{"type": "text", "text": "x"}]}))
@@ -83,7 +90,10 @@ fn refusals_of_a_new_session_name_the_field() {
         (json!({"title": "t".repeat(501)}), "title"),
         (json!({"budget": {"type": "limit"}}), "budget"),
         (json!({"resources": [{"type": "file", "file_id": "f"}]}), "resources"),
-        (json!({"vault_ids": ["vlt_1"]}), "vault_ids"),
+        (json!({"vault_ids": "vlt_1"}), "vault_ids"),
+        (json!({"vault_ids": [3]}), "vault_ids[0]"),
+        (json!({"vault_ids": ["vlt_1", "vlt_2", "vlt_1"]}), "vault_ids[2]"),
+        (json!({"vault_ids": vec!["v"; 51]}), "vault_ids"),
         (json!({"initial_events": fifty_one}), "initial_events"),
         (
             json!({"initial_events": [{"type": "system.message", "content": [{"type": "text", "text": "x"}]}]}),

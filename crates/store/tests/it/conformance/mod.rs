@@ -6,6 +6,7 @@ pub(crate) mod leases;
 pub(crate) mod logs;
 pub(crate) mod resources;
 pub(crate) mod sessions;
+pub(crate) mod vaults;
 
 /// Calls `$run` with the whole list, topic by topic.
 macro_rules! suite {
@@ -115,6 +116,20 @@ macro_rules! suite {
                 resources_are_seen_by_their_workspace_only,
                 keys_are_found_by_their_hash_until_revoked,
                 there_is_one_first_workspace,
+            }
+            vaults {
+                a_vault_is_kept_changed_and_listed,
+                a_vault_is_seen_by_its_workspace_only,
+                a_credential_belongs_to_its_vault,
+                a_credential_is_changed_with_its_secrets,
+                a_key_is_taken_until_its_credential_is_archived,
+                a_vault_holds_so_many_and_no_more,
+                archiving_a_vault_purges_what_it_holds,
+                a_credential_that_joins_while_its_vault_is_archived_is_archived_with_it,
+                deleting_a_vault_deletes_what_it_holds,
+                credentials_are_found_in_the_order_of_the_vaults,
+                one_at_a_time_renews_a_token,
+                a_workspace_has_one_key_wrapped_by_the_one_master_key,
             }
         }
     };
