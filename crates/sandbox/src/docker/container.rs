@@ -86,8 +86,9 @@ impl Plan<'_> {
     /// The engine's form of it.
     pub(crate) fn body(&self) -> Result<ContainerCreateBody, Error> {
         // Root inside has no rights that could be few or many: nobody is root there.
-        let Resources { limits, mounts: _, hostname, network, rights: _, base: _, runtime: _, restore: _ } =
+        let Resources { limits, mounts: _, hostname, network, rights: _, base: _, runtime: _, restore } =
             self.resources;
+        let places = self.tmpfs(limits.disk_bytes)?;
         let mut command = vec!["--connect".to_owned(), INSIDE.to_owned()];
         let mut environment: Vec<String> =
             ["HOME=/home/agent", "USER=agent", "LOGNAME=agent", "LANG=C.UTF-8", "TERM=dumb"]
@@ -97,6 +98,12 @@ impl Plan<'_> {
             command.extend(["--exit".to_owned(), EXIT_PORT.to_string()]);
             environment.extend(exit_variables());
         }
+        if restore.is_some() {
+            command.push("--restore".to_owned());
+        }
+        let mut kept: Vec<&String> = places.keys().collect();
+        kept.sort();
+        command.extend(kept.into_iter().flat_map(|place| ["--place".to_owned(), place.clone()]));
         let labels =
             [(INSTANCE, self.instance.to_owned()), (SANDBOX, self.id.to_string()), (DOOR, self.door_name())];
         Ok(ContainerCreateBody {
@@ -118,6 +125,7 @@ impl Plan<'_> {
             host_config: Some(HostConfig {
                 // Programs look themselves up.
                 extra_hosts: Some(vec![format!("{hostname}:127.0.0.1")]),
+                tmpfs: Some(places),
                 ..self.host(limits)?
             }),
             ..ContainerCreateBody::default()
@@ -182,7 +190,6 @@ impl Plan<'_> {
                     .into(),
             ),
             shm_size: number(share(disk_bytes, SHARED_MEMORY_SHARE)),
-            tmpfs: Some(self.tmpfs(disk_bytes)?),
             mounts: Some(self.mounts()?),
             // What process 1 prints is nobody's business, and would fill the host's disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
@@ -211,7 +218,7 @@ impl Plan<'_> {
                         "rw,exec,nosuid,nodev,size={bytes},nr_inodes={files},uid={user},gid={user},mode=755"
                     ),
                     // Podman knows neither owner nor number of files; nobody else is in there.
-                    Kind::Podman => format!("rw,exec,nosuid,nodev,size={bytes},mode=1777"),
+                    Kind::Podman => format!("rw,exec,nosuid,nodev,size={bytes},mode=1777,notmpcopyup"),
                 };
                 (path.to_owned(), options)
             })

@@ -31,6 +31,7 @@ use crate::provider::{
 };
 use crate::supervisor::Supervised;
 use crate::supervisor::client::Door;
+use crate::supervisor::guests::RESTORE_TIME_MAX;
 use crate::supervisor::terms::checked;
 
 /// Between two tries to make a container whose name is taken: by one that the engine is still making for a server that has
@@ -135,21 +136,28 @@ impl Docker {
                 }
             }
             if engine.start(&name).await? {
-                return self.await_it(engine, id, fence, &name).await;
+                return self.await_it(engine, id, fence, plan).await;
             }
             // It went away between the two, or ended at once: then the supervisor has heard why.
-            let heard = timeout(LAST_WORDS_TIME_MAX, self.come(id, fence)).await;
+            let heard = timeout(LAST_WORDS_TIME_MAX, self.come(id, fence, plan.resources)).await;
             if let Ok(heard) = heard {
                 return heard;
             }
         }
     }
 
-    async fn await_it(&self, engine: &Engine, id: &SandboxId, fence: u64, name: &str) -> Result<(), Error> {
-        let mut come = std::pin::pin!(self.come(id, fence));
+    async fn await_it(
+        &self,
+        engine: &Engine,
+        id: &SandboxId,
+        fence: u64,
+        plan: &Plan<'_>,
+    ) -> Result<(), Error> {
+        let name = container::name(plan.instance, id);
+        let mut come = std::pin::pin!(self.come(id, fence, plan.resources));
         let ended = tokio::select! {
             come = &mut come => return come,
-            ended = engine.ended(name) => ended,
+            ended = engine.ended(&name) => ended,
         };
         match timeout(LAST_WORDS_TIME_MAX, come).await {
             Ok(come) => come,
@@ -157,8 +165,14 @@ impl Docker {
         }
     }
 
-    async fn come(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
-        self.keeper.adopted(id, fence, self.settings.provision_time_max).await
+    async fn come(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
+        self.keeper.adopted(id, fence, self.patience(resources)).await
+    }
+
+    /// How long one of these may take.
+    fn patience(&self, resources: &Resources) -> Duration {
+        let restoring = if resources.restore.is_some() { RESTORE_TIME_MAX } else { Duration::ZERO };
+        self.settings.provision_time_max + restoring
     }
 
     async fn make(
@@ -206,16 +220,14 @@ impl Docker {
         let default = engine.info.default_runtime.as_deref();
         let first_id = container::first_id(engine.ids(), runtime.or(default));
         let Some(door) = self.keeper.adopt(id, fence, resources, first_id).await? else { return Ok(()) };
-        let made =
-            match timeout(self.settings.provision_time_max, self.make(&engine, id, fence, resources, &door))
-                .await
-            {
-                Ok(made) => made,
-                Err(_) => Err(Error::unavailable(format!(
-                    "the container was not ready after {} seconds",
-                    self.settings.provision_time_max.as_secs_f64()
-                ))),
-            };
+        let patience = self.patience(resources);
+        let made = match timeout(patience, self.make(&engine, id, fence, resources, &door)).await {
+            Ok(made) => made,
+            Err(_) => Err(Error::unavailable(format!(
+                "the container was not ready after {} seconds",
+                patience.as_secs_f64()
+            ))),
+        };
         match made {
             Ok(()) => Ok(()),
             // It is somebody else's now, who sees to it.

@@ -16,7 +16,7 @@ use crate::doctor::Report;
 use crate::provider::{Error, Network, Occupancy, Pool, Resources, SandboxId, SandboxInfo, Saved};
 
 /// The version spoken here.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// What a frame holds besides what it relays.
 const ENVELOPE_BYTES_MAX: usize = 64 << 10;

@@ -3,6 +3,7 @@
 //! Each test says plainly if it was left out, past the test harness's capture, with the reason and what to do about it.
 
 pub(crate) mod engine;
+mod snapshots;
 
 use std::io::Write as _;
 use std::process::Command;
@@ -78,6 +79,15 @@ fn containers_with_an_exit_withstand_the_attacks_too() {
     repeat(engine, &["attacks::", "--skip", "attacks::resources", "--skip", "attacks::exit"], &[EXITS]);
 }
 
+/// What is promised about snapshots is the same for both.
+#[test]
+fn containers_are_saved_and_restored_too() {
+    let Some(engine) = engine("containers_are_saved_and_restored_too") else { return };
+    let skipped = ["--skip", "outside_of_the_workspace", "--skip", "of_namespaces"];
+    repeat(engine, &[&["snapshots::"], &skipped[..]].concat(), &[]);
+}
+
+/// Runs tests of this program a second time, with containers as sandboxes.
 fn repeat(engine: &Engine, arguments: &[&str], variables: &[&str]) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(arguments)
@@ -267,17 +277,9 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     assert!(said.contains("posthouse.image"), "{said}");
     let said = host.provider.prepare(&base, &|_| {}).await.unwrap_err().to_string();
     assert!(said.contains("packages cannot be installed into containers"), "{said}");
-    // Until containers can be saved, whoever asks is told so, and what it has is not mistaken for a snapshot.
     let restored = Resources { restore: Some("/nowhere".into()), ..Resources::default() };
     let said = refusal(&host, restored).await;
-    assert!(said.contains("cannot be saved or restored yet"), "{said}");
-    let sandbox = host.sandbox(Resources::default()).await;
-    let folder = tempfile::tempdir().unwrap();
-    let saved = host.provider.save(&sandbox.id, 1, &folder.path().join("x")).await;
-    assert!(matches!(saved, Err(Error::Refused { .. })), "{saved:?}");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    assert_eq!(sandbox.bash("echo goes on").await, "goes on");
-    host.provider.destroy(&sandbox.id).await.unwrap();
+    assert!(said.contains("the snapshot cannot be opened"), "{said}");
     host.end().await;
     let nobody = Host::of_containers("/nowhere/docker.sock");
     let refused = nobody.provider.provision(&fresh_id(), 1, &Resources::default()).await;
