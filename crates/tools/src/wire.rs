@@ -107,6 +107,7 @@ pub enum Op {
         variables: BTreeMap<String, String>,
         /// The certificate, in PEM, of an authority that programs are to trust besides the system's.
         trusted: Option<String>,
+    },
     /// Send all files of the sandbox on the other line, in the form of [`archive::freight`](crate::archive::freight). Asked
     /// while every process stands still; [`Op::Resume`] breaks it off.
     Pack {

@@ -55,6 +55,18 @@ const ALSO_MASKED: &[&str] = &["/proc/timer_stats", "/sys"];
 /// What a process of some privilege could still write.
 const READ_ONLY: &[&str] = &["/proc/sys"];
 
+/// What package managers need of root: to give files and processes to others, and to change those of others.
+const BUILDERS_CAPABILITIES: &[&str] =
+    &["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"];
+
+/// What a container is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Sandbox,
+    /// To install packages in: its root may be written, and its user is root.
+    Builder,
+}
+
 /// What is the same for a container whenever it is made again.
 pub(crate) struct Plan<'a> {
     pub(crate) id: &'a SandboxId,
@@ -68,6 +80,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) door: &'a Door,
     pub(crate) ids: Ids,
     pub(crate) kind: Kind,
+    pub(crate) role: Role,
 }
 
 /// The name by which a container is found again.
@@ -90,12 +103,17 @@ impl Plan<'_> {
             self.resources;
         let places = self.tmpfs(limits.disk_bytes)?;
         let mut command = vec!["--connect".to_owned(), INSIDE.to_owned()];
-        let mut environment: Vec<String> =
-            ["HOME=/home/agent", "USER=agent", "LOGNAME=agent", "LANG=C.UTF-8", "TERM=dumb"]
-                .map(str::to_owned)
-                .into();
+        let own = match self.role {
+            Role::Sandbox => ["HOME=/home/agent", "USER=agent", "LOGNAME=agent"],
+            Role::Builder => ["HOME=/root", "USER=root", "LOGNAME=root"],
+        };
+        let mut environment: Vec<String> = own.map(str::to_owned).into();
+        environment.extend(["LANG=C.UTF-8", "TERM=dumb"].map(str::to_owned));
         if network.is_some() {
             command.extend(["--exit".to_owned(), EXIT_PORT.to_string()]);
+        }
+        // A layer has the variables of its builder.
+        if network.is_some() && self.role == Role::Sandbox {
             environment.extend(exit_variables());
         }
         if restore.is_some() {
@@ -138,6 +156,9 @@ impl Plan<'_> {
     }
 
     fn user(&self) -> u32 {
+        if self.role == Role::Builder {
+            return 0;
+        }
         let first = match self.ids {
             Ids::Same => FIRST_ID,
             Ids::Translated => FIRST_TRANSLATED_ID,
@@ -168,9 +189,11 @@ impl Plan<'_> {
             network_mode: Some("none".to_owned()),
             ipc_mode: Some("private".to_owned()),
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-            readonly_rootfs: Some(true),
+            readonly_rootfs: Some(self.role == Role::Sandbox),
             privileged: Some(false),
             cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: (self.role == Role::Builder)
+                .then(|| BUILDERS_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()),
             // The engine's own system call filter stays, and ours comes on top of it.
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             masked_paths: Some(masked.collect()),
@@ -204,7 +227,10 @@ impl Plan<'_> {
         }
         let each = share(disk_bytes, VOLUMES_SHARE) / (self.volumes.len() as u64).max(1);
         let volumes = self.volumes.iter().map(|path| (path.as_str(), each));
-        let own = WRITABLE.iter().map(|(path, part)| (*path, share(disk_bytes, *part)));
+        // What a builder writes elsewhere is its root's, which lies on the disk.
+        let is_there = |path: &str| self.role == Role::Sandbox || path == "/run";
+        let own = WRITABLE.iter().filter(|(path, _)| is_there(path));
+        let own = own.map(|(path, part)| (*path, share(disk_bytes, *part)));
         let is_mounted =
             |path: &str| self.resources.mounts.iter().any(|mount| mount.inside == Path::new(path));
         let user = self.user();
@@ -282,6 +308,7 @@ mod tests {
             door: &door,
             ids: Ids::Same,
             kind,
+            role: Role::Sandbox,
         };
         plan.body().unwrap().host_config.unwrap()
     }

@@ -246,6 +246,14 @@ impl Host {
         }
     }
 
+    /// The layers that an engine has of this data directory.
+    pub(crate) fn layers(&self) -> Vec<String> {
+        match &self.engine {
+            Some(engine) => crate::docker::engine::layers_of(&engine.host, &self.instance()),
+            None => Vec::new(),
+        }
+    }
+
     /// Every process below the supervisor, and in the containers that it keeps.
     pub(crate) fn family(&self) -> Vec<Pid> {
         if let Some(engine) = &self.engine {

@@ -68,9 +68,10 @@ libraries=$(ldd $wanted 2> /dev/null | grep -o '/[^ :)]*' | grep '\.so' | sort -
 for library in $libraries; do files="$files $library $(readlink -f $library)"; done
 # Names below the links in the root are those below /usr.
 files=$(echo $files | tr ' ' '\n' | sed -e 's#^/lib#/usr/lib#' -e 's#^/usr/usr#/usr#' -e 's#^/bin#/usr/bin#' | grep -v "^$modules" | sort -u | sed 's#^/##')
+[ -d usr/lib/python3/dist-packages/pip ] && extra="usr/lib/python3/dist-packages/pip etc/ssl/certs/ca-certificates.crt"
 tar --create --file "$1" --exclude '*/test' --exclude '*/__pycache__' --exclude '*/idlelib' --exclude '*/lib2to3' \
     --exclude '*/ensurepip' --exclude '*/config-3*' \
-    bin sbin lib lib64 etc/passwd etc/group etc/nsswitch.conf etc/ld.so.cache ${modules#/} $files
+    bin sbin lib lib64 etc/passwd etc/group etc/nsswitch.conf etc/ld.so.cache $extra ${modules#/} $files
 "#;
 
 /// An engine of one's own. It and everything of it goes when this is dropped or the process ends.
@@ -234,6 +235,15 @@ pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
     let names = found.into_iter().flat_map(|container| container.names.unwrap_or_default());
     let names = names.map(|name| name.trim_start_matches('/').to_owned());
     names.filter(|name| name.starts_with(&format!("posthouse-{instance}-"))).collect()
+}
+
+/// The engine's images that are layers of a data directory.
+pub(crate) fn layers_of(socket: &str, instance: &str) -> Vec<String> {
+    let client = client(Path::new(socket)).unwrap();
+    let options = bollard::query_parameters::ListImagesOptionsBuilder::default().build();
+    let found = block_on(async move { client.list_images(Some(options)).await.unwrap() });
+    let names = found.into_iter().flat_map(|image| image.repo_tags);
+    names.filter(|name| name.contains("posthouse-layer:") && name.ends_with(instance)).collect()
 }
 
 /// Process 1 of each of these containers that runs, as the host numbers it.

@@ -3,6 +3,7 @@
 //! Each test says plainly if it was left out, past the test harness's capture, with the reason and what to do about it.
 
 pub(crate) mod engine;
+mod packages;
 mod snapshots;
 
 use std::io::Write as _;
@@ -10,7 +11,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
-use sandbox::{Base, Capacity, Error, Limits, Network, Packages, Resources, conformance};
+use sandbox::{Base, Capacity, Error, Limits, Network, Resources, conformance};
 use serde_json::json;
 
 use self::engine::{Engine, IMAGE, RUNTIME, SMALL_IMAGE};
@@ -271,12 +272,6 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     let limits = Limits { processes: 1, ..Limits::default() };
     let said = refusal(&host, Resources { limits, ..Resources::default() }).await;
     assert!(said.contains("process limit"), "{said}");
-    let packages = Packages { pip: vec!["six".to_owned()], ..Packages::default() };
-    let base = Base { packages, ..Base::default() };
-    let said = refusal(&host, Resources { base: base.clone(), ..Resources::default() }).await;
-    assert!(said.contains("posthouse.image"), "{said}");
-    let said = host.provider.prepare(&base, &|_| {}).await.unwrap_err().to_string();
-    assert!(said.contains("packages cannot be installed into containers"), "{said}");
     let restored = Resources { restore: Some("/nowhere".into()), ..Resources::default() };
     let said = refusal(&host, restored).await;
     assert!(said.contains("the snapshot cannot be opened"), "{said}");
