@@ -170,7 +170,7 @@ impl Plan<'_> {
         let number = |value: u64| Some(i64::try_from(value).unwrap_or(i64::MAX));
         let Limits { memory_bytes, processes, file_size_bytes, open_files, disk_bytes, cpu_percent } =
             *limits;
-        let ulimits = [
+        let mut ulimits = vec![
             ("nofile", open_files),
             ("fsize", file_size_bytes),
             ("core", 0),
@@ -179,6 +179,13 @@ impl Plan<'_> {
             ("sigpending", 4096),
             ("msgqueue", 819_200),
         ];
+        match (self.role, self.kind) {
+            // Counted for its own id.
+            (Role::Sandbox, _) => ulimits.push(("nproc", processes)),
+            // Counted for the machine's root, so it is no bound. Podman's own may be more than there is.
+            (Role::Builder, Kind::Podman) => ulimits.extend(own_processes().map(|most| ("nproc", most))),
+            (Role::Builder, Kind::Docker) => {}
+        }
         let masked = MASKED.iter().map(|name| format!("/proc/{name}"));
         let masked = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned()));
         Ok(HostConfig {
@@ -205,12 +212,13 @@ impl Plan<'_> {
             nano_cpus: number(u64::from(cpu_percent) * 10_000_000),
             ulimits: Some(
                 ulimits
+                    .into_iter()
                     .map(|(name, value)| ResourcesUlimits {
                         name: Some(name.to_owned()),
                         soft: number(value),
                         hard: number(value),
                     })
-                    .into(),
+                    .collect(),
             ),
             shm_size: number(share(disk_bytes, SHARED_MEMORY_SHARE)),
             mounts: Some(self.mounts()?),
@@ -283,6 +291,11 @@ impl Plan<'_> {
         });
         std::iter::once(door).chain(folders).collect()
     }
+}
+
+/// How many processes whoever started us may have.
+fn own_processes() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nproc).maximum
 }
 
 fn share(disk_bytes: u64, part: u64) -> u64 {

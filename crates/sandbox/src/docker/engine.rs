@@ -153,7 +153,10 @@ impl Engine {
         let options = ListImagesOptionsBuilder::default().filters(&filters).build();
         let found = self.client.list_images(Some(options)).await.map_err(|error| self.failed(error))?;
         // Podman says which registry it would look for them in.
-        let name = |name: String| name.strip_prefix("localhost/").map(str::to_owned).unwrap_or(name);
+        let name = |name: String| {
+            let bare = ["localhost/", "docker.io/library/"].iter().find_map(|place| name.strip_prefix(place));
+            bare.unwrap_or(&name).to_owned()
+        };
         Ok(found.into_iter().flat_map(|image| image.repo_tags).map(name).collect())
     }
 
@@ -219,19 +222,22 @@ impl Engine {
 
     /// Ends and removes a container, and makes sure that it is gone. Unknown ones are.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), Error> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.client.remove_container(name, Some(options)).await {
-            Ok(()) => {}
-            Err(error) if status(&error) == Some(404) => return Ok(()),
-            // Somebody else removes it already; it was made to go with its process.
-            Err(error) if status(&error) == Some(409) => {}
-            Err(error) => return Err(self.failed(error)),
-        }
         let gone = async {
-            while self.find(name).await?.is_some() {
+            loop {
+                let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+                match self.client.remove_container(name, Some(options)).await {
+                    Ok(()) => {}
+                    Err(error) if status(&error) == Some(404) => return Ok(()),
+                    // Somebody else removes it already: it was made to go with its process.
+                    Err(error) if status(&error) == Some(409) || says(&error, "container state improper") => {
+                    }
+                    Err(error) => return Err(self.failed(error)),
+                }
+                if self.find(name).await?.is_none() {
+                    return Ok(());
+                }
                 tokio::time::sleep(LOOK).await;
             }
-            Ok(())
         };
         match tokio::time::timeout(REMOVE_TIME_MAX, gone).await {
             Ok(gone) => gone,

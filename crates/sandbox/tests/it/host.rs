@@ -58,7 +58,8 @@ fn engine_at(socket: String) -> docker::Settings {
     docker::Settings {
         host: socket,
         image: crate::docker::engine::IMAGE.to_owned(),
-        runtime: runtime.map(|_| "test".to_owned()),
+        // Podman's service runs them with what it was started with.
+        runtime: runtime.filter(|_| !crate::docker::engine::is_podman()).map(|_| "test".to_owned()),
         ..docker::Settings::default()
     }
 }

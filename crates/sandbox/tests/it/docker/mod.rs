@@ -321,7 +321,8 @@ async fn the_report_says_what_the_engine_gives() {
     let report = host.provider.docker().report().await.unwrap();
     assert_eq!(report.refusal(), None, "{report}");
     let text = report.to_string();
-    for expected in ["container engine", "Docker ", &format!("{IMAGE} is here"), "system call filter"] {
+    let name = if engine::is_podman() { "Podman " } else { "Docker " };
+    for expected in ["container engine", name, &format!("{IMAGE} is here"), "system call filter"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let host = host.with_engine(|settings| settings.image = "nowhere/nothing:1".to_owned());
