@@ -42,6 +42,8 @@ const WRITABLE: &[(&str, u64)] = &[
 const VOLUMES_SHARE: u64 = 2;
 const SHARED_MEMORY_SHARE: u64 = 3;
 const SHARES: u64 = 64;
+/// Far more than a sandbox has, whose control group counts them.
+const PROCESSES_OF_A_USER: u64 = 1 << 15;
 /// More than any image that is a place to work in has.
 const VOLUMES_MAX: usize = 16;
 
@@ -179,15 +181,12 @@ impl Plan<'_> {
             ("sigpending", 4096),
             ("msgqueue", 819_200),
         ];
-        match (self.role, self.kind) {
-            // Counted for its own id.
-            (Role::Sandbox, _) => ulimits.push(("nproc", processes)),
-            // Counted for the machine's root, so it is no bound. Podman's own may be more than there is.
-            (Role::Builder, Kind::Podman) => ulimits.extend(own_processes().map(|most| ("nproc", most))),
-            (Role::Builder, Kind::Docker) => {}
+        if self.kind == Kind::Podman {
+            // Counted by user, so it is no bound of one sandbox. Podman's own may be more than its root may give.
+            ulimits.push(("nproc", PROCESSES_OF_A_USER));
         }
         let masked = MASKED.iter().map(|name| format!("/proc/{name}"));
-        let masked = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned()));
+        let masked: Vec<String> = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned())).collect();
         Ok(HostConfig {
             runtime: self.runtime.map(str::to_owned),
             // It goes with its process 1, which goes with its control socket.
@@ -202,8 +201,12 @@ impl Plan<'_> {
             cap_add: (self.role == Role::Builder)
                 .then(|| BUILDERS_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()),
             // The engine's own system call filter stays, and ours comes on top of it.
-            security_opt: Some(vec!["no-new-privileges".to_owned()]),
-            masked_paths: Some(masked.collect()),
+            security_opt: Some(match self.kind {
+                Kind::Docker => vec!["no-new-privileges".to_owned()],
+                // It reads no list of masked paths.
+                Kind::Podman => vec!["no-new-privileges".to_owned(), format!("mask={}", masked.join(":"))],
+            }),
+            masked_paths: Some(masked),
             readonly_paths: Some(READ_ONLY.iter().map(|path| (*path).to_owned()).collect()),
             memory: number(memory_bytes),
             // With it: no swap.
@@ -291,11 +294,6 @@ impl Plan<'_> {
         });
         std::iter::once(door).chain(folders).collect()
     }
-}
-
-/// How many processes whoever started us may have.
-fn own_processes() -> Option<u64> {
-    rustix::process::getrlimit(rustix::process::Resource::Nproc).maximum
 }
 
 fn share(disk_bytes: u64, part: u64) -> u64 {

@@ -175,7 +175,7 @@ impl Engine {
         let options = CreateContainerOptionsBuilder::default().name(name).build();
         match self.client.create_container(Some(options), body).await {
             Ok(_) => Ok(true),
-            Err(error) if status(&error) == Some(409) => Ok(false),
+            Err(error) if status(&error) == Some(409) || says(&error, "already in use") => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -202,7 +202,20 @@ impl Engine {
                 }))
             }
             Err(error) if status(&error) == Some(404) => Ok(None),
+            // A state that Docker has no word for.
+            Err(EngineError::JsonDataError { message, .. }) if message.contains("`stopped`") => {
+                Ok(Some(Found { door: None, is_usable: false }))
+            }
             Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Whether it runs a container by this runtime if it is asked to.
+    pub(crate) fn obeys(&self, runtime: Option<&str>) -> bool {
+        match self.kind {
+            Kind::Docker => true,
+            // It takes the runtime that it was started with, whatever it is told.
+            Kind::Podman => runtime.is_none() || runtime == self.info.default_runtime.as_deref(),
         }
     }
 

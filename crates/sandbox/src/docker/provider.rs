@@ -259,6 +259,12 @@ impl Docker {
                 "the engine cannot limit {what}, and a sandbox without that is none"
             )));
         }
+        if !engine.obeys(runtime) {
+            return Err(Error::refused(format!(
+                "Podman runs containers with the runtime that its service was started with, which is not `{}`",
+                runtime.unwrap_or_default()
+            )));
+        }
         let default = engine.info.default_runtime.as_deref();
         // A builder's id is root's, whom a private folder keeps nothing from.
         let first_id = match role {

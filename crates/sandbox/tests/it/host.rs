@@ -247,6 +247,11 @@ impl Host {
         }
     }
 
+    /// The engine's socket.
+    pub(crate) fn engine_socket(&self) -> &str {
+        &self.engine.as_ref().expect("its sandboxes are containers").host
+    }
+
     /// The layers that an engine has of this data directory.
     pub(crate) fn layers(&self) -> Vec<String> {
         match &self.engine {

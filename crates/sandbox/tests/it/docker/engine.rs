@@ -255,10 +255,38 @@ pub(crate) fn is_podman() -> bool {
 pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
     let client = client(Path::new(socket)).unwrap();
     let options = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
-    let found = block_on(async move { client.list_containers(Some(options)).await.unwrap() });
+    let found = block_on(async move {
+        loop {
+            match client.list_containers(Some(options.clone())).await {
+                // One is in a state of Podman's that the client has no word for; it does not last.
+                Err(bollard::errors::Error::JsonDataError { .. }) => tokio::task::yield_now().await,
+                found => break found.unwrap(),
+            }
+        }
+    });
     let names = found.into_iter().flat_map(|container| container.names.unwrap_or_default());
     let names = names.map(|name| name.trim_start_matches('/').to_owned());
     names.filter(|name| name.starts_with(&format!("posthouse-{instance}-"))).collect()
+}
+
+/// The engine's own names of these containers.
+pub(crate) fn ids_of(socket: &str, names: &[String]) -> Vec<String> {
+    let client = client(Path::new(socket)).unwrap();
+    let names = names.to_vec();
+    block_on(async move {
+        let mut ids = Vec::new();
+        for name in names {
+            ids.extend(client.inspect_container(&name, None).await.ok().and_then(|found| found.id));
+        }
+        ids
+    })
+}
+
+/// How many networks an engine has.
+pub(crate) fn networks_of(socket: &str) -> usize {
+    let client = client(Path::new(socket)).unwrap();
+    let options = bollard::query_parameters::ListNetworksOptionsBuilder::default().build();
+    block_on(async move { client.list_networks(Some(options)).await.unwrap().len() })
 }
 
 /// The engine's images that are layers of a data directory.

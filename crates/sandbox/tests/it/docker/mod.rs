@@ -2,6 +2,7 @@
 //!
 //! Each test says plainly if it was left out, past the test harness's capture, with the reason and what to do about it.
 
+mod cleaning;
 pub(crate) mod engine;
 mod packages;
 mod snapshots;
@@ -169,6 +170,12 @@ async fn a_container_dies_with_its_supervisor_and_the_call_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_go_on_without_the_engine_and_end_when_it_comes_back() {
+    if engine::is_podman() {
+        return left_out(
+            "calls_go_on_without_the_engine_and_end_when_it_comes_back",
+            "Podman's containers need no service, and its return ends none",
+        );
+    }
     let mut engine = match Engine::start() {
         Ok(engine) => engine,
         Err(reason) => return left_out("calls_go_on_without_the_engine_and_end_when_it_comes_back", &reason),
@@ -263,7 +270,8 @@ async fn what_cannot_be_made_is_said_and_leaves_nothing() {
     missing.end().await;
     let unknown = host(engine).with_engine(|settings| settings.runtime = Some("no-such".to_owned()));
     let said = refusal(&unknown, Resources::default()).await;
-    assert!(said.contains("the engine says: ") && said.contains("no-such"), "{said}");
+    let by = if engine::is_podman() { "Podman runs containers with" } else { "the engine says: " };
+    assert!(said.contains(by) && said.contains("no-such"), "{said}");
     unknown.end().await;
     let host = host(engine);
     let asked = Resources { base: image(SMALL_IMAGE), ..Resources::default() };
