@@ -55,7 +55,7 @@ rm -rf "$folder"
 const PACK: &str = r#"
 set -e
 cd /
-programs="bash sh awk mawk cat chmod cp cut date dd du echo env false find fold getent grep head hostname id kill ln ls md5sum
+programs="bash sh awk mawk cat chmod cmp cp cut date dd du echo env false find fold getent grep head hostname id kill ln ls md5sum
     mkdir mkfifo mknod mv nohup od pgrep printf ps pwd readlink realpath rm rmdir sed seq setsid sha1sum sha256sum sleep sort stat sync
     tail tee test timeout touch tr true truncate uname uniq wc whoami xargs python3 gzip tar"
 files=""
