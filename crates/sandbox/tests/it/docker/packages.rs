@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::engine::RUNTIME;
 use super::{engine, is_walled_in, left_out};
+use crate::door::{Door, registries};
 use crate::host::{Host, call, fresh_id, text};
-use crate::packages::{Door, registries, unreachable};
+use crate::packages::unreachable;
 
 fn pip(packages: &[&str]) -> Base {
     let pip = packages.iter().map(|package| (*package).to_owned()).collect();
