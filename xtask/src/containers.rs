@@ -3,9 +3,21 @@
 use crate::apt;
 use crate::shell::Run;
 
+/// Which engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Engine {
+    #[default]
+    Docker,
+    Podman,
+}
+
 /// Installs what is missing. Where packages cannot be installed, the tests that need them say that they were left out.
-pub(crate) fn prepare(runtime: Option<&str>) -> anyhow::Result<()> {
-    let packages = [("dockerd", "docker.io"), ("busybox", "busybox-static")];
+pub(crate) fn prepare(engine: Engine, runtime: Option<&str>) -> anyhow::Result<()> {
+    let engine = match engine {
+        Engine::Docker => ("dockerd", "docker.io"),
+        Engine::Podman => ("podman", "podman"),
+    };
+    let packages = [engine, ("busybox", "busybox-static")];
     let missing: Vec<&str> =
         packages.into_iter().filter(|(program, _)| !has(program)).map(|(_, package)| package).collect();
     if !missing.is_empty() {

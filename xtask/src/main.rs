@@ -41,6 +41,9 @@ enum Chore {
         /// Another runtime than the engine's own, by its program's name: `crun`, or `runsc` (gVisor).
         #[arg(long)]
         runtime: Option<String>,
+        /// Another engine than Docker.
+        #[arg(long, value_enum, default_value_t)]
+        engine: containers::Engine,
     },
     /// Install what makes Debian roots, build real images, and run sessions in them (some minutes, a few GB for a while).
     Images,
@@ -78,8 +81,8 @@ fn main() -> anyhow::Result<()> {
         Chore::Check => check(),
         Chore::Tidy => tidy(),
         Chore::Sdk { postgres, pytest } => sdk(postgres, &pytest),
-        Chore::Containers { runtime } => containers(runtime.as_deref()),
         Chore::Images => images(),
+        Chore::Containers { runtime, engine } => containers(engine, runtime.as_deref()),
         Chore::RealModel { pytest } => real_model(&pytest),
         Chore::Soak { simulate: Some(seeds), .. } => simulate("POSTHOUSE_SIMULATED_SEEDS", seeds),
         Chore::Soak { simulate_seed: Some(seed), .. } => simulate("POSTHOUSE_SIMULATE_SEED", seed),
@@ -109,7 +112,7 @@ fn check() -> anyhow::Result<()> {
 
 fn prepare() -> anyhow::Result<()> {
     database::prepare()?;
-    containers::prepare(None)?;
+    containers::prepare(containers::Engine::Docker, None)?;
     python::prepare_blobs()
 }
 
@@ -136,9 +139,12 @@ fn sdk(on_postgres: bool, pytest: &[String]) -> anyhow::Result<()> {
         .run()
 }
 
-fn containers(runtime: Option<&str>) -> anyhow::Result<()> {
-    containers::prepare(runtime)?;
-    let tests = cargo(&["test", "--package", "sandbox", "--test", "it", "docker::"]);
+fn containers(engine: containers::Engine, runtime: Option<&str>) -> anyhow::Result<()> {
+    containers::prepare(engine, runtime)?;
+    let mut tests = cargo(&["test", "--package", "sandbox", "--test", "it", "docker::"]);
+    if engine == containers::Engine::Podman {
+        tests = tests.env("POSTHOUSE_TEST_ENGINE", "podman");
+    }
     match runtime {
         Some(runtime) => tests.env("POSTHOUSE_TEST_RUNTIME", runtime).run(),
         None => tests.run(),

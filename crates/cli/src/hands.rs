@@ -21,10 +21,12 @@ impl Hands {
         match sandboxes {
             Sandboxes::Namespaces => Self::Namespaces(Arc::new(Supervised::new(settings))),
             Sandboxes::Docker(chosen) => {
-                // Nothing is installed into containers.
+                // The supervisor itself installs nothing then.
+                let registries = settings.registries.clone();
                 let settings = supervisor::Settings { registries: None, ..settings };
                 let keeper = Arc::new(Supervised::new(settings));
-                Self::Docker(Arc::new(Docker::new(keeper, chosen.clone())))
+                let chosen = sandbox::docker::Settings { registries, ..chosen.clone() };
+                Self::Docker(Arc::new(Docker::new(keeper, chosen)))
             }
         }
     }

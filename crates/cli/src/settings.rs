@@ -340,6 +340,7 @@ impl SandboxOptions {
                     runtime: self.sandbox_docker_runtime.clone().or(runtime),
                     images,
                     runtimes,
+                    registries: None,
                     provision_time_max: usual.provision_time_max,
                 })
             }

@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use tools::archive::freight::{Receiver, Word};
 use tools::archive::{self, Bounds, Packed, Scope, Unpacked};
 
 /// Stored; a file that begins its trailer otherwise is none of ours.
@@ -65,10 +66,52 @@ impl From<archive::Error> for Error {
 
 /// Writes the tree below `root` into the empty file `into`, and makes it durable.
 pub fn save(root: BorrowedFd<'_>, scope: &Scope, into: &File) -> Result<Written, Error> {
+    write(into, |stream| Ok(archive::pack(root, scope, stream)?))
+}
+
+/// Writes an archive that somebody sends into the empty file `into`, and makes it durable. It is not looked into: whoever
+/// unpacks it looks at each entry, and the numbers in what is returned are the sender's.
+pub(crate) fn receive(mut from: Receiver<impl Read>, into: &File) -> Result<Written, Error> {
+    write(into, |stream| {
+        io::copy(&mut from, stream)?;
+        match from.word() {
+            Some(Word::Whole { entries, bytes, left_out }) => Ok(Packed { entries, bytes, left_out }),
+            Some(Word::Broken(_)) | None => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        }
+    })
+}
+
+/// Sends the archive that the snapshot `from` holds, up to the first byte that is wrong.
+pub(crate) fn send(mut from: &File, into: &mut impl Write) -> Result<(), Error> {
+    let (length, expected) = trailer(from)?;
+    from.seek(SeekFrom::Start(0))?;
+    let mut hashed = HashedReader { file: from.take(length), digest: Context::new(&SHA256) };
+    let mut expander = Garbled(zstd::Decoder::new(&mut hashed)?);
+    let mut piece = vec![0; BUFFER_BYTES];
+    loop {
+        match expander.read(&mut piece)? {
+            0 => break,
+            count => into.write_all(&piece[..count])?,
+        }
+    }
+    drop(expander);
+    io::copy(&mut hashed, &mut io::sink())?;
+    match hashed.digest.finish().as_ref() == expected {
+        true => Ok(()),
+        false => Err(Error::Corrupt("its digest is another".to_owned())),
+    }
+}
+
+type Stream<'a> = BufWriter<zstd::Encoder<'a, Hashed<'a>>>;
+
+fn write<'a>(
+    into: &'a File,
+    archive: impl FnOnce(&mut Stream<'a>) -> Result<Packed, Error>,
+) -> Result<Written, Error> {
     let hashed = Hashed { file: into, digest: Context::new(&SHA256), length: 0 };
     let compressor = zstd::Encoder::new(hashed, LEVEL)?;
     let mut stream = BufWriter::with_capacity(BUFFER_BYTES, compressor);
-    let Packed { entries, bytes, left_out } = archive::pack(root, scope, &mut stream)?;
+    let Packed { entries, bytes, left_out } = archive(&mut stream)?;
     let compressor = stream.into_inner().map_err(io::IntoInnerError::into_error)?;
     let Hashed { mut file, digest, length } = compressor.finish()?;
     let mut trailer = MAGIC.to_vec();

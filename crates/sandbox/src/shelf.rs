@@ -107,7 +107,7 @@ impl Shelf {
                 return Err(Error::Unprepared {});
             }
             // Its age is that of its last use.
-            let _ = filetime_now(&layer);
+            let _ = mark_used(&layer);
             found.layer = Some(layer);
         }
         Ok(found)
@@ -119,7 +119,7 @@ fn no_image(name: &str) -> Error {
 }
 
 /// Marks a folder as used.
-fn filetime_now(folder: &Path) -> std::io::Result<()> {
+pub(crate) fn mark_used(folder: &Path) -> std::io::Result<()> {
     let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
     let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
     Ok(rustix::fs::utimensat(rustix::fs::CWD, folder, &times, rustix::fs::AtFlags::empty())?)

@@ -6,8 +6,8 @@
 //! first byte tells the supervisor which of these it is:
 //!
 //! ```text
-//! connect ──▶ [EXIT + descriptor] ──▶ GO ──▶ frames as ever (`wire`)
-//!                     └─────────────▶ a sentence, and the end
+//! connect ──▶ [EXIT + descriptor] ──▶ [files of a snapshot] ──▶ GO ──▶ frames as ever (`wire`)
+//!                     └───────────────────────┴─────────────▶ a sentence, and the end
 //! ```
 
 use std::ffi::OsString;
@@ -21,8 +21,9 @@ use std::path::PathBuf;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
+use crate::luggage::Luggage;
 use crate::sys;
-use crate::wire::dial::{CONTROL, EXIT, FILTER, GO};
+use crate::wire::dial::{CARGO, CONTROL, EXIT, FILTER, GO, UNRESTORABLE};
 
 /// A filter is some hundreds of instructions of eight bytes; the kernel takes 4,096.
 const FILTER_BYTES_MAX: u64 = 8 * 4096;
@@ -34,10 +35,15 @@ pub struct Summons {
     pub folder: PathBuf,
     /// The port of the loopback address at which the exit listens, if there is to be one.
     pub exit: Option<u16>,
+    /// Whether a snapshot comes on the line for files, before anything runs.
+    pub restore: bool,
+    /// Folders whose files are this sandbox's own, and go into its snapshots. Absolute.
+    pub places: Vec<PathBuf>,
 }
 
 impl Summons {
-    /// Takes `--connect FOLDER` and `--exit PORT` from the head of the command line; the rest is for [`crate::config`].
+    /// Takes `--connect FOLDER`, `--exit PORT`, `--restore` and any number of `--place FOLDER` from the head of the command
+    /// line, in this order; the rest is for [`crate::config`].
     pub fn parse(
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<(Option<Summons>, Vec<OsString>), String> {
@@ -57,8 +63,22 @@ impl Summons {
             }
             rest => (None, rest),
         };
+        let (restore, mut rest) = match rest {
+            [name, rest @ ..] if name == "--restore" => (true, rest),
+            rest => (false, rest),
+        };
+        let mut places = Vec::new();
+        while let [name, place, after @ ..] = rest
+            && name == "--place"
+        {
+            places.push(PathBuf::from(place));
+            rest = after;
+        }
+        if !places.iter().all(|place| place.is_absolute()) {
+            return Err("--place needs an absolute path".into());
+        }
         let rest = rest.to_vec();
-        Ok((Some(Summons { folder, exit }), rest))
+        Ok((Some(Summons { folder, exit, restore, places }), rest))
     }
 }
 
@@ -66,12 +86,15 @@ impl Summons {
 pub struct Line(UnixStream);
 
 impl Line {
-    /// Connects.
-    pub fn dial(summons: &Summons) -> Result<Line, String> {
-        let path = summons.folder.join(CONTROL);
-        UnixStream::connect(&path)
-            .map(Line)
-            .map_err(|cause| format!("cannot connect to {}: {cause}", path.display()))
+    /// Connects, on both lines: the one for files first, because with the other one the supervisor looks for both.
+    pub fn dial(summons: &Summons) -> Result<(Line, Luggage), String> {
+        let connect = |name: &str| {
+            let path = summons.folder.join(name);
+            UnixStream::connect(&path)
+                .map_err(|cause| format!("cannot connect to {}: {cause}", path.display()))
+        };
+        let cargo = connect(CARGO)?;
+        Ok((Line(connect(CONTROL)?), Luggage::new(cargo, summons.places.clone())))
     }
 
     /// Makes and passes over the exit, and gives up what this process does not need. What has been given up does not
@@ -111,6 +134,12 @@ impl Line {
         Ok(self.0)
     }
 
+    /// Says that there will be none because of the snapshot.
+    pub fn complain_of_snapshot(self, complaint: &str) {
+        let _ = (&self.0).write_all(&[UNRESTORABLE]);
+        self.complain(complaint);
+    }
+
     /// Says why there will be none.
     pub fn complain(self, complaint: &str) {
         // Nobody else is there to be told.
@@ -128,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_head_of_the_command_line_says_whom_to_call() {
-        let summons = |exit| Some(Summons { folder: "/x".into(), exit });
+        let summons = |exit| Some(Summons { folder: "/x".into(), exit, restore: false, places: Vec::new() });
         let rest = || vec![OsString::from("--workdir"), OsString::from("/w")];
         assert_eq!(parsed(&["--workdir", "/w"]), Ok((None, rest())));
         assert_eq!(parsed(&["--connect", "/x", "--workdir", "/w"]), Ok((summons(None), rest())));
@@ -136,7 +165,16 @@ mod tests {
             parsed(&["--connect", "/x", "--exit", "3128", "--workdir", "/w"]),
             Ok((summons(Some(3128)), rest()))
         );
-        for wrong in [&["--connect", "x"][..], &["--connect", "/x", "--exit", "0"]] {
+        let restoring =
+            parsed(&["--connect", "/x", "--restore", "--place", "/a", "--place", "/b", "--workdir", "/w"]);
+        let places = vec!["/a".into(), "/b".into()];
+        let expected = Summons { folder: "/x".into(), exit: None, restore: true, places };
+        assert_eq!(restoring, Ok((Some(expected), rest())));
+        for wrong in [
+            &["--connect", "x"][..],
+            &["--connect", "/x", "--exit", "0"],
+            &["--connect", "/x", "--place", "a"],
+        ] {
             assert!(parsed(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -5,7 +5,8 @@
 //! The feature `archive` adds [`archive`], which makes and reads snapshots.
 //! With `bin`, [`server::serve`] is the whole of process 1 of a sandbox. In reading order: the wire, the
 //! main loop ([`server`]), what its threads share ([`desk`], [`ledger`]), the shell ([`bash`],
-//! [`terminal`], [`processes`]), the file tools ([`tool`], [`files`], [`confine`]).
+//! [`terminal`], [`processes`]), the file tools ([`tool`], [`files`], [`confine`]), and how a container comes
+//! and goes with its files ([`luggage`]).
 //!
 //! This crate does not guard anything from the commands it runs: namespaces, Landlock and seccomp are
 //! in place before it starts; in a container, whose engine starts it, it puts on the filter that it finds
@@ -32,6 +33,8 @@ pub mod equipment;
 pub mod files;
 #[cfg(feature = "bin")]
 pub mod ledger;
+#[cfg(feature = "bin")]
+pub mod luggage;
 #[cfg(feature = "bin")]
 pub mod outputs;
 #[cfg(feature = "bin")]

@@ -35,14 +35,24 @@ fn run() -> Result<(), String> {
             sys::close_from(CONTROL as u32);
             fill_the_standard_descriptors()?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
-            let line = Line::dial(&summons)?;
-            let prepared = line.prepare(&summons).and_then(|()| {
+            let (line, luggage) = Line::dial(&summons)?;
+            let prepared = line.prepare(&summons);
+            if prepared.is_ok()
+                && summons.restore
+                && let Err(complaint) = luggage.unpack()
+            {
+                line.complain_of_snapshot(&complaint);
+                return Err(complaint);
+            }
+            let prepared = prepared.and_then(|()| {
                 let config = Config::parse(arguments, std::env::vars_os())?;
                 config.make_folders()?;
                 Ok(config)
             });
             match prepared {
-                Ok(config) => server::serve(line.ready()?, config).map_err(|cause| cause.to_string()),
+                Ok(config) => {
+                    server::serve(line.ready()?, config, Some(luggage)).map_err(|cause| cause.to_string())
+                }
                 Err(complaint) => {
                     line.complain(&complaint);
                     Err(complaint)
@@ -56,7 +66,7 @@ fn run() -> Result<(), String> {
             fill_the_standard_descriptors()?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
             let config = Config::parse(arguments, std::env::vars_os())?;
-            server::serve(UnixStream::from(control), config).map_err(|cause| cause.to_string())
+            server::serve(UnixStream::from(control), config, None).map_err(|cause| cause.to_string())
         }
     }
 }

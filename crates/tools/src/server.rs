@@ -15,10 +15,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::archive::freight::Mark;
 use crate::bash::{Bash, Call, Finished};
 use crate::config::Config;
 use crate::desk::{Desk, Job, WAITING_MAX};
 use crate::equipment;
+use crate::luggage::Luggage;
 use crate::processes::Processes;
 use crate::tool::FileTool;
 use crate::wire::{self, INTERRUPTED, Op, Output, PROTOCOL, REQUEST_BYTES_MAX, Refusal, Reply};
@@ -29,14 +31,14 @@ const CALL_TIME: Duration = Duration::from_secs(150);
 /// The longest that a call may run. A shell is meant for commands, not for services.
 const CALL_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Serves one control socket to its end. Call it before any other thread starts.
-pub fn serve(control: UnixStream, config: Config) -> io::Result<()> {
+/// Serves one control socket to its end. Call it before any other thread starts. Whoever has luggage packs it when asked to.
+pub fn serve(control: UnixStream, config: Config, luggage: Option<Luggage>) -> io::Result<()> {
     let processes = Processes::adopt()?;
     let bash = Bash::new(&config);
     let environment = config.environment.clone();
     let desk = Arc::new(Desk::new(config, control.try_clone()?)?);
     desk.reply(0, Reply::Ready { protocol: PROTOCOL });
-    let mut server = Server { control, processes, bash, environment, desk };
+    let mut server = Server { control, processes, bash, environment, desk, luggage };
     let ended = server.run();
     server.processes.kill_all();
     ended
@@ -49,6 +51,7 @@ struct Server {
     /// Of shells that start from now on.
     environment: Vec<(OsString, OsString)>,
     desk: Arc<Desk>,
+    luggage: Option<Luggage>,
 }
 
 /// What the loop woke up for.
@@ -177,8 +180,24 @@ impl Server {
                 self.desk.reply(id, Reply::Paused);
             }
             Op::Resume => {
+                // Before anything moves that it reads.
+                if let Some(luggage) = &mut self.luggage {
+                    luggage.stop();
+                }
                 self.processes.resume();
                 self.desk.reply(id, Reply::Resumed);
+            }
+            Op::Pack { mark } => {
+                let begun = match (&mut self.luggage, parse_mark(&mark)) {
+                    (Some(luggage), Some(mark)) => luggage.pack(mark).map_err(|cause| cause.to_string()),
+                    (None, _) => Err("there is no line for files here".to_owned()),
+                    (Some(_), None) => Err("this is no mark".to_owned()),
+                };
+                let reply = match begun {
+                    Ok(()) => Reply::Packing,
+                    Err(message) => Reply::Refused { reason: Refusal::Invalid, message },
+                };
+                self.desk.reply(id, reply);
             }
             Op::Equip { variables, trusted } => {
                 let reply = match self.equip(variables, trusted) {
@@ -239,4 +258,10 @@ impl Server {
             None => self.desk.finish(call_id, Output::error(INTERRUPTED)),
         }
     }
+}
+
+/// 32 digits.
+fn parse_mark(text: &str) -> Option<Mark> {
+    let number = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32)?;
+    Some(number.to_be_bytes())
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The version that [`Reply::Ready`] states.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The largest request. A `write` call with a few megabytes of content fits; nothing that a model
 /// writes in one call comes near.
@@ -39,12 +39,16 @@ pub const INTERRUPTED: &str = "Tool execution was interrupted before completion.
 pub mod dial {
     /// The supervisor's socket, in the folder that `tools` was told of.
     pub const CONTROL: &str = "control.sock";
-    /// The system call filter beside it: the kernel's instructions of eight bytes each.
+    /// Another one, for the files of snapshots. Dialled before the first.
+    pub const CARGO: &str = "cargo.sock";
+    /// The system call filter beside them: the kernel's instructions of eight bytes each.
     pub const FILTER: &str = "filter";
     /// The byte that brings the exit as a descriptor.
     pub const EXIT: u8 = 0;
     /// The byte after which frames follow. Anything else in its place is the start of a complaint.
     pub const GO: u8 = b'g';
+    /// The byte before a complaint that says: no sandbox can be made of this snapshot.
+    pub const UNRESTORABLE: u8 = 2;
 }
 
 /// One question to `tools`.
@@ -104,6 +108,12 @@ pub enum Op {
         /// The certificate, in PEM, of an authority that programs are to trust besides the system's.
         trusted: Option<String>,
     },
+    /// Send all files of the sandbox on the other line, in the form of [`archive::freight`](crate::archive::freight). Asked
+    /// while every process stands still; [`Op::Resume`] breaks it off.
+    Pack {
+        /// What is sent before them, 16 bytes in hexadecimal.
+        mark: String,
+    },
     /// Are you there?
     Ping,
 }
@@ -148,6 +158,8 @@ pub enum Reply {
     Resumed,
     /// To [`Op::Equip`].
     Equipped,
+    /// To [`Op::Pack`]: it has begun.
+    Packing,
     /// To [`Op::Ping`].
     Pong,
     /// To [`Op::Cancel`].

@@ -42,6 +42,8 @@ const WRITABLE: &[(&str, u64)] = &[
 const VOLUMES_SHARE: u64 = 2;
 const SHARED_MEMORY_SHARE: u64 = 3;
 const SHARES: u64 = 64;
+/// Far more than a sandbox has, whose control group counts them.
+const PROCESSES_OF_A_USER: u64 = 1 << 15;
 /// More than any image that is a place to work in has.
 const VOLUMES_MAX: usize = 16;
 
@@ -54,6 +56,18 @@ const FILES_MIN: u64 = 64;
 const ALSO_MASKED: &[&str] = &["/proc/timer_stats", "/sys"];
 /// What a process of some privilege could still write.
 const READ_ONLY: &[&str] = &["/proc/sys"];
+
+/// What package managers need of root: to give files and processes to others, and to change those of others.
+const BUILDERS_CAPABILITIES: &[&str] =
+    &["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"];
+
+/// What a container is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Sandbox,
+    /// To install packages in: its root may be written, and its user is root.
+    Builder,
+}
 
 /// What is the same for a container whenever it is made again.
 pub(crate) struct Plan<'a> {
@@ -68,6 +82,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) door: &'a Door,
     pub(crate) ids: Ids,
     pub(crate) kind: Kind,
+    pub(crate) role: Role,
 }
 
 /// The name by which a container is found again.
@@ -86,17 +101,29 @@ impl Plan<'_> {
     /// The engine's form of it.
     pub(crate) fn body(&self) -> Result<ContainerCreateBody, Error> {
         // Root inside has no rights that could be few or many: nobody is root there.
-        let Resources { limits, mounts: _, hostname, network, rights: _, base: _, runtime: _, restore: _ } =
+        let Resources { limits, mounts: _, hostname, network, rights: _, base: _, runtime: _, restore } =
             self.resources;
+        let places = self.tmpfs(limits.disk_bytes)?;
         let mut command = vec!["--connect".to_owned(), INSIDE.to_owned()];
-        let mut environment: Vec<String> =
-            ["HOME=/home/agent", "USER=agent", "LOGNAME=agent", "LANG=C.UTF-8", "TERM=dumb"]
-                .map(str::to_owned)
-                .into();
+        let own = match self.role {
+            Role::Sandbox => ["HOME=/home/agent", "USER=agent", "LOGNAME=agent"],
+            Role::Builder => ["HOME=/root", "USER=root", "LOGNAME=root"],
+        };
+        let mut environment: Vec<String> = own.map(str::to_owned).into();
+        environment.extend(["LANG=C.UTF-8", "TERM=dumb"].map(str::to_owned));
         if network.is_some() {
             command.extend(["--exit".to_owned(), EXIT_PORT.to_string()]);
+        }
+        // A layer has the variables of its builder.
+        if network.is_some() && self.role == Role::Sandbox {
             environment.extend(exit_variables());
         }
+        if restore.is_some() {
+            command.push("--restore".to_owned());
+        }
+        let mut kept: Vec<&String> = places.keys().collect();
+        kept.sort();
+        command.extend(kept.into_iter().flat_map(|place| ["--place".to_owned(), place.clone()]));
         let labels =
             [(INSTANCE, self.instance.to_owned()), (SANDBOX, self.id.to_string()), (DOOR, self.door_name())];
         Ok(ContainerCreateBody {
@@ -118,6 +145,7 @@ impl Plan<'_> {
             host_config: Some(HostConfig {
                 // Programs look themselves up.
                 extra_hosts: Some(vec![format!("{hostname}:127.0.0.1")]),
+                tmpfs: Some(places),
                 ..self.host(limits)?
             }),
             ..ContainerCreateBody::default()
@@ -130,6 +158,9 @@ impl Plan<'_> {
     }
 
     fn user(&self) -> u32 {
+        if self.role == Role::Builder {
+            return 0;
+        }
         let first = match self.ids {
             Ids::Same => FIRST_ID,
             Ids::Translated => FIRST_TRANSLATED_ID,
@@ -141,7 +172,7 @@ impl Plan<'_> {
         let number = |value: u64| Some(i64::try_from(value).unwrap_or(i64::MAX));
         let Limits { memory_bytes, processes, file_size_bytes, open_files, disk_bytes, cpu_percent } =
             *limits;
-        let ulimits = [
+        let mut ulimits = vec![
             ("nofile", open_files),
             ("fsize", file_size_bytes),
             ("core", 0),
@@ -150,8 +181,12 @@ impl Plan<'_> {
             ("sigpending", 4096),
             ("msgqueue", 819_200),
         ];
+        if self.kind == Kind::Podman {
+            // Counted by user, so it is no bound of one sandbox. Podman's own may be more than its root may give.
+            ulimits.push(("nproc", PROCESSES_OF_A_USER));
+        }
         let masked = MASKED.iter().map(|name| format!("/proc/{name}"));
-        let masked = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned()));
+        let masked: Vec<String> = masked.chain(ALSO_MASKED.iter().map(|path| (*path).to_owned())).collect();
         Ok(HostConfig {
             runtime: self.runtime.map(str::to_owned),
             // It goes with its process 1, which goes with its control socket.
@@ -160,12 +195,18 @@ impl Plan<'_> {
             network_mode: Some("none".to_owned()),
             ipc_mode: Some("private".to_owned()),
             cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
-            readonly_rootfs: Some(true),
+            readonly_rootfs: Some(self.role == Role::Sandbox),
             privileged: Some(false),
             cap_drop: Some(vec!["ALL".to_owned()]),
+            cap_add: (self.role == Role::Builder)
+                .then(|| BUILDERS_CAPABILITIES.iter().map(|name| (*name).to_owned()).collect()),
             // The engine's own system call filter stays, and ours comes on top of it.
-            security_opt: Some(vec!["no-new-privileges".to_owned()]),
-            masked_paths: Some(masked.collect()),
+            security_opt: Some(match self.kind {
+                Kind::Docker => vec!["no-new-privileges".to_owned()],
+                // It reads no list of masked paths.
+                Kind::Podman => vec!["no-new-privileges".to_owned(), format!("mask={}", masked.join(":"))],
+            }),
+            masked_paths: Some(masked),
             readonly_paths: Some(READ_ONLY.iter().map(|path| (*path).to_owned()).collect()),
             memory: number(memory_bytes),
             // With it: no swap.
@@ -174,15 +215,15 @@ impl Plan<'_> {
             nano_cpus: number(u64::from(cpu_percent) * 10_000_000),
             ulimits: Some(
                 ulimits
+                    .into_iter()
                     .map(|(name, value)| ResourcesUlimits {
                         name: Some(name.to_owned()),
                         soft: number(value),
                         hard: number(value),
                     })
-                    .into(),
+                    .collect(),
             ),
             shm_size: number(share(disk_bytes, SHARED_MEMORY_SHARE)),
-            tmpfs: Some(self.tmpfs(disk_bytes)?),
             mounts: Some(self.mounts()?),
             // What process 1 prints is nobody's business, and would fill the host's disk.
             log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
@@ -197,7 +238,10 @@ impl Plan<'_> {
         }
         let each = share(disk_bytes, VOLUMES_SHARE) / (self.volumes.len() as u64).max(1);
         let volumes = self.volumes.iter().map(|path| (path.as_str(), each));
-        let own = WRITABLE.iter().map(|(path, part)| (*path, share(disk_bytes, *part)));
+        // What a builder writes elsewhere is its root's, which lies on the disk.
+        let is_there = |path: &str| self.role == Role::Sandbox || path == "/run";
+        let own = WRITABLE.iter().filter(|(path, _)| is_there(path));
+        let own = own.map(|(path, part)| (*path, share(disk_bytes, *part)));
         let is_mounted =
             |path: &str| self.resources.mounts.iter().any(|mount| mount.inside == Path::new(path));
         let user = self.user();
@@ -211,7 +255,7 @@ impl Plan<'_> {
                         "rw,exec,nosuid,nodev,size={bytes},nr_inodes={files},uid={user},gid={user},mode=755"
                     ),
                     // Podman knows neither owner nor number of files; nobody else is in there.
-                    Kind::Podman => format!("rw,exec,nosuid,nodev,size={bytes},mode=1777"),
+                    Kind::Podman => format!("rw,exec,nosuid,nodev,size={bytes},mode=1777,notmpcopyup"),
                 };
                 (path.to_owned(), options)
             })
@@ -275,6 +319,7 @@ mod tests {
             door: &door,
             ids: Ids::Same,
             kind,
+            role: Role::Sandbox,
         };
         plan.body().unwrap().host_config.unwrap()
     }

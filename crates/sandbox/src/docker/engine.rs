@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bollard::errors::Error as EngineError;
-use bollard::models::{ContainerCreateBody, SystemInfo};
+use bollard::models::{ContainerConfig, ContainerCreateBody, SystemInfo};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, ListContainersOptionsBuilder,
+    ListImagesOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
 };
 use bollard::{API_DEFAULT_VERSION, Docker as Client};
 use futures_util::StreamExt as _;
@@ -17,11 +18,15 @@ use crate::provider::{Error, SandboxId};
 pub(crate) const INSTANCE: &str = "posthouse.instance";
 pub(crate) const SANDBOX: &str = "posthouse.sandbox";
 pub(crate) const DOOR: &str = "posthouse.door";
+/// On images: whose layer it is.
+const LAYER: &str = "posthouse.layer";
 
 /// One answer of an engine; the longest are those to starting and removing on a busy machine.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 /// Between two looks whether a container is gone.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long it may take to keep what a builder has written, which may be gigabytes.
+const COMMIT_TIME_MAX: Duration = Duration::from_secs(1800);
 /// How long the engine may take to be done with one that it is removing.
 const REMOVE_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -48,6 +53,14 @@ pub(crate) enum Ids {
     /// The engine runs as an ordinary user, or translates them: ids inside end at 65,535, and what they are outside is its
     /// affair.
     Translated,
+}
+
+/// An image that is on the machine.
+pub(crate) struct Image {
+    /// Tells it from every other, another of the same name included.
+    pub(crate) id: String,
+    /// The volumes that it asks for.
+    pub(crate) volumes: Vec<String>,
 }
 
 /// A container that carries our label.
@@ -101,11 +114,58 @@ impl Engine {
         .map(|(_, what)| what)
     }
 
-    /// The volumes that an image asks for; `None` if there is no such image here.
-    pub(crate) async fn volumes(&self, image: &str) -> Result<Option<Vec<String>>, Error> {
-        match self.client.inspect_image(image).await {
-            Ok(found) => Ok(Some(found.config.and_then(|config| config.volumes).unwrap_or_default())),
+    /// What an image is; `None` if there is none of this name here.
+    pub(crate) async fn image(&self, name: &str) -> Result<Option<Image>, Error> {
+        match self.client.inspect_image(name).await {
+            Ok(found) => Ok(Some(Image {
+                id: found.id.unwrap_or_default(),
+                volumes: found.config.and_then(|config| config.volumes).unwrap_or_default(),
+            })),
             Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Keeps what a container has changed in its root as an image of this instance. It stands still meanwhile.
+    pub(crate) async fn commit(
+        &self,
+        container: &str,
+        repository: &str,
+        tag: &str,
+        instance: &str,
+    ) -> Result<(), Error> {
+        let changes = format!("LABEL {LAYER}={instance}");
+        let options = CommitContainerOptionsBuilder::default()
+            .container(container)
+            .repo(repository)
+            .tag(tag)
+            .pause(true)
+            .changes(&changes)
+            .build();
+        let patient = self.client.clone().with_timeout(COMMIT_TIME_MAX);
+        let kept = patient.commit_container(options, ContainerConfig::default()).await;
+        kept.map(drop).map_err(|error| self.failed(error))
+    }
+
+    /// The names of the layers of an instance.
+    pub(crate) async fn layers(&self, instance: &str) -> Result<Vec<String>, Error> {
+        let filters = [("label".to_owned(), vec![format!("{LAYER}={instance}")])].into();
+        let options = ListImagesOptionsBuilder::default().filters(&filters).build();
+        let found = self.client.list_images(Some(options)).await.map_err(|error| self.failed(error))?;
+        // Podman says which registry it would look for them in.
+        let name = |name: String| {
+            let bare = ["localhost/", "docker.io/library/"].iter().find_map(|place| name.strip_prefix(place));
+            bare.unwrap_or(&name).to_owned()
+        };
+        Ok(found.into_iter().flat_map(|image| image.repo_tags).map(name).collect())
+    }
+
+    /// Removes an image, unless a container runs on it.
+    pub(crate) async fn remove_image(&self, name: &str) -> Result<(), Error> {
+        let options = RemoveImageOptionsBuilder::default().build();
+        match self.client.remove_image(name, Some(options), None).await {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(status(&error), Some(404 | 409)) => Ok(()),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -115,7 +175,7 @@ impl Engine {
         let options = CreateContainerOptionsBuilder::default().name(name).build();
         match self.client.create_container(Some(options), body).await {
             Ok(_) => Ok(true),
-            Err(error) if status(&error) == Some(409) => Ok(false),
+            Err(error) if status(&error) == Some(409) || says(&error, "already in use") => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -142,7 +202,20 @@ impl Engine {
                 }))
             }
             Err(error) if status(&error) == Some(404) => Ok(None),
+            // A state that Docker has no word for.
+            Err(EngineError::JsonDataError { message, .. }) if message.contains("`stopped`") => {
+                Ok(Some(Found { door: None, is_usable: false }))
+            }
             Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Whether it runs a container by this runtime if it is asked to.
+    pub(crate) fn obeys(&self, runtime: Option<&str>) -> bool {
+        match self.kind {
+            Kind::Docker => true,
+            // It takes the runtime that it was started with, whatever it is told.
+            Kind::Podman => runtime.is_none() || runtime == self.info.default_runtime.as_deref(),
         }
     }
 
@@ -162,19 +235,22 @@ impl Engine {
 
     /// Ends and removes a container, and makes sure that it is gone. Unknown ones are.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), Error> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match self.client.remove_container(name, Some(options)).await {
-            Ok(()) => {}
-            Err(error) if status(&error) == Some(404) => return Ok(()),
-            // Somebody else removes it already; it was made to go with its process.
-            Err(error) if status(&error) == Some(409) => {}
-            Err(error) => return Err(self.failed(error)),
-        }
         let gone = async {
-            while self.find(name).await?.is_some() {
+            loop {
+                let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+                match self.client.remove_container(name, Some(options)).await {
+                    Ok(()) => {}
+                    Err(error) if status(&error) == Some(404) => return Ok(()),
+                    // Somebody else removes it already: it was made to go with its process.
+                    Err(error) if status(&error) == Some(409) || says(&error, "container state improper") => {
+                    }
+                    Err(error) => return Err(self.failed(error)),
+                }
+                if self.find(name).await?.is_none() {
+                    return Ok(());
+                }
                 tokio::time::sleep(LOOK).await;
             }
-            Ok(())
         };
         match tokio::time::timeout(REMOVE_TIME_MAX, gone).await {
             Ok(gone) => gone,

@@ -5,12 +5,14 @@
 //! sandbox, and a container outlives the server. See docs/design/containers.md.
 //!
 //! In reading order: `settings` (what the operator chooses), `provider` ([`Docker`]), `container` (what each one is made of),
-//! `engine` (the connection), `report` (what the engine gives, for `posthouse doctor`).
+//! `engine` (the connection), `report` (what the engine gives, for `posthouse doctor`),
+//! `layers` (packages, over an image).
 //!
-//! Nothing here pulls or builds an image, talks to an engine on another machine, or gives a container a network.
+//! Nothing here pulls an image, talks to an engine on another machine, or gives a container a network.
 
 mod container;
 mod engine;
+mod layers;
 mod provider;
 mod report;
 mod settings;

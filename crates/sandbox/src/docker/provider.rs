@@ -22,15 +22,18 @@ use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tools::wire::Output;
 
-use super::container::{self, Plan};
-use super::engine::{Engine, Labelled};
+use super::container::{self, Plan, Role};
+use super::engine::{Engine, Image, Labelled};
+use super::layers::{self, Layer};
 use super::settings::Settings;
 use crate::provider::{
     Base, Call, Collected, Equipment, Error, Exits, Pool, Progress, Provider, Resources, SandboxId,
     SandboxInfo, Saved,
 };
 use crate::supervisor::Supervised;
+use crate::supervisor::build::{BUILDER, Failures};
 use crate::supervisor::client::Door;
+use crate::supervisor::guests::RESTORE_TIME_MAX;
 use crate::supervisor::terms::checked;
 
 /// Between two tries to make a container whose name is taken: by one that the engine is still making for a server that has
@@ -39,22 +42,20 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A complaint may still be on its way from the supervisor when the engine says that the container has ended.
 const LAST_WORDS_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// What tells those whose environment has packages.
-const NO_PACKAGES: &str = "packages cannot be installed into containers: an image that has them can be named instead (`posthouse.image`)";
-
 /// Sandboxes as containers on this machine.
 pub struct Docker {
     keeper: Arc<Supervised>,
     settings: Settings,
     /// The engine, once it has answered. Forgotten when it can no longer be reached: the next may be another.
     engine: Mutex<Option<Arc<Engine>>>,
+    pub(super) failures: Failures,
 }
 
 impl Docker {
     /// Does nothing yet: the engine is asked when it is first needed.
     #[must_use]
     pub fn new(keeper: Arc<Supervised>, settings: Settings) -> Self {
-        Self { keeper, settings, engine: Mutex::new(None) }
+        Self { keeper, settings, engine: Mutex::new(None), failures: Failures::default() }
     }
 
     /// The supervisor that keeps the containers.
@@ -90,8 +91,43 @@ impl Docker {
         // In this order: a container is made after its door, so one that is seen here and is not listed after that is no
         // one's.
         let containers = self.noted(engine.labelled(&self.keeper.instance()?).await).await?;
-        let living = if containers.is_empty() { Vec::new() } else { self.keeper.list().await? };
+        let living = if containers.is_empty() { Vec::new() } else { self.keeper.list_all().await? };
         self.clear(&engine, containers, &living).await
+    }
+
+    /// The engine's name for the container of a sandbox.
+    pub(super) fn name(&self, id: &SandboxId) -> Result<String, Error> {
+        Ok(container::name(&self.keeper.instance()?, id))
+    }
+
+    /// The image that is the root of a base, without its packages.
+    async fn root(&self, engine: &Engine, image: &str) -> Result<Image, Error> {
+        engine.image(image).await?.ok_or_else(|| {
+            Error::refused(format!(
+                "the image `{image}` is not on this machine: `docker pull {image}` brings it, with the engine's own credentials"
+            ))
+        })
+    }
+
+    /// The same resources, whose base says which image it is by its content: a snapshot fits on no other.
+    async fn announced(&self, engine: &Engine, resources: &Resources) -> Result<Resources, Error> {
+        let (image, _) = self.settings.choose(resources)?;
+        // One that has gone meanwhile matters only to who needs a new container.
+        let image = engine
+            .image(image)
+            .await?
+            .map_or_else(|| image.to_owned(), |found| format!("{image} ({})", found.id));
+        let mut resources = resources.clone();
+        resources.base.image = Some(image);
+        Ok(resources)
+    }
+
+    /// The layer of a base that has packages.
+    pub(super) async fn layer(&self, engine: &Engine, base: &Base) -> Result<Layer, Error> {
+        let asked = Resources { base: base.clone(), ..Resources::default() };
+        let (image, _) = self.settings.choose(&asked)?;
+        let root = self.root(engine, image).await?;
+        Ok(Layer::of(base, &root.id, &self.keeper.instance()?, &self.keeper.shelf()))
     }
 
     async fn clear(
@@ -109,6 +145,7 @@ impl Docker {
             self.noted(engine.remove(&container).await).await?;
             removed += 1;
         }
+        layers::clear(engine, &self.keeper.shelf(), &self.keeper.instance()?).await?;
         if removed > 0 {
             tracing::info!(containers = removed, "removed containers whose sandboxes are no more");
         }
@@ -135,21 +172,28 @@ impl Docker {
                 }
             }
             if engine.start(&name).await? {
-                return self.await_it(engine, id, fence, &name).await;
+                return self.await_it(engine, id, fence, plan).await;
             }
             // It went away between the two, or ended at once: then the supervisor has heard why.
-            let heard = timeout(LAST_WORDS_TIME_MAX, self.come(id, fence)).await;
+            let heard = timeout(LAST_WORDS_TIME_MAX, self.come(id, fence, plan.resources)).await;
             if let Ok(heard) = heard {
                 return heard;
             }
         }
     }
 
-    async fn await_it(&self, engine: &Engine, id: &SandboxId, fence: u64, name: &str) -> Result<(), Error> {
-        let mut come = std::pin::pin!(self.come(id, fence));
+    async fn await_it(
+        &self,
+        engine: &Engine,
+        id: &SandboxId,
+        fence: u64,
+        plan: &Plan<'_>,
+    ) -> Result<(), Error> {
+        let name = container::name(plan.instance, id);
+        let mut come = std::pin::pin!(self.come(id, fence, plan.resources));
         let ended = tokio::select! {
             come = &mut come => return come,
-            ended = engine.ended(name) => ended,
+            ended = engine.ended(&name) => ended,
         };
         match timeout(LAST_WORDS_TIME_MAX, come).await {
             Ok(come) => come,
@@ -157,8 +201,14 @@ impl Docker {
         }
     }
 
-    async fn come(&self, id: &SandboxId, fence: u64) -> Result<(), Error> {
-        self.keeper.adopted(id, fence, self.settings.provision_time_max).await
+    async fn come(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
+        self.keeper.adopted(id, fence, self.patience(resources)).await
+    }
+
+    /// How long one of these may take.
+    fn patience(&self, resources: &Resources) -> Duration {
+        let restoring = if resources.restore.is_some() { RESTORE_TIME_MAX } else { Duration::ZERO };
+        self.settings.provision_time_max + restoring
     }
 
     async fn make(
@@ -168,13 +218,15 @@ impl Docker {
         fence: u64,
         resources: &Resources,
         door: &Door,
+        role: Role,
     ) -> Result<(), Error> {
         let (image, runtime) = self.settings.choose(resources)?;
-        let Some(volumes) = engine.volumes(image).await? else {
-            return Err(Error::refused(format!(
-                "the image `{image}` is not on this machine: `docker pull {image}` brings it, with the engine's own credentials"
-            )));
+        let layer = match resources.base.packages.is_empty() {
+            true => None,
+            false => Some(self.layer(engine, &resources.base).await?),
         };
+        let image = layer.as_ref().map_or(image, |layer| layer.image.as_str());
+        let volumes = self.root(engine, image).await?.volumes;
         let instance = self.keeper.instance()?;
         let resources = checked(resources.clone())?;
         let plan = Plan {
@@ -187,35 +239,61 @@ impl Docker {
             door,
             ids: engine.ids(),
             kind: engine.kind,
+            role,
         };
         self.fill(engine, id, fence, &plan).await
     }
 
     async fn try_provision(&self, id: &SandboxId, fence: u64, resources: &Resources) -> Result<(), Error> {
-        let (_, runtime) = self.settings.choose(resources)?;
-        // Not `Unprepared`: preparing would not help.
-        if !resources.base.packages.is_empty() {
-            return Err(Error::refused(NO_PACKAGES));
-        }
+        self.settings.choose(resources)?;
         let engine = self.engine().await?;
+        if !resources.base.packages.is_empty() {
+            let layer = self.layer(&engine, &resources.base).await?;
+            if !layer.is_there(&engine).await? {
+                return Err(Error::Unprepared {});
+            }
+            layer.touch();
+        }
+        self.bring(&engine, id, fence, resources, Role::Sandbox).await
+    }
+
+    /// Opens a door and has the engine fill it.
+    pub(super) async fn bring(
+        &self,
+        engine: &Engine,
+        id: &SandboxId,
+        fence: u64,
+        resources: &Resources,
+        role: Role,
+    ) -> Result<(), Error> {
+        let (_, runtime) = self.settings.choose(resources)?;
         if let Some(what) = engine.unbounded() {
             return Err(Error::refused(format!(
                 "the engine cannot limit {what}, and a sandbox without that is none"
             )));
         }
+        if !engine.obeys(runtime) {
+            return Err(Error::refused(format!(
+                "Podman runs containers with the runtime that its service was started with, which is not `{}`",
+                runtime.unwrap_or_default()
+            )));
+        }
         let default = engine.info.default_runtime.as_deref();
-        let first_id = container::first_id(engine.ids(), runtime.or(default));
-        let Some(door) = self.keeper.adopt(id, fence, resources, first_id).await? else { return Ok(()) };
-        let made =
-            match timeout(self.settings.provision_time_max, self.make(&engine, id, fence, resources, &door))
-                .await
-            {
-                Ok(made) => made,
-                Err(_) => Err(Error::unavailable(format!(
-                    "the container was not ready after {} seconds",
-                    self.settings.provision_time_max.as_secs_f64()
-                ))),
-            };
+        // A builder's id is root's, whom a private folder keeps nothing from.
+        let first_id = match role {
+            Role::Sandbox => container::first_id(engine.ids(), runtime.or(default)),
+            Role::Builder => None,
+        };
+        let announced = self.announced(engine, resources).await?;
+        let Some(door) = self.keeper.adopt(id, fence, &announced, first_id).await? else { return Ok(()) };
+        let patience = self.patience(resources);
+        let made = match timeout(patience, self.make(engine, id, fence, resources, &door, role)).await {
+            Ok(made) => made,
+            Err(_) => Err(Error::unavailable(format!(
+                "the container was not ready after {} seconds",
+                patience.as_secs_f64()
+            ))),
+        };
         match made {
             Ok(()) => Ok(()),
             // It is somebody else's now, who sees to it.
@@ -241,11 +319,9 @@ impl Provider for Docker {
         self.keeper.equip(id, fence, equipment).await
     }
 
-    async fn prepare(&self, base: &Base, _progress: &Progress<'_>) -> Result<(), Error> {
-        match base.packages.is_empty() {
-            true => Ok(()),
-            false => Err(Error::refused(NO_PACKAGES)),
-        }
+    async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {
+        let prepared = layers::prepare(self, base, progress).await;
+        self.noted(prepared).await
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {
@@ -290,7 +366,7 @@ impl Provider for Docker {
             Ok::<_, Error>((engine, containers))
         };
         let seen = seen.await;
-        let living = self.keeper.list().await?;
+        let living = self.keeper.list_all().await?;
         let cleared = match seen {
             Ok((engine, containers)) => self.clear(&engine, containers, &living).await,
             Err(error) => Err(error),
@@ -299,7 +375,7 @@ impl Provider for Docker {
             // What lives is known without the engine.
             tracing::debug!(%error, "the engine's containers were not looked through");
         }
-        Ok(living)
+        Ok(living.into_iter().filter(|info| !info.id.as_str().starts_with(BUILDER)).collect())
     }
 
     /// Nothing is: the engine makes a container when somebody asks for it.

@@ -34,7 +34,7 @@ impl Docker {
 
     async fn choices(&self, engine: &Engine) -> Result<[Guard; 2], Error> {
         let settings = self.settings();
-        let image = match engine.volumes(&settings.image).await? {
+        let image = match engine.image(&settings.image).await? {
             Some(_) => held(IMAGE, true, format!("{} is here", settings.image)),
             None => missing(
                 IMAGE,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::provider::{Error, Resources};
+use crate::provider::{Error, Network, Resources};
 
 /// Where most engines listen.
 const HOST: &str = "/var/run/docker.sock";
@@ -24,6 +24,8 @@ pub struct Settings {
     pub images: Vec<String>,
     /// Which runtimes an environment may ask for besides.
     pub runtimes: Vec<String>,
+    /// What containers may reach in which an environment's packages are installed: their registries.
+    pub registries: Option<Network>,
     /// How long it may take to make one.
     pub provision_time_max: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for Settings {
             runtime: None,
             images: Vec::new(),
             runtimes: Vec::new(),
+            registries: None,
             provision_time_max: PROVISION_TIME_MAX,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::provider::SandboxId;
+use crate::provider::{Error, SandboxId};
 
 /// Dead sandboxes whose end is remembered.
 const GRAVES_MAX: usize = 4096;
@@ -43,6 +43,8 @@ impl Slots {
 #[derive(Default)]
 pub(crate) struct Graves {
     reasons: HashMap<SandboxId, String>,
+    /// Those that never lived, because their snapshots could not be restored.
+    unrestorable: HashSet<SandboxId>,
     order: VecDeque<SandboxId>,
 }
 
@@ -56,7 +58,23 @@ impl Graves {
             && let Some(oldest) = self.order.pop_front()
         {
             self.reasons.remove(&oldest);
+            self.unrestorable.remove(&oldest);
         }
+    }
+
+    /// Remembers one that its snapshot has kept from living.
+    pub(crate) fn dig_unrestorable(&mut self, id: SandboxId, reason: String) {
+        self.unrestorable.insert(id.clone());
+        self.dig(id, reason);
+    }
+
+    /// What is said to those who want it to be made, if its end is remembered.
+    pub(crate) fn error(&self, id: &SandboxId) -> Option<Error> {
+        let reason = self.reason(id)?.to_owned();
+        Some(match self.unrestorable.contains(id) {
+            true => Error::Unrestorable { reason },
+            false => Error::gone(reason),
+        })
     }
 
     /// Why that one ended, if it is remembered.

@@ -21,7 +21,7 @@ use tools::wire::{Content, Output};
 
 use super::client::Supervised;
 use crate::doctor::PACKAGES;
-use crate::packages::{Manager, Packages, Step, blamed};
+use crate::packages::{Manager, Odd, Packages, Step, blamed};
 use crate::provider::{Base, Call, Error, Limits, Network, Progress, Provider, Resources, Rights, SandboxId};
 use crate::shelf::{LAYER_FILE, Shape, Shelf};
 
@@ -73,13 +73,13 @@ impl Failures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, base: &Base) -> Option<Error> {
+    pub(crate) fn find(&self, base: &Base) -> Option<Error> {
         let failures = self.lock();
         let (_, error) = failures.get(base).filter(|(at, _)| at.elapsed() < FAILURE_KEPT)?;
         Some(error.clone())
     }
 
-    fn keep(&self, base: &Base, error: &Error) {
+    pub(crate) fn keep(&self, base: &Base, error: &Error) {
         let mut failures = self.lock();
         if failures.len() >= FAILURES_MAX {
             failures.clear();
@@ -97,11 +97,7 @@ pub(crate) async fn prepare(
     base: &Base,
     progress: &Progress<'_>,
 ) -> Result<(), Error> {
-    let steps = base.packages.steps().map_err(|odd| Error::Packages {
-        manager: odd.manager,
-        package: Some(odd.package),
-        lines: vec![odd.rule.to_owned()],
-    })?;
+    let steps = base.packages.steps().map_err(odd)?;
     if steps.is_empty() {
         return Ok(());
     }
@@ -138,8 +134,13 @@ pub(crate) async fn prepare(
     built
 }
 
+/// Says that no manager is asked for such a package.
+pub(crate) fn odd(Odd { manager, package, rule }: Odd) -> Error {
+    Error::Packages { manager, package: Some(package), lines: vec![rule.to_owned()] }
+}
+
 /// The lock of one layer.
-async fn lock(shelf: &Shelf, key: &str, progress: &Progress<'_>) -> Result<fs::File, Error> {
+pub(crate) async fn lock(shelf: &Shelf, key: &str, progress: &Progress<'_>) -> Result<fs::File, Error> {
     let layers = shelf.layers();
     let open = || -> io::Result<fs::File> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&layers)?;
@@ -215,7 +216,8 @@ impl Builder<'_> {
         for step in steps {
             let list = base.packages.of(step.manager);
             progress(&format!("{} installs {}", step.manager, list.join(", ")));
-            done = self.step(&id, step, list).await;
+            let installer = Installer { hands: self.hands, id: &id, disk: self.shelf.layers() };
+            done = installer.run(step, list).await;
             if done.is_err() {
                 break;
             }
@@ -229,27 +231,33 @@ impl Builder<'_> {
             .map_err(Error::unavailable)?;
         on_disk(move || finish(&folder, &layer, &card)).await
     }
+}
 
-    async fn step(
-        &self,
-        id: &SandboxId,
-        Step { manager, command }: &Step,
-        list: &[String],
-    ) -> Result<(), Error> {
+/// Runs package managers in a builder.
+pub(crate) struct Installer<'a> {
+    pub(crate) hands: &'a Supervised,
+    pub(crate) id: &'a SandboxId,
+    /// A folder of the disk that it writes to.
+    pub(crate) disk: PathBuf,
+}
+
+impl Installer<'_> {
+    /// Has one manager install its packages, as long as there is room on the disk.
+    pub(crate) async fn run(&self, Step { manager, command }: &Step, list: &[String]) -> Result<(), Error> {
         // The manager's words go to a file: what a call returns is bounded from the front.
         let command = format!(
             "{{ {command}; }} > /tmp/install.log 2>&1 < /dev/null; status=$?; tail -n {LINES_MAX} /tmp/install.log; \
              (exit $status)"
         );
         let call = Call {
-            sandbox: id.clone(),
+            sandbox: self.id.clone(),
             call_id: format!("install-{manager}"),
             fence: 1,
             name: "bash".to_owned(),
             input: json!({"command": command, "timeout_ms": STEP_TIME_MAX.as_millis() as u64}),
             timeout: STEP_TIME_MAX,
         };
-        let full = disk_runs_full(self.shelf.layers());
+        let full = disk_runs_full(self.disk.clone());
         let output = tokio::select! {
             output = self.hands.execute(call) => output,
             () = full => {

@@ -350,6 +350,11 @@ impl Supervised {
         done(self.ask(patience, || Ask::Adopted { sandbox: id.clone(), fence }).await?)
     }
 
+    /// Where package layers are kept.
+    pub(crate) fn shelf(&self) -> Shelf {
+        Shelf::new(&self.settings.data_dir)
+    }
+
     /// A short name for this data directory, different from every other's on this machine.
     pub(crate) fn instance(&self) -> Result<String, Error> {
         Place::open(&self.settings.data_dir).map(|place| place.instance()).map_err(Error::unavailable)
@@ -390,7 +395,7 @@ impl Provider for Supervised {
     }
 
     async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {
-        let shelf = Shelf::new(&self.settings.data_dir);
+        let shelf = self.shelf();
         let registries = self.settings.registries.clone();
         build::prepare(self, &shelf, &self.failures, registries, base, progress).await
     }

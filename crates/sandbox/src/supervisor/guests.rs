@@ -1,8 +1,9 @@
 //! Sandboxes that somebody else starts: the supervisor opens a door for each, and adopts whoever comes through it.
 //!
-//! A door is a folder with a listening socket, the system call filter and the `tools` program. The server has an engine of
-//! containers start that program with the folder mounted; `tools` connects ([`tools::dial`]), hands over its exit and says
-//! that it is ready. One connection is taken; then the folder is removed, so that nothing of it is left to be found.
+//! A door is a folder with two listening sockets, the system call filter and the `tools` program. The server has an engine of
+//! containers start that program with the folder mounted; `tools` connects ([`tools::dial`]), hands over its exit, takes the
+//! files of a snapshot if there is one, and says that it is ready. One connection is taken at each socket, one for words and one
+//! for files; then the folder is removed, so that nothing of it is left to be found.
 //!
 //! ```text
 //! Listening ──connect──▶ Greeting ──GO──▶ a sandbox like any other
@@ -22,13 +23,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
-use tools::wire::dial::{CONTROL, EXIT, FILTER, GO};
+use tools::wire::dial::{CARGO, CONTROL, EXIT, FILTER, GO, UNRESTORABLE};
 
+use super::cargo::Feeding;
 use super::keeper::Waiter;
 use super::passing;
 use super::protocol::Answer;
 use crate::namespaces::agent;
-use crate::provider::{Error, Resources, SandboxId, SandboxInfo};
+use crate::namespaces::start::OnlyThread;
+use crate::provider::{Base, Error, Resources, Restore, SandboxId, SandboxInfo};
 
 /// The name of the `tools` program in each door's folder.
 pub(crate) const PROGRAM: &str = "tools";
@@ -38,6 +41,9 @@ pub(crate) const OPEN_TIME_MAX: Duration = Duration::from_secs(90);
 
 /// Ids for what comes from outside: one each, as many as there may be sandboxes.
 pub(crate) const SLOTS: u32 = 4096;
+
+/// What restoring a snapshot may add.
+pub(crate) const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// A complaint is a sentence.
 const COMPLAINT_BYTES_MAX: usize = 1024;
@@ -66,14 +72,14 @@ impl Doors {
     }
 
     /// Makes a folder with everything in it, and listens there.
-    fn open(&mut self) -> Result<(PathBuf, UnixListener), Error> {
+    fn open(&mut self) -> Result<(PathBuf, Listeners), Error> {
         let Some(filter) = &self.filter else {
             return Err(Error::refused("this kernel has no system call filter (CONFIG_SECCOMP_FILTER)"));
         };
         let program = self.folder.join(PROGRAM);
         let door = self.folder.join(format!("{:016x}-{}", self.epoch, self.next));
         self.next += 1;
-        let made = (|| {
+        let made = (|| -> io::Result<Listeners> {
             if !program.exists() {
                 // Ours alone. What is mounted are the folders below, which anybody may enter who can see them.
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
@@ -85,10 +91,10 @@ impl Doors {
             // Another name of the one file, unless the file system has only one name for each.
             fs::hard_link(&program, door.join(PROGRAM))
                 .or_else(|_| write_file(&door.join(PROGRAM), agent::program(), 0o755))?;
-            listen(&door)
+            Ok(Listeners { cargo: listen(&door, CARGO)?, control: listen(&door, CONTROL)? })
         })();
         match made {
-            Ok(listener) => Ok((door, listener)),
+            Ok(listeners) => Ok((door, listeners)),
             Err(error) => {
                 let _ = fs::remove_dir_all(&door);
                 Err(Error::unavailable(format!("cannot open a door for a container: {error}")))
@@ -108,12 +114,19 @@ fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(mode))
 }
 
+/// Where a container calls.
+struct Listeners {
+    control: UnixListener,
+    /// Called first; what it is for comes later.
+    cargo: UnixListener,
+}
+
 /// Listens in this folder, for whoever can see it.
-fn listen(folder: &Path) -> io::Result<UnixListener> {
+fn listen(folder: &Path, name: &str) -> io::Result<UnixListener> {
     // Socket addresses end at 108 bytes, whatever the folder's path is.
     let held = open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{CONTROL}", held.as_raw_fd()))?;
-    fs::set_permissions(folder.join(CONTROL), fs::Permissions::from_mode(0o666))?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", held.as_raw_fd()))?;
+    fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -134,11 +147,22 @@ pub(crate) struct Guest {
     folder: PathBuf,
     stage: Stage,
     complaint: Vec<u8>,
+    /// What it is to start with.
+    snapshot: Option<fs::File>,
+    /// Brings that.
+    feeding: Option<Feeding>,
 }
 
 enum Stage {
-    Listening(UnixListener),
-    Greeting(UnixStream),
+    Listening(Listeners),
+    Greeting(Lines),
+}
+
+/// The two connections of a container.
+pub(crate) struct Lines {
+    pub(crate) control: UnixStream,
+    /// Blocking: only children of the supervisor use it.
+    pub(crate) cargo: UnixStream,
 }
 
 /// What a guest has said so far.
@@ -146,9 +170,9 @@ pub(crate) enum Heard {
     /// Nothing that is final.
     Open,
     /// Frames follow.
-    Ready(UnixStream),
+    Ready(Lines),
     /// Why there will be none.
-    Failed(String),
+    Failed(Error),
 }
 
 /// What is to be opened a door for.
@@ -165,7 +189,9 @@ impl Guest {
     /// Opens a door.
     pub(crate) fn expect(doors: &mut Doors, expected: Expected, now: Instant) -> Result<Self, Error> {
         let Expected { id, fence, slot, resources, peer } = expected;
-        let (folder, listener) = doors.open()?;
+        let snapshot =
+            resources.restore.as_ref().map(|restore| open_snapshot(restore, &resources.base)).transpose()?;
+        let (folder, listeners) = doors.open()?;
         Ok(Self {
             id,
             fence,
@@ -177,8 +203,10 @@ impl Guest {
             waiters: Vec::new(),
             peer,
             folder,
-            stage: Stage::Listening(listener),
+            stage: Stage::Listening(listeners),
             complaint: Vec::new(),
+            snapshot,
+            feeding: None,
         })
     }
 
@@ -190,33 +218,50 @@ impl Guest {
     /// What to wait for.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         match &self.stage {
-            Stage::Listening(listener) => listener.as_fd(),
-            Stage::Greeting(stream) => stream.as_fd(),
+            Stage::Listening(listeners) => listeners.control.as_fd(),
+            Stage::Greeting(lines) => lines.control.as_fd(),
         }
     }
 
+    /// Whether it should have come by now.
+    pub(crate) fn is_late(&self, now: Instant) -> bool {
+        let restoring = if self.resources.restore.is_some() { RESTORE_TIME_MAX } else { Duration::ZERO };
+        now > self.born + OPEN_TIME_MAX + restoring
+    }
+
     /// Somebody is at the door: the first whom it was opened for comes in, and nobody after.
-    pub(crate) fn answer(&mut self) -> Option<UnixStream> {
-        let Stage::Listening(listener) = &self.stage else { return None };
+    pub(crate) fn answer(&mut self) -> Option<Lines> {
+        let Stage::Listening(Listeners { control, cargo }) = &self.stage else { return None };
+        let control = self.welcome(control).filter(|stream| stream.set_nonblocking(true).is_ok())?;
+        // It has called here before. One that has not is nobody of ours, and the door stays open.
+        let cargo = self.welcome(cargo).filter(|stream| stream.set_nonblocking(false).is_ok())?;
+        Some(Lines { control, cargo })
+    }
+
+    fn welcome(&self, listener: &UnixListener) -> Option<UnixStream> {
         while let Ok((stream, _)) = listener.accept() {
             let seen = rustix::net::sockopt::socket_peercred(&stream).map(|peer| peer.uid.as_raw());
-            let welcome = self.peer.is_none_or(|expected| seen == Ok(expected));
-            if welcome && stream.set_nonblocking(true).is_ok() {
+            if self.peer.is_none_or(|expected| seen == Ok(expected)) {
                 return Some(stream);
             }
         }
         None
     }
 
-    /// Goes on with whoever came in.
-    pub(crate) fn greet(&mut self, stream: UnixStream) {
-        self.stage = Stage::Greeting(stream);
+    /// Goes on with whoever came in, and begins to bring what it is to start with.
+    pub(crate) fn greet(&mut self, lines: Lines, only: &OnlyThread) -> Result<(), Error> {
+        if let Some(snapshot) = self.snapshot.take() {
+            self.feeding = Some(Feeding::start(only, &snapshot, &lines.cargo)?);
+        }
+        self.stage = Stage::Greeting(lines);
         let _ = fs::remove_file(self.folder.join(CONTROL));
+        let _ = fs::remove_file(self.folder.join(CARGO));
+        Ok(())
     }
 
     /// Takes in what whoever came in says.
     pub(crate) fn hear(&mut self) -> Heard {
-        let Stage::Greeting(stream) = &self.stage else { return Heard::Open };
+        let Stage::Greeting(Lines { control: stream, cargo }) = &self.stage else { return Heard::Open };
         let mut descriptors = VecDeque::new();
         let mut byte = [0];
         let ended = loop {
@@ -232,18 +277,21 @@ impl Guest {
                     Some(exit) => drop(self.exit.get_or_insert(exit)),
                     None => break "its exit came without a socket".to_owned(),
                 },
-                GO if self.complaint.is_empty() => match stream.try_clone() {
-                    Ok(stream) => return Heard::Ready(stream),
-                    Err(error) => break format!("it cannot be kept: {error}"),
+                GO if self.complaint.is_empty() => match (stream.try_clone(), cargo.try_clone()) {
+                    (Ok(control), Ok(cargo)) => return Heard::Ready(Lines { control, cargo }),
+                    (Err(error), _) | (_, Err(error)) => break format!("it cannot be kept: {error}"),
                 },
                 other if self.complaint.len() < COMPLAINT_BYTES_MAX => self.complaint.push(other),
                 _ => break "it complains without end".to_owned(),
             }
         };
-        match self.complaint.is_empty() {
-            true => Heard::Failed(ended),
-            false => Heard::Failed(String::from_utf8_lossy(&self.complaint).into_owned()),
-        }
+        let text = |words: &[u8]| String::from_utf8_lossy(words).into_owned();
+        Heard::Failed(match self.complaint.strip_prefix(&[UNRESTORABLE]) {
+            // Of one that was to have none, that would be an odd thing to say.
+            Some(why) if self.resources.restore.is_some() => Error::Unrestorable { reason: text(why) },
+            Some(_) | None if self.complaint.is_empty() => Error::unavailable(ended),
+            Some(_) | None => Error::unavailable(text(&self.complaint)),
+        })
     }
 
     pub(crate) fn info(&self, now: Instant) -> SandboxInfo {
@@ -257,6 +305,18 @@ impl Guest {
             calls: 0,
         }
     }
+}
+
+fn open_snapshot(restore: &Restore, on: &Base) -> Result<fs::File, Error> {
+    let Restore { file, base } = restore;
+    if *base != on.name() {
+        let reason = format!("it was saved on {base}, and this would be built on {}", on.name());
+        return Err(Error::Unrestorable { reason });
+    }
+    let opened = open(file, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    opened.map(fs::File::from).map_err(|error| Error::Unrestorable {
+        reason: format!("the snapshot cannot be opened: {}", io::Error::from(error)),
+    })
 }
 
 impl Drop for Guest {
@@ -282,14 +342,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let own = rustix::process::geteuid().as_raw();
         let mut stranger = guest(folder.path(), Some(own + 1));
+        let _cargo = UnixStream::connect(stranger.folder.join(CARGO)).unwrap();
         let _knock = UnixStream::connect(stranger.folder.join(CONTROL)).unwrap();
         assert!(stranger.answer().is_none());
         let mut expected = guest(folder.path(), Some(own));
         let path = expected.folder.to_owned();
         assert_eq!(fs::read(path.join(FILTER)).unwrap(), [1, 2, 3]);
+        let _cargo = UnixStream::connect(path.join(CARGO)).unwrap();
         let mut inside = UnixStream::connect(path.join(CONTROL)).unwrap();
-        let stream = expected.answer().unwrap();
-        expected.greet(stream);
+        let lines = expected.answer().unwrap();
+        expected.stage = Stage::Greeting(lines);
+        fs::remove_file(path.join(CONTROL)).unwrap();
         assert!(UnixStream::connect(path.join(CONTROL)).is_err(), "nobody comes after it");
         assert!(matches!(expected.hear(), Heard::Open));
         inside.write_all(&[GO]).unwrap();
@@ -303,13 +366,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let said = |words: &[u8]| {
             let mut guest = guest(folder.path(), None);
+            let _cargo = UnixStream::connect(guest.folder.join(CARGO)).unwrap();
             let mut inside = UnixStream::connect(guest.folder.join(CONTROL)).unwrap();
-            let stream = guest.answer().unwrap();
-            guest.greet(stream);
+            guest.stage = Stage::Greeting(guest.answer().unwrap());
             inside.write_all(words).unwrap();
             drop(inside);
             match guest.hear() {
-                Heard::Failed(reason) => reason,
+                Heard::Failed(Error::Unavailable { reason }) => reason,
+                Heard::Failed(other) => panic!("{other:?}"),
                 Heard::Open | Heard::Ready(_) => panic!("it is over"),
             }
         };

@@ -18,6 +18,7 @@
 pub(crate) mod admission;
 pub(crate) mod books;
 pub(crate) mod build;
+mod cargo;
 pub(crate) mod client;
 pub(crate) mod collect;
 pub(crate) mod exits;

@@ -9,8 +9,8 @@
 //! well.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufReader, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use tools::archive::freight::{Mark, Receiver};
+
+use super::cargo;
 use super::keeper::Waiter;
-use crate::archive::Written;
+use crate::archive::{self, Written};
 use crate::namespaces::child::GO;
 use crate::namespaces::profile::Profile;
 use crate::namespaces::start::{Launched, OnlyThread, Process, launch, map_ids};
@@ -28,6 +31,9 @@ use crate::provider::Error;
 
 /// Saving is not waited for longer. The largest sandbox is some gigabytes in memory, and a slow disk takes 20 MB in a second.
 pub(super) const SAVE_TIME_MAX: Duration = Duration::from_secs(300);
+
+/// Of what a container sends.
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// Whether a sandbox's processes run.
 pub(super) enum Stillness {
@@ -97,7 +103,7 @@ impl Packing {
         slot: u32,
         stage: &OwnedFd,
         sheet: Sheet,
-    ) -> Result<Self, (Error, Sheet)> {
+    ) -> Result<Self, Error> {
         let groups = profile.ids.groups();
         let inside = |sync: UnixStream| pack(&sync, stage, &sheet.file, groups);
         let started = launch(only, libc::CLONE_NEWUSER, None, inside).and_then(|mut launched| {
@@ -109,7 +115,30 @@ impl Packing {
         });
         match started {
             Ok(Launched { pid: _, process, sync }) => Ok(Self { sheet, process, sync }),
-            Err(failure) => Err((Error::unavailable(failure), sheet)),
+            Err(failure) => Err(Error::unavailable(failure)),
+        }
+    }
+
+    /// Starts the packer of a container, which writes down what the container sends: as an ordinary user, because it needs
+    /// nothing but the line and the file.
+    pub(super) fn start_receiving(
+        only: &OnlyThread,
+        line: &UnixStream,
+        mark: Mark,
+        bytes_max: u64,
+        sheet: Sheet,
+    ) -> Result<Self, Error> {
+        let inside = |sync: UnixStream| {
+            conclude(&sync, || {
+                cargo::give_up_everything_but(&[line.as_raw_fd(), sheet.file.as_raw_fd(), sync.as_raw_fd()])?;
+                let mut receiver = Receiver::new(BufReader::with_capacity(BUFFER_BYTES, line), bytes_max);
+                receiver.skip_to(&mark)?;
+                archive::receive(receiver, &sheet.file).map_err(io::Error::other)
+            });
+        };
+        match launch(only, 0, None, inside) {
+            Ok(Launched { pid: _, process, sync }) => Ok(Self { sheet, process, sync }),
+            Err(failure) => Err(Error::unavailable(failure)),
         }
     }
 
@@ -145,11 +174,16 @@ fn pack(mut sync: &UnixStream, stage: &OwnedFd, into: &File, groups: sys::ClearG
     if sync.read_exact(&mut go).is_err() {
         return;
     }
-    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    conclude(sync, || {
         sys::become_namespace_root(groups)?;
         sys::die_with_parent()?;
         snapshot::pack(stage, into).map_err(io::Error::other)
-    }));
+    });
+}
+
+/// Does a packer's work, and says how it went.
+fn conclude(mut sync: &UnixStream, work: impl FnOnce() -> io::Result<Written>) {
+    let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     let outcome = match attempt {
         Ok(Ok(saved)) => Outcome::Saved(saved),
         Ok(Err(error)) => Outcome::Failed(error.to_string()),

@@ -58,7 +58,8 @@ fn engine_at(socket: String) -> docker::Settings {
     docker::Settings {
         host: socket,
         image: crate::docker::engine::IMAGE.to_owned(),
-        runtime: runtime.map(|_| "test".to_owned()),
+        // Podman's service runs them with what it was started with.
+        runtime: runtime.filter(|_| !crate::docker::engine::is_podman()).map(|_| "test".to_owned()),
         ..docker::Settings::default()
     }
 }
@@ -242,6 +243,19 @@ impl Host {
     pub(crate) fn containers(&self) -> Vec<String> {
         match &self.engine {
             Some(engine) => crate::docker::engine::containers_of(&engine.host, &self.instance()),
+            None => Vec::new(),
+        }
+    }
+
+    /// The engine's socket.
+    pub(crate) fn engine_socket(&self) -> &str {
+        &self.engine.as_ref().expect("its sandboxes are containers").host
+    }
+
+    /// The layers that an engine has of this data directory.
+    pub(crate) fn layers(&self) -> Vec<String> {
+        match &self.engine {
+            Some(engine) => crate::docker::engine::layers_of(&engine.host, &self.instance()),
             None => Vec::new(),
         }
     }

@@ -10,17 +10,22 @@
 //! an overlay, set-user-id bits, capabilities. It knows nothing of compression or digests, and it does not clean up after a
 //! failure: a folder that was half unpacked is for the caller to throw away.
 //!
-//! In reading order: the tar format ([`tar`]), the way to a folder below another one (`beneath`), and the two directions.
+//! [`pack_places`] and [`unpack_places`] do the same for several folders that are one user's, without any privilege: so a
+//! container packs and unpacks itself.
+//!
+//! In reading order: the tar format ([`tar`]), the way to a folder below another one (`beneath`), the two directions, and how
+//! an archive travels between two processes ([`freight`]).
 
 mod beneath;
+pub mod freight;
 mod pack;
 pub mod tar;
 mod unpack;
 
 use std::io;
 
-pub use pack::{Packed, pack};
-pub use unpack::{Bounds, Unpacked, unpack};
+pub use pack::{Packed, pack, pack_places};
+pub use unpack::{Bounds, Unpacked, unpack, unpack_places};
 
 /// Which part of a tree an archive holds. Both directions keep to it.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +48,24 @@ impl Scope {
         (self.tops.is_empty() || self.tops.iter().any(|name| name.as_bytes() == top))
             && !self.except.iter().any(within)
     }
+}
+
+/// One of several folders in an archive.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The path of its files in the archive: plain names with `/` between them.
+    pub name: &'a [u8],
+    /// Where they are.
+    pub root: std::os::fd::BorrowedFd<'a>,
+}
+
+/// Whose the files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owners {
+    /// Several users', as the archive says.
+    Recorded,
+    /// The caller's alone, who has no privilege over them: 0 in the archive, and not looked at when it is unpacked.
+    Caller,
 }
 
 /// The longest path, in bytes: what the kernel takes in one go.

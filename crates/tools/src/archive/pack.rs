@@ -7,15 +7,16 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fgetxattr, flistxattr, openat, readlinkat, seek,
-    statat,
+    AtFlags, Dir, FileType, Mode, OFlags, SeekFrom, Stat, chmodat, fchmod, fgetxattr, flistxattr, fstat,
+    openat, readlinkat, seek, statat,
 };
 use rustix::io::Errno;
 
 use super::beneath::Beneath;
 use super::tar::{self, Entry, Extent, Kind, Time};
 use super::{
-    Doing, EXTENTS_MAX, Error, PATH_BYTES_MAX, Scope, XATTR_BYTES_MAX, carried_mode, carries_attribute,
+    Doing, EXTENTS_MAX, Error, Owners, PATH_BYTES_MAX, Place, Scope, XATTR_BYTES_MAX, carried_mode,
+    carries_attribute,
 };
 
 /// The name and the value of an extended attribute.
@@ -37,36 +38,95 @@ const CHUNK_BYTES: usize = 128 << 10;
 
 /// Writes the tree below `root` into `into`. The same tree gives the same bytes.
 pub fn pack(root: BorrowedFd<'_>, scope: &Scope, into: &mut impl Write) -> Result<Packed, Error> {
-    let mut packer = Packer {
-        beneath: Beneath::new(root),
-        scope,
-        into,
-        packed: Packed::default(),
-        linked: HashMap::new(),
-        chunk: vec![0; CHUNK_BYTES],
-    };
-    // Folders that are still to be read; only one is open at a time, however deep the tree.
-    let mut folders = vec![Vec::new()];
-    while let Some(folder) = folders.pop() {
-        let below = packer.folder(&folder)?;
-        // The last one first: it is taken from the end.
-        folders.extend(below.into_iter().rev());
+    let place = Place { name: b"", root };
+    let mut packed = Packed::default();
+    Packer::new(&place, scope, Owners::Recorded, None, &mut packed, into).tree()?;
+    tar::finish(into).doing("write the archive", b"")?;
+    Ok(packed)
+}
+
+/// Writes these folders into `into`, all of whose files are the caller's. What is mounted in them is left alone. What its
+/// owner may not read is made readable as long as that takes, so nobody else should be at work here.
+pub fn pack_places(places: &[Place<'_>], into: &mut impl Write) -> Result<Packed, Error> {
+    let mut packed = Packed::default();
+    for place in places {
+        let found = fstat(place.root).doing("look at", place.name)?;
+        let device = Some(found.st_dev);
+        let mut packer = Packer::new(place, &Scope::ALL, Owners::Caller, device, &mut packed, into);
+        // Somebody else's is as it is in every sandbox.
+        if found.st_uid == rustix::process::geteuid().as_raw() {
+            packer.write(entry(b"", Kind::Folder, &found, Vec::new()))?;
+        }
+        let done = packer.tree();
+        packer.close_again();
+        done?;
     }
-    tar::finish(packer.into).doing("write the archive", b"")?;
-    Ok(packer.packed)
+    tar::finish(into).doing("write the archive", b"")?;
+    Ok(packed)
 }
 
 struct Packer<'a, W> {
     beneath: Beneath<'a>,
+    /// What the paths in the archive begin with.
+    name: &'a [u8],
     scope: &'a Scope,
+    owners: Owners,
+    /// Where everything lies that is packed; `None`: wherever it is found.
+    device: Option<u64>,
     into: &'a mut W,
-    packed: Packed,
+    packed: &'a mut Packed,
     /// Files with several names: device and number of each that was seen, and its first name.
     linked: HashMap<(u64, u64), Vec<u8>>,
+    /// Folders that their owner may not enter, opened meanwhile, with their modes.
+    opened: Vec<(Vec<u8>, Mode)>,
     chunk: Vec<u8>,
 }
 
-impl<W: Write> Packer<'_, W> {
+impl<'a, W: Write> Packer<'a, W> {
+    fn new(
+        place: &'a Place<'_>,
+        scope: &'a Scope,
+        owners: Owners,
+        device: Option<u64>,
+        packed: &'a mut Packed,
+        into: &'a mut W,
+    ) -> Self {
+        Self {
+            beneath: Beneath::new(place.root),
+            name: place.name,
+            scope,
+            owners,
+            device,
+            into,
+            packed,
+            linked: HashMap::new(),
+            opened: Vec::new(),
+            chunk: vec![0; CHUNK_BYTES],
+        }
+    }
+
+    fn tree(&mut self) -> Result<(), Error> {
+        // Folders that are still to be read; only one is open at a time, however deep the tree.
+        let mut folders = vec![Vec::new()];
+        while let Some(folder) = folders.pop() {
+            let below = self.folder(&folder)?;
+            // The last one first: it is taken from the end.
+            folders.extend(below.into_iter().rev());
+        }
+        Ok(())
+    }
+
+    /// Gives folders that were opened the modes that they had, those inside first.
+    fn close_again(&mut self) {
+        while let Some((path, mode)) = self.opened.pop() {
+            let (parent, name) = super::split(&path);
+            // One that is gone needs none.
+            if let Ok(folder) = self.beneath.folder(parent) {
+                let _ = chmodat(folder, name, mode, AtFlags::empty());
+            }
+        }
+    }
+
     /// Writes what is in a folder, and gives the folders in it.
     fn folder(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let mut below = Vec::new();
@@ -79,7 +139,7 @@ impl<W: Write> Packer<'_, W> {
             if !self.scope.holds(&child) {
                 continue;
             }
-            if child.len() > PATH_BYTES_MAX {
+            if child.len() + self.name.len() >= PATH_BYTES_MAX {
                 self.packed.left_out += 1;
                 continue;
             }
@@ -114,36 +174,52 @@ impl<W: Write> Packer<'_, W> {
             Err(Errno::NOENT) => return Ok(false),
             Err(error) => return Err(error).doing("look at", path),
         };
+        if self.device.is_some_and(|device| device != found.st_dev) {
+            return Ok(false);
+        }
         let file_type = FileType::from_raw_mode(found.st_mode);
         // A kernel may make all whiteouts of a layer one file; each is as good by itself.
         let may_be_linked = !matches!(file_type, FileType::Directory | FileType::CharacterDevice);
         if may_be_linked && found.st_nlink > 1 {
             if let Some(first) = self.linked.get(&(found.st_dev, found.st_ino)) {
                 let kind = Kind::HardLink { to: first.clone() };
-                return self.write(&entry(path, kind, &found, Vec::new())).map(|()| false);
+                return self.write(entry(path, kind, &found, Vec::new())).map(|()| false);
             }
             self.linked.insert((found.st_dev, found.st_ino), path.to_vec());
         }
         match file_type {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let own = Mode::from_raw_mode(found.st_mode);
+                let closed = self.owners == Owners::Caller && !own.contains(Mode::RUSR);
+                if closed {
+                    chmodat(folder, name, own | Mode::RUSR, AtFlags::empty()).doing("open", path)?;
+                }
                 let file = openat(folder, name, flags, Mode::empty()).doing("open", path)?;
+                if closed {
+                    fchmod(&file, own).doing("close again", path)?;
+                }
                 self.file(&file, path, &found)?;
             }
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let own = Mode::from_raw_mode(found.st_mode);
+                if self.owners == Owners::Caller && !own.contains(Mode::RUSR | Mode::XUSR) {
+                    chmodat(folder, name, own | Mode::RWXU, AtFlags::empty()).doing("open", path)?;
+                    self.opened.push((path.to_vec(), own));
+                }
                 let opened = openat(folder, name, flags, Mode::empty()).doing("open", path)?;
                 let attributes = self.attributes(opened.as_fd(), path)?;
-                self.write(&entry(path, Kind::Folder, &found, attributes))?;
+                self.write(entry(path, Kind::Folder, &found, attributes))?;
                 return Ok(true);
             }
             FileType::Symlink => {
                 let to = readlinkat(folder, name, Vec::new()).doing("read the link", path)?.into_bytes();
-                self.write(&entry(path, Kind::Link { to }, &found, Vec::new()))?;
+                self.write(entry(path, Kind::Link { to }, &found, Vec::new()))?;
             }
-            FileType::Fifo => self.write(&entry(path, Kind::Pipe, &found, Vec::new()))?,
+            FileType::Fifo => self.write(entry(path, Kind::Pipe, &found, Vec::new()))?,
             FileType::CharacterDevice if found.st_rdev == 0 => {
-                self.write(&entry(path, Kind::Device { major: 0, minor: 0 }, &found, Vec::new()))?;
+                self.write(entry(path, Kind::Device { major: 0, minor: 0 }, &found, Vec::new()))?;
             }
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Socket | FileType::Unknown => {
                 self.packed.left_out += 1;
@@ -162,7 +238,7 @@ impl<W: Write> Packer<'_, W> {
             Some(extents) => Kind::Sparse { size, extents: extents.clone() },
             None => Kind::File { size },
         };
-        self.write(&entry(path, kind, found, attributes))?;
+        self.write(entry(path, kind, found, attributes))?;
         let pieces = extents.as_deref().unwrap_or(&whole);
         for piece in pieces {
             self.piece(file, path, *piece)?;
@@ -226,9 +302,21 @@ impl<W: Write> Packer<'_, W> {
         Ok(attributes)
     }
 
-    fn write(&mut self, entry: &Entry) -> Result<(), Error> {
+    fn write(&mut self, mut entry: Entry) -> Result<(), Error> {
         self.packed.entries += 1;
-        tar::write(entry, self.into).doing("write the archive", b"")
+        if !self.name.is_empty() {
+            entry.path = match entry.path.as_slice() {
+                b"" => self.name.to_vec(),
+                below => [self.name, b"/", below].concat(),
+            };
+            if let Kind::HardLink { to } = &mut entry.kind {
+                *to = [self.name, b"/", to].concat();
+            }
+        }
+        if self.owners == Owners::Caller {
+            (entry.uid, entry.gid) = (0, 0);
+        }
+        tar::write(&entry, self.into).doing("write the archive", b"")
     }
 }
 

@@ -13,8 +13,8 @@ use rustix::process::{Gid, Uid};
 use super::beneath::Beneath;
 use super::tar::{self, Entry, Extent, Kind, Time};
 use super::{
-    Doing, Error, IDS_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, Scope, XATTR_BYTES_MAX, carried_mode,
-    carries_attribute, readable, split,
+    Doing, Error, IDS_MAX, NAME_BYTES_MAX, Owners, PATH_BYTES_MAX, Place, Scope, XATTR_BYTES_MAX,
+    carried_mode, carries_attribute, readable, split,
 };
 
 /// How much an archive may hold.
@@ -50,9 +50,26 @@ pub fn unpack(
     scope: &Scope,
     bounds: &Bounds,
 ) -> Result<Unpacked, Error> {
+    run(from, &[Place { name: b"", root }], scope, Owners::Recorded, bounds)
+}
+
+/// Makes in these folders what `from` says, up to the end of the archive: a `from` that [`super::pack_places`] wrote of
+/// folders of the same names. Everything is the caller's.
+pub fn unpack_places(from: impl Read, places: &[Place<'_>], bounds: &Bounds) -> Result<Unpacked, Error> {
+    run(from, places, &Scope::ALL, Owners::Caller, bounds)
+}
+
+fn run(
+    from: impl Read,
+    places: &[Place<'_>],
+    scope: &Scope,
+    owners: Owners,
+    bounds: &Bounds,
+) -> Result<Unpacked, Error> {
     let mut unpacker = Unpacker {
         from: BufReader::with_capacity(BUFFER_BYTES, from),
-        beneath: Beneath::new(root),
+        places: places.iter().map(|place| (place.name, Beneath::new(place.root))).collect(),
+        owners,
         unpacked: Unpacked::default(),
         folders: Vec::new(),
     };
@@ -143,25 +160,55 @@ fn check_path(path: &[u8]) -> Result<(), &'static str> {
 
 struct Unpacker<'a, R> {
     from: BufReader<R>,
-    beneath: Beneath<'a>,
+    places: Vec<(&'a [u8], Beneath<'a>)>,
+    owners: Owners,
     unpacked: Unpacked,
     /// Finished last: what is put into a folder changes its time, and may not be allowed by its mode.
     folders: Vec<Entry>,
 }
 
 impl<R: Read> Unpacker<'_, R> {
+    /// In which place a path lies, and its way from there: the innermost, where one lies in another.
+    fn locate<'p>(&self, path: &'p [u8]) -> Result<(usize, &'p [u8]), Error> {
+        let below = |name: &[u8]| match name {
+            b"" => Some(path),
+            name => match path.strip_prefix(name)? {
+                b"" => Some(&[][..]),
+                rest => rest.strip_prefix(b"/"),
+            },
+        };
+        let places = self.places.iter().enumerate();
+        let within = places.filter_map(|(number, (name, _))| Some((number, below(name)?)));
+        within.min_by_key(|(_, rest)| rest.len()).ok_or_else(|| Error::Refused {
+            path: readable(path),
+            reason: "it lies where nothing is unpacked",
+        })
+    }
+
     fn entry(&mut self, entry: Entry) -> Result<(), Error> {
-        let (parent, name) = split(&entry.path);
+        let (place, below) = self.locate(&entry.path)?;
+        let (parent, name) = split(below);
         let path = entry.path.as_slice();
+        let owners = self.owners;
+        if name.is_empty() {
+            return match &entry.kind {
+                // The place itself is there.
+                Kind::Folder => {
+                    self.folders.push(entry);
+                    Ok(())
+                }
+                _ => Err(Error::Refused { path: readable(path), reason: "a folder is there" }),
+            };
+        }
         // Whatever leads through a link fails here.
-        let folder = self.beneath.folder(parent).doing("enter the folder of", path)?;
+        let folder = self.places[place].1.folder(parent).doing("enter the folder of", path)?;
         match &entry.kind {
             Kind::File { size } => {
                 let file = create(folder, name).doing("make", path)?;
                 let size = *size;
                 self.copy(&file, path, Extent { offset: 0, length: size })?;
                 tar::skip_padding(size, &mut self.from)?;
-                finish_file(&file, &entry)
+                finish_file(&file, &entry, owners)
             }
             Kind::Sparse { size, extents } => {
                 let file = create(folder, name).doing("make", path)?;
@@ -170,7 +217,7 @@ impl<R: Read> Unpacker<'_, R> {
                     self.copy(&file, path, *extent)?;
                 }
                 tar::skip_padding(extents.iter().map(|extent| extent.length).sum(), &mut self.from)?;
-                finish_file(&file, &entry)
+                finish_file(&file, &entry, owners)
             }
             Kind::Folder => {
                 match mkdirat(folder, name, Mode::RWXU) {
@@ -183,22 +230,24 @@ impl<R: Read> Unpacker<'_, R> {
             }
             Kind::Link { to } => {
                 symlinkat(to, folder, name).doing("make the link", path)?;
-                finish(folder, name, &entry, Permissions::None)
+                finish(folder, name, &entry, owners, Permissions::None)
             }
             Kind::HardLink { to } => {
-                let (to_parent, to_name) = split(to);
+                let (to_place, to_below) = self.locate(to)?;
+                let (to_parent, to_name) = split(to_below);
                 // The other folder is looked up by itself: the descriptor of this one must stay.
+                let folder = self.places[place].1.folder(parent).doing("enter the folder of", path)?;
                 let folder = rustix::io::fcntl_dupfd_cloexec(folder, 0).doing("make the link", path)?;
-                let to_folder = self.beneath.folder(to_parent).doing("enter the folder of", to)?;
+                let to_folder = self.places[to_place].1.folder(to_parent).doing("enter the folder of", to)?;
                 linkat(to_folder, to_name, &folder, name, AtFlags::empty()).doing("make the link", path)
             }
             Kind::Pipe => {
                 mknodat(folder, name, FileType::Fifo, Mode::RUSR, 0).doing("make", path)?;
-                finish(folder, name, &entry, Permissions::Set)
+                finish(folder, name, &entry, owners, Permissions::Set)
             }
             Kind::Device { .. } => {
                 mknodat(folder, name, FileType::CharacterDevice, Mode::empty(), 0).doing("make", path)?;
-                finish(folder, name, &entry, Permissions::Set)
+                finish(folder, name, &entry, owners, Permissions::Set)
             }
             Kind::Other(_) => Err(Error::Corrupt("an entry was not checked")),
         }
@@ -229,14 +278,17 @@ impl<R: Read> Unpacker<'_, R> {
 
     fn finish_folders(&mut self) -> Result<(), Error> {
         while let Some(entry) = self.folders.pop() {
-            let (parent, name) = split(&entry.path);
-            let folder = self.beneath.folder(parent).doing("enter the folder of", &entry.path)?;
+            let (place, below) = self.locate(&entry.path)?;
+            let (parent, name) = split(below);
+            let owners = self.owners;
+            let folder = self.places[place].1.folder(parent).doing("enter the folder of", &entry.path)?;
+            let name = if name.is_empty() { b"." } else { name };
             if !entry.attributes.is_empty() {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let opened = openat(folder, name, flags, Mode::empty()).doing("open", &entry.path)?;
                 set_attributes(opened.as_fd(), &entry)?;
             }
-            finish(folder, name, &entry, Permissions::Set)?;
+            finish(folder, name, &entry, owners, Permissions::Set)?;
         }
         Ok(())
     }
@@ -252,10 +304,10 @@ fn is_folder(folder: BorrowedFd<'_>, name: &[u8]) -> bool {
         .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
-fn finish_file(file: &OwnedFd, entry: &Entry) -> Result<(), Error> {
+fn finish_file(file: &OwnedFd, entry: &Entry, owners: Owners) -> Result<(), Error> {
     set_attributes(file.as_fd(), entry)?;
     let path = entry.path.as_slice();
-    match owner(entry) {
+    match owner(entry, owners) {
         None => {}
         Some((uid, gid)) => match rustix::fs::fchown(file, Some(uid), Some(gid)) {
             Ok(()) | Err(Errno::INVAL) => {}
@@ -275,9 +327,15 @@ enum Permissions {
 
 /// Owner, mode and time of what has no descriptor. No link is followed: `name` was made, or seen to be a folder, by us, and
 /// nobody else is here.
-fn finish(folder: BorrowedFd<'_>, name: &[u8], entry: &Entry, permissions: Permissions) -> Result<(), Error> {
+fn finish(
+    folder: BorrowedFd<'_>,
+    name: &[u8],
+    entry: &Entry,
+    owners: Owners,
+    permissions: Permissions,
+) -> Result<(), Error> {
     let path = entry.path.as_slice();
-    if let Some((uid, gid)) = owner(entry) {
+    if let Some((uid, gid)) = owner(entry, owners) {
         match chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(error) => return Err(error).doing("give away", path),
@@ -301,7 +359,10 @@ fn set_attributes(file: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error> {
 }
 
 /// Whom an entry belongs to, unless that is the caller, whom new files belong to anyway.
-fn owner(entry: &Entry) -> Option<(Uid, Gid)> {
+fn owner(entry: &Entry, owners: Owners) -> Option<(Uid, Gid)> {
+    if owners == Owners::Caller {
+        return None;
+    }
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     ((entry.uid, entry.gid) != own).then(|| (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid)))
 }

@@ -2,18 +2,15 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use tools::wire;
 
 use super::sandbox::{Body, Sandbox, State};
-use super::{
-    Announced, DESTROYED, Keeper, Kind, NO_SNAPSHOTS, UNKNOWN, WAITING_BYTES_MAX, Waiter, Wanted, pass,
-};
+use super::{Announced, Keeper, Kind, UNKNOWN, WAITING_BYTES_MAX, Waiter, Wanted, pass};
 use crate::provider::{Error, Resources, SandboxId};
 use crate::supervisor::frames::Frames;
-use crate::supervisor::guests::{Expected, Guest, Heard, OPEN_TIME_MAX};
+use crate::supervisor::guests::{Expected, Guest, Heard, Lines, OPEN_TIME_MAX};
 use crate::supervisor::poller::{Interest, Token};
 use crate::supervisor::pool::Shape;
 use crate::supervisor::protocol::Answer;
@@ -36,11 +33,7 @@ impl Keeper {
             });
             return self.reply(waiter, door.unwrap_or_else(Answer::Failed));
         }
-        let allowed = match resources.restore {
-            None => checked(resources),
-            Some(_) => Err(Error::refused(NO_SNAPSHOTS)),
-        };
-        match allowed {
+        match checked(resources) {
             Ok(resources) => {
                 let kind = Kind::Guest { first_id };
                 self.admit(Wanted { id, fence, resources, kind, waiters: vec![waiter] }, now);
@@ -95,11 +88,14 @@ impl Keeper {
     /// Somebody is at a door.
     pub(crate) fn door_ready(&mut self, key: u64, now: Instant) {
         let Some(guest) = self.guests.get_mut(&key) else { return };
-        let Some(stream) = guest.answer() else { return };
+        let Some(lines) = guest.answer() else { return };
         self.poller.remove(guest.descriptor());
-        guest.greet(stream);
-        if let Err(error) = self.poller.add(guest.descriptor(), Token::Greeting(key)) {
-            self.dismiss(key, &format!("it cannot be heard: {error}"), now);
+        let greeted = guest.greet(lines, &self.only).and_then(|()| {
+            let heard = self.poller.add(guest.descriptor(), Token::Greeting(key));
+            heard.map_err(|error| Error::unavailable(format!("it cannot be heard: {error}")))
+        });
+        if let Err(error) = greeted {
+            self.dismiss(key, error, now);
         }
     }
 
@@ -107,18 +103,19 @@ impl Keeper {
     pub(crate) fn greeting_ready(&mut self, key: u64, now: Instant) {
         match self.guests.get_mut(&key).map(Guest::hear) {
             None | Some(Heard::Open) => {}
-            Some(Heard::Failed(reason)) => self.dismiss(key, &reason, now),
-            Some(Heard::Ready(stream)) => {
-                if let Err(error) = self.take_in(key, stream, now) {
-                    self.dismiss(key, &format!("it cannot be kept: {error}"), now);
+            Some(Heard::Failed(error)) => self.dismiss(key, error, now),
+            Some(Heard::Ready(lines)) => {
+                if let Err(error) = self.take_in(key, lines, now) {
+                    self.dismiss(key, Error::unavailable(format!("it cannot be kept: {error}")), now);
                 }
             }
         }
     }
 
     /// A guest becomes a sandbox like any other.
-    fn take_in(&mut self, key: u64, stream: UnixStream, now: Instant) -> io::Result<()> {
-        let control = Frames::new(stream, wire::RESPONSE_BYTES_MAX, WAITING_BYTES_MAX)?;
+    fn take_in(&mut self, key: u64, lines: Lines, now: Instant) -> io::Result<()> {
+        let Lines { control, cargo } = lines;
+        let control = Frames::new(control, wire::RESPONSE_BYTES_MAX, WAITING_BYTES_MAX)?;
         self.poller.add(control.descriptor(), Token::Control(key))?;
         let Some(mut guest) = self.guests.remove(&key) else { return Ok(()) };
         self.poller.remove(guest.descriptor());
@@ -129,7 +126,7 @@ impl Keeper {
             born: guest.born,
             used: now,
             limits: guest.resources.limits.clone(),
-            body: Body::Guest { slot: guest.slot },
+            body: Body::Guest { slot: guest.slot, cargo },
             base: guest.resources.base.name(),
             start_time_max: OPEN_TIME_MAX,
             control,
@@ -159,15 +156,18 @@ impl Keeper {
     }
 
     /// Nobody comes through this door any more.
-    pub(super) fn dismiss(&mut self, key: u64, reason: &str, now: Instant) {
+    pub(super) fn dismiss(&mut self, key: u64, error: Error, now: Instant) {
         let Some(mut guest) = self.guests.remove(&key) else { return };
         self.poller.remove(guest.descriptor());
         self.guest_slots.give_back(guest.slot);
-        self.graves.dig(guest.id.clone(), reason.to_owned());
-        let error = match reason == DESTROYED {
-            true => Error::gone(reason),
-            false => Error::unavailable(reason),
-        };
+        // Whoever asks for it a moment later hears the same.
+        match &error {
+            Error::Unrestorable { reason } => self.graves.dig_unrestorable(guest.id.clone(), reason.clone()),
+            Error::Gone { reason } | Error::Unavailable { reason } => {
+                self.graves.dig(guest.id.clone(), reason.clone());
+            }
+            other => self.graves.dig(guest.id.clone(), other.to_string()),
+        }
         for waiter in std::mem::take(&mut guest.waiters) {
             self.reply(waiter, Answer::Failed(error.clone()));
         }

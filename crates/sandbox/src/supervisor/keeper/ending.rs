@@ -6,7 +6,6 @@ use super::sandbox::{Body, Pending, Sandbox, State};
 use super::{DESTROYED, ENDED, Keeper, Waiter};
 use crate::namespaces::cgroups::Controller;
 use crate::provider::{Error, SandboxId};
-use crate::supervisor::guests::{Guest, OPEN_TIME_MAX};
 use crate::supervisor::protocol::Answer;
 use crate::supervisor::saving::Stillness;
 
@@ -17,7 +16,7 @@ impl Keeper {
     pub(crate) fn destroy(&mut self, waiter: Waiter, id: SandboxId, now: Instant) {
         let guest = self.guests.iter().find(|(_, guest)| guest.id == id).map(|(key, _)| *key);
         if let Some(key) = guest {
-            self.dismiss(key, DESTROYED, now);
+            self.dismiss(key, Error::gone(DESTROYED), now);
             return self.reply(waiter, Answer::Done {});
         }
         match self.keys.get(&id).copied() {
@@ -84,7 +83,7 @@ impl Keeper {
         let calling =
             std::mem::take(&mut sandbox.pending).into_values().filter_map(|pending| match pending {
                 Pending::Asked(waiter) => Some(waiter),
-                Pending::Ping | Pending::Pause | Pending::Resume => None,
+                Pending::Ping | Pending::Pause | Pending::Pack | Pending::Resume => None,
             });
         self.replies.extend(
             starting.into_iter().chain(calling).map(|waiter| (waiter, Answer::Failed(error.clone()))),
@@ -122,7 +121,7 @@ impl Keeper {
                 }
                 self.make_ready();
             }
-            Body::Guest { slot } => self.guest_slots.give_back(slot),
+            Body::Guest { slot, cargo: _ } => self.guest_slots.give_back(slot),
         }
         self.refill_at = None;
         self.admit_waiting(now);
@@ -150,11 +149,10 @@ impl Keeper {
         for (key, reason) in verdicts {
             self.kill(key, &reason, now);
         }
-        let late = |guest: &Guest| now > guest.born + OPEN_TIME_MAX;
         let late: Vec<u64> =
-            self.guests.iter().filter(|(_, guest)| late(guest)).map(|(key, _)| *key).collect();
+            self.guests.iter().filter(|(_, guest)| guest.is_late(now)).map(|(key, _)| *key).collect();
         for key in late {
-            self.dismiss(key, "its container did not come in time", now);
+            self.dismiss(key, Error::unavailable("its container did not come in time"), now);
         }
         let overdue = |sandbox: &Sandbox| match &sandbox.stillness {
             Stillness::Moving | Stillness::Still => false,

@@ -82,8 +82,7 @@ impl Keeper {
     /// Whether there is or was such a sandbox; whoever asks for it then has an answer, or will have.
     pub(super) fn is_known(&mut self, waiter: Waiter, id: &SandboxId, fence: u64, now: Instant) -> bool {
         let Some(key) = self.keys.get(id).copied() else {
-            let Some(reason) = self.graves.reason(id) else { return false };
-            let error = Error::gone(reason);
+            let Some(error) = self.graves.error(id) else { return false };
             self.reply(waiter, Answer::Failed(error));
             return true;
         };

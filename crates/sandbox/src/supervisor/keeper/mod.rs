@@ -293,8 +293,6 @@ fn pass(seen: &mut u64, fence: Option<u64>) -> Result<(), Error> {
     }
 }
 
-/// What tells those who want to save a container, or to make one of a snapshot.
-const NO_SNAPSHOTS: &str = "containers cannot be saved or restored yet; sandboxes of namespaces can";
 const UNKNOWN: &str = "no sandbox of this id lives here";
 const DESTROYED: &str = "it was destroyed";
 const ENDED: &str = "its first process has ended";

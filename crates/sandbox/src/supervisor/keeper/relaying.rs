@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::value::RawValue;
 
-use super::sandbox::{Pending, Sandbox};
+use super::sandbox::{News, Pending, Sandbox};
 use super::{ENDED, Keeper, UNKNOWN, Waiter};
 use crate::provider::{Error, Network, SandboxId};
 use crate::supervisor::frames::Flow;
@@ -58,14 +58,18 @@ impl Keeper {
     pub(crate) fn control_ready(&mut self, key: u64, now: Instant) {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         let mut replies = Vec::new();
-        let mut has_paused = false;
+        let mut news = News::default();
         let talked =
-            sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, &mut has_paused, now));
+            sandbox.control.flush().and_then(|()| sandbox.read_replies(&mut replies, &mut news, now));
         for (waiter, answer) in replies {
             self.reply(waiter, answer);
         }
-        if has_paused {
+        if news.has_paused {
             self.pack(key, now);
+        }
+        if let Some(why) = news.cannot_pack {
+            self.stop_saving(key, &Error::unavailable(format!("saving failed: {why}")));
+            self.stir(key, now);
         }
         match talked {
             Ok(Flow::Open) => self.update_interest(key),

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tools::wire;
 use tools::wire::{Reply, encode};
 
-use super::{NO_SNAPSHOTS, Waiter, pass};
+use super::{Waiter, pass};
 use crate::namespaces::cgroups::Group;
 use crate::namespaces::child::{EXIT, STAGE};
 use crate::namespaces::start::Process;
@@ -65,7 +65,11 @@ pub(super) enum Body {
     /// A process that the supervisor has started.
     Child { slot: u32, pid: i32, process: Process, group: Group },
     /// A container that has come to a door.
-    Guest { slot: u32 },
+    Guest {
+        slot: u32,
+        /// The line for its files.
+        cargo: UnixStream,
+    },
 }
 
 pub(super) enum State {
@@ -85,7 +89,17 @@ pub(super) enum Pending {
     Asked(Waiter),
     Ping,
     Pause,
+    Pack,
     Resume,
+}
+
+/// What `tools` says to the supervisor itself.
+#[derive(Default)]
+pub(super) struct News {
+    /// Its processes stand still.
+    pub(super) has_paused: bool,
+    /// Why it sends no files.
+    pub(super) cannot_pack: Option<String>,
 }
 
 impl Sandbox {
@@ -104,9 +118,6 @@ impl Sandbox {
             State::Dying { reason, .. } => return Err(Error::gone(reason.clone())),
             State::Starting { .. } => return Err(Error::Busy { reason: "it is being built".to_owned() }),
             State::Live => {}
-        }
-        if !self.body.is_child() {
-            return Err(Error::refused(NO_SNAPSHOTS));
         }
         if self.pending.values().any(|pending| matches!(pending, Pending::Asked(_))) {
             return Err(Error::Busy { reason: "calls run in it".to_owned() });
@@ -183,7 +194,7 @@ impl Sandbox {
     pub(super) fn read_replies(
         &mut self,
         replies: &mut Vec<(Waiter, Answer)>,
-        has_paused: &mut bool,
+        news: &mut News,
         now: Instant,
     ) -> io::Result<Flow> {
         let flow = self.control.fill()?;
@@ -199,7 +210,14 @@ impl Sandbox {
                     replies.push((waiter, Answer::Relayed(response.reply.to_owned())))
                 }
                 // Whatever the answer is: a process 1 that cannot stop its sandbox is not trusted, and hurts itself only.
-                Some(Pending::Pause) => *has_paused = true,
+                Some(Pending::Pause) => news.has_paused = true,
+                Some(Pending::Pack) => {
+                    if let Ok(Reply::Refused { reason: _, message }) =
+                        serde_json::from_str(response.reply.get())
+                    {
+                        news.cannot_pack = Some(message);
+                    }
+                }
                 // An answer to nothing is a lie without effect.
                 Some(Pending::Ping | Pending::Resume) | None => {}
             }

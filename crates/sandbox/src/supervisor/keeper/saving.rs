@@ -3,9 +3,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use serde_json::value::{RawValue, to_raw_value};
+use tools::archive::freight::Mark;
+use tools::wire::Op;
+
 use super::sandbox::{Body, Pending};
 use super::{Keeper, UNKNOWN, Waiter};
 use crate::provider::{Error, SandboxId, Saved};
+use crate::supervisor::cargo;
 use crate::supervisor::poller::Token;
 use crate::supervisor::protocol::Answer;
 use crate::supervisor::saving::{Packing, Sheet, Stillness};
@@ -50,16 +55,31 @@ impl Keeper {
             }
         };
         let waiter = sheet.waiter;
+        let mut asks = None;
         let started = match (&sandbox.body, &sandbox.stage) {
             (Body::Child { slot, .. }, Some(stage)) => {
                 Packing::start(&self.only, &self.profile, *slot, stage, sheet)
             }
-            _ => Err((Error::unavailable("this sandbox has not handed out its files"), sheet)),
+            (Body::Child { .. }, None) => {
+                Err(Error::unavailable("this sandbox has not handed out its files"))
+            }
+            (Body::Guest { slot: _, cargo }, _) => any_mark().and_then(|(mark, op)| {
+                let bytes_max = cargo::bytes_max(&sandbox.limits);
+                let packing = Packing::start_receiving(&self.only, cargo, mark, bytes_max, sheet)?;
+                asks = Some(op);
+                Ok(packing)
+            }),
         };
-        let watched = started.map_err(|(error, _sheet)| error).and_then(|packing| {
+        let started = started.and_then(|packing| match &asks {
+            Some(op) => sandbox.relay(Pending::Pack, op, now).map(|()| packing),
+            None => Ok(packing),
+        });
+        self.update_interest(key);
+        let watched = started.and_then(|packing| {
             self.poller.add(packing.descriptor(), Token::Packer(key)).map_err(Error::unavailable)?;
             Ok(packing)
         });
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else { return };
         match watched {
             Ok(packing) => sandbox.stillness = Stillness::Packing(packing),
             Err(error) => {
@@ -128,4 +148,13 @@ impl Keeper {
         };
         self.reply(waiter, Answer::Failed(error.clone()));
     }
+}
+
+/// A mark that nothing in a container can have foreseen, and how to ask for files behind it.
+fn any_mark() -> Result<(Mark, Box<RawValue>), Error> {
+    let mut mark = Mark::default();
+    rustix::rand::getrandom(&mut mark, rustix::rand::GetRandomFlags::empty())
+        .map_err(|_| Error::unavailable("no randomness"))?;
+    let op = Op::Pack { mark: crate::packages::hex(&mark) };
+    Ok((mark, to_raw_value(&op).map_err(Error::unavailable)?))
 }

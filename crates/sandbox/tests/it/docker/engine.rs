@@ -1,7 +1,7 @@
-//! A container engine of the tests' own: `dockerd` in a folder and a network namespace of its own, without a bridge and without
-//! touching the machine's packet filter; and the image that the tests' containers are made from.
+//! A container engine of the tests' own: `dockerd`, or Podman's service, in a folder and a network namespace of its own, without
+//! a bridge and without touching the machine's packet filter; and the image that the tests' containers are made from.
 //!
-//! It needs root and Debian's `docker.io`. Where it cannot be had, whoever asks learns why, and which command helps.
+//! It needs root and Debian's `docker.io`, or `podman`. Where it cannot be had, whoever asks learns why, and which command helps.
 
 use std::fs;
 use std::io::Write as _;
@@ -17,6 +17,8 @@ use futures_util::StreamExt as _;
 
 /// A runtime to run the containers with, instead of the engine's own: its program's name or path.
 pub(crate) const RUNTIME: &str = "POSTHOUSE_TEST_RUNTIME";
+/// Which engine: `docker`, or `podman`.
+const ENGINE: &str = "POSTHOUSE_TEST_ENGINE";
 /// The image with the host's own tools in it.
 pub(crate) const IMAGE: &str = "posthouse-test:tools";
 /// An image with a busybox and nothing else.
@@ -31,9 +33,9 @@ const KEEPER: &str = r#"
 folder=$1; shift
 while read -r word; do
     case $word in
-    start) unshare --net dockerd "$@" >> "$folder/log" 2>&1 & pid=$! ;;
+    start) unshare --net --mount sh -c "$PREPARE"'exec "$@"' sh "$@" >> "$folder/log" 2>&1 & pid=$! ;;
     # Both halves; what watches over the containers lives on.
-    kill) kill -KILL $pid $(cat "$folder/exec/containerd/containerd.pid"); rm "$folder/exec/containerd/containerd.pid"; wait $pid 2> /dev/null; echo killed > "$folder/killed" ;;
+    kill) kill -KILL $pid $(cat "$folder/exec/containerd/containerd.pid" 2> /dev/null); rm -f "$folder/exec/containerd/containerd.pid"; wait $pid 2> /dev/null; echo killed > "$folder/killed" ;;
     esac
 done
 kill -TERM $pid; wait $pid
@@ -42,7 +44,7 @@ for process in /proc/[0-9]*; do
     # This script, whose own words these are.
     [ $process = /proc/$$ ] && continue
     case $(tr '\0' ' ' < $process/cmdline 2> /dev/null) in
-    *containerd*"$folder"*) kill -KILL ${process#/proc/} ;;
+    *containerd*"$folder"* | *conmon*"$folder"*) kill -KILL ${process#/proc/} ;;
     esac
 done
 for mount in $(cut -d ' ' -f 2 /proc/mounts | grep "^$folder/" | sort -r); do umount -l "$mount"; done
@@ -53,9 +55,9 @@ rm -rf "$folder"
 const PACK: &str = r#"
 set -e
 cd /
-programs="bash sh awk mawk cat chmod cp cut date dd du echo env false find fold getent grep head hostname id kill ln ls md5sum
-    mkdir mkfifo mknod mv nohup od pgrep printf ps pwd readlink realpath rm rmdir sed seq setsid sha256sum sleep sort stat sync
-    tail tee test timeout touch tr true uname uniq wc whoami xargs python3 gzip tar"
+programs="bash sh awk mawk cat chmod cmp cp cut date dd du echo env false find fold getent grep head hostname id kill ln ls md5sum
+    mkdir mkfifo mknod mv nohup od pgrep printf ps pwd readlink realpath rm rmdir sed seq setsid sha1sum sha256sum sleep sort stat sync
+    tail tee test timeout touch tr true truncate uname uniq wc whoami xargs python3 gzip tar"
 files=""
 for name in $programs; do
     for place in /usr/bin /usr/sbin; do
@@ -68,9 +70,10 @@ libraries=$(ldd $wanted 2> /dev/null | grep -o '/[^ :)]*' | grep '\.so' | sort -
 for library in $libraries; do files="$files $library $(readlink -f $library)"; done
 # Names below the links in the root are those below /usr.
 files=$(echo $files | tr ' ' '\n' | sed -e 's#^/lib#/usr/lib#' -e 's#^/usr/usr#/usr#' -e 's#^/bin#/usr/bin#' | grep -v "^$modules" | sort -u | sed 's#^/##')
+[ -d usr/lib/python3/dist-packages/pip ] && extra="usr/lib/python3/dist-packages/pip etc/ssl/certs/ca-certificates.crt"
 tar --create --file "$1" --exclude '*/test' --exclude '*/__pycache__' --exclude '*/idlelib' --exclude '*/lib2to3' \
     --exclude '*/ensurepip' --exclude '*/config-3*' \
-    bin sbin lib lib64 etc/passwd etc/group etc/nsswitch.conf etc/ld.so.cache ${modules#/} $files
+    bin sbin lib lib64 etc/passwd etc/group etc/nsswitch.conf etc/ld.so.cache $extra ${modules#/} $files
 "#;
 
 /// An engine of one's own. It and everything of it goes when this is dropped or the process ends.
@@ -95,14 +98,18 @@ impl Engine {
             std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
                 .any(|folder| folder.join(program).exists())
         };
-        if let Some(missing) =
-            ["dockerd", "containerd", "runc", "busybox"].iter().find(|program| !has(program))
-        {
+        let needed: &[&str] = match is_podman() {
+            true => &["podman", "conmon", "crun", "busybox"],
+            false => &["dockerd", "containerd", "runc", "busybox"],
+        };
+        if let Some(missing) = needed.iter().find(|program| !has(program)) {
             return Err(format!("there is no `{missing}`; {HOW}"));
         }
         let folder = tempfile::Builder::new().prefix("posthouse-docker-").tempdir().unwrap().keep();
         let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        let runtime = std::env::var(RUNTIME).ok();
         let mut options = vec![
+            "dockerd".to_owned(),
             format!("--data-root={}", at("data")),
             format!("--exec-root={}", at("exec")),
             format!("--pidfile={}", at("pid")),
@@ -114,7 +121,7 @@ impl Engine {
             ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"]
                 .map(str::to_owned),
         );
-        if let Some(runtime) = std::env::var(RUNTIME).ok().filter(|runtime| runtime != "runc") {
+        if let Some(runtime) = runtime.clone().filter(|runtime| runtime != "runc") {
             let config = at("daemon.json");
             // A kernel of its own reaches a socket of the host's only if it is told to.
             let arguments: &[&str] = if runtime.contains("runsc") {
@@ -127,10 +134,26 @@ impl Engine {
             fs::write(&config, words.to_string()).unwrap();
             options.push(format!("--config-file={config}"));
         }
+        // Where a machine has control groups of both versions, `crun` insists on seeing one.
+        let is_crun = runtime.as_deref().map_or(is_podman(), |runtime| runtime.contains("crun"));
+        if is_podman() {
+            options = vec![
+                "podman".to_owned(),
+                format!("--root={}", at("data")),
+                format!("--runroot={}", at("exec")),
+                format!("--tmpdir={}", at("exec")),
+                "--cgroup-manager=cgroupfs".to_owned(),
+                "--events-backend=none".to_owned(),
+            ];
+            options.extend(runtime.map(|runtime| format!("--runtime={runtime}")));
+            options.extend(["system", "service", "--time=0"].map(str::to_owned));
+            options.push(format!("unix://{}", at("sock")));
+        }
         let keeper = Command::new("sh")
             .args(["-c", KEEPER, "sh"])
             .arg(&folder)
             .args(options)
+            .env("PREPARE", if is_crun { "umount /sys/fs/cgroup/unified 2> /dev/null; " } else { "" })
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -205,10 +228,8 @@ impl Engine {
 
     fn import(&self, name: &str, archive: Vec<u8>, changes: &[&str]) -> Result<(), String> {
         let client = self.client();
-        let (repo, tag) = name.split_once(':').unwrap();
         let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
-        let options =
-            CreateImageOptionsBuilder::default().from_src("-").repo(repo).tag(tag).changes(changes).build();
+        let options = CreateImageOptionsBuilder::default().from_src("-").repo(name).changes(changes).build();
         block_on(async move {
             let mut told = client.create_image(Some(options), Some(bollard::body_full(archive.into())), None);
             while let Some(line) = told.next().await {
@@ -226,14 +247,55 @@ impl Drop for Engine {
     }
 }
 
+pub(crate) fn is_podman() -> bool {
+    std::env::var(ENGINE).is_ok_and(|engine| engine == "podman")
+}
+
 /// The names of all containers of a data directory, whatever their state.
 pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
     let client = client(Path::new(socket)).unwrap();
     let options = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
-    let found = block_on(async move { client.list_containers(Some(options)).await.unwrap() });
+    let found = block_on(async move {
+        loop {
+            match client.list_containers(Some(options.clone())).await {
+                // One is in a state of Podman's that the client has no word for; it does not last.
+                Err(bollard::errors::Error::JsonDataError { .. }) => tokio::task::yield_now().await,
+                found => break found.unwrap(),
+            }
+        }
+    });
     let names = found.into_iter().flat_map(|container| container.names.unwrap_or_default());
     let names = names.map(|name| name.trim_start_matches('/').to_owned());
     names.filter(|name| name.starts_with(&format!("posthouse-{instance}-"))).collect()
+}
+
+/// The engine's own names of these containers.
+pub(crate) fn ids_of(socket: &str, names: &[String]) -> Vec<String> {
+    let client = client(Path::new(socket)).unwrap();
+    let names = names.to_vec();
+    block_on(async move {
+        let mut ids = Vec::new();
+        for name in names {
+            ids.extend(client.inspect_container(&name, None).await.ok().and_then(|found| found.id));
+        }
+        ids
+    })
+}
+
+/// How many networks an engine has.
+pub(crate) fn networks_of(socket: &str) -> usize {
+    let client = client(Path::new(socket)).unwrap();
+    let options = bollard::query_parameters::ListNetworksOptionsBuilder::default().build();
+    block_on(async move { client.list_networks(Some(options)).await.unwrap().len() })
+}
+
+/// The engine's images that are layers of a data directory.
+pub(crate) fn layers_of(socket: &str, instance: &str) -> Vec<String> {
+    let client = client(Path::new(socket)).unwrap();
+    let options = bollard::query_parameters::ListImagesOptionsBuilder::default().build();
+    let found = block_on(async move { client.list_images(Some(options)).await.unwrap() });
+    let names = found.into_iter().flat_map(|image| image.repo_tags);
+    names.filter(|name| name.contains("posthouse-layer:") && name.ends_with(instance)).collect()
 }
 
 /// Process 1 of each of these containers that runs, as the host numbers it.
