@@ -1,0 +1,182 @@
+//! Sessions spend every kind of credential, and then each secret is looked for everywhere. A planted one proves that it would
+//! be found.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use protocol::event::Body;
+use serde_json::{Value, json};
+use testkit::model::{Reply, Server as ModelServer};
+
+use crate::hunt::{Hunt, Needle, own_folders, sandboxed};
+use crate::server::{KEY, Server, posthouse};
+use crate::site::Site;
+
+const MODEL: &str = "claude-secrets";
+const VARIABLE: &str = "variable/secret+of the sandbox=17";
+/// Not secret: it goes everywhere that a secret must not.
+const PLANTED: &str = "planted/secret+for all to see=23";
+
+/// Everything that is looked through, and where the planted one is to be found at least.
+const PLACES: [&str; 7] = [
+    "sandbox files",
+    "sandbox memory",
+    "sandbox environ",
+    "data directory",
+    "data directory (unpacked)",
+    "answers of the API",
+    "requests to the model",
+];
+
+async fn turn(client: &client::Client, session: &str, text: &str) {
+    let mut stream = client.stream(session, None, &[]).await.expect("opens");
+    client.send_message(session, text).await.expect("accepted");
+    loop {
+        let Some(client::Item::Event { event, .. }) = stream.next().await.expect("reads") else {
+            panic!("the stream ended");
+        };
+        if matches!(event.body, Body::StatusIdle { .. } | Body::StatusTerminated {}) {
+            return;
+        }
+    }
+}
+
+/// What the API says about everything there is, as it says it.
+async fn answers(url: &str, session: &str, vault: &str) -> String {
+    let http = reqwest::Client::new();
+    let mut all = String::new();
+    for path in [
+        format!("/v1/sessions/{session}"),
+        format!("/v1/sessions/{session}/events?limit=1000"),
+        format!("/v1/sessions/{session}/snapshots"),
+        format!("/v1/sessions/{session}/resources"),
+        "/v1/sessions".to_owned(),
+        "/v1/agents".to_owned(),
+        "/v1/environments".to_owned(),
+        "/v1/vaults?include_archived=true".to_owned(),
+        format!("/v1/vaults/{vault}"),
+        format!("/v1/vaults/{vault}/credentials?include_archived=true"),
+    ] {
+        let request = http.get(format!("{url}{path}")).header("x-api-key", KEY);
+        let request = request.header("anthropic-beta", "managed-agents-2026-04-01");
+        all.push_str(&request.send().await.expect("answers").text().await.expect("is text"));
+    }
+    all
+}
+
+/// Waits until what is in the sandbox has been saved.
+async fn save(client: &client::Client, session: &str) {
+    client.take_snapshot(session).await.expect("accepted");
+    let saved = async {
+        let mut between = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            between.tick().await;
+            let listed = client.list_snapshots(session).await.expect("lists");
+            let is_saved = |snapshot: &Value| snapshot["size_bytes"].as_u64().is_some_and(|size| size > 0);
+            if listed["data"].as_array().is_some_and(|all| all.iter().any(is_saved)) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), saved).await.expect("it is never saved");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
+    if !rustix::process::geteuid().is_root() {
+        println!("LEFT OUT: only root sees into the memory of sandboxes");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = dir.path().join("data");
+    let site = Site::start().await;
+    let models = ModelServer::start().await;
+    let trusted = dir.path().join("trusted.pem");
+    std::fs::write(&trusted, &site.certificate).expect("writes");
+    let log = dir.path().join("log");
+    let mut command = posthouse();
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--log", "trace", "--data-dir"])
+        .arg(&data)
+        .env("POSTHOUSE_API_KEY", KEY)
+        .env("ANTHROPIC_API_KEY", "sk-ant-test")
+        .env("ANTHROPIC_BASE_URL", models.url())
+        .env("POSTHOUSE_ALLOW_PRIVATE_HOSTS", "localhost")
+        .env("POSTHOUSE_ALLOW_PORTS", site.port.to_string())
+        .env("POSTHOUSE_TLS_PORTS", site.port.to_string())
+        .env("SSL_CERT_FILE", &trusted)
+        .stderr(Stdio::from(File::create(&log).expect("made")));
+    let (server, _lines) = Server::greet(command).await;
+    let client = server.client();
+
+    let vault = client.create_vault(json!({"display_name": "v"})).await.expect("made").id.to_string();
+    let variable = json!({
+        "type": "environment_variable", "secret_name": "SITE_TOKEN", "secret_value": VARIABLE,
+        "networking": {"type": "limited", "allowed_hosts": ["localhost"]},
+    });
+    client.create_credential(&vault, json!({"auth": variable})).await.expect("made");
+    let send = format!(
+        "curl -sS --noproxy '' -H \"x-token: $SITE_TOKEN\" -u \"user:$SITE_TOKEN\" -d \"$SITE_TOKEN\" https://localhost:{}/",
+        site.port
+    );
+    let plant =
+        format!("export PLANTED='{PLANTED}'; echo \"$PLANTED\" > /tmp/planted; (exec sleep 600) & echo well");
+    let calls = [send.as_str(), "env; history; cat ~/.bash_history /run/session/* 2>&1", &plant];
+    let calls = calls.map(|command| Reply::tool("bash", json!({"command": command})));
+    models.script(MODEL, calls.into_iter().chain([Reply::text("done")]));
+    let agent = json!({"name": "a", "model": MODEL, "tools": [{"type": "agent_toolset_20260401"}]});
+    let agent = client.create_agent(agent).await.expect("made");
+    let environment =
+        json!({"name": "e", "config": {"type": "cloud", "networking": {"type": "unrestricted"}}});
+    let environment = client.create_environment(environment).await.expect("made");
+    let body = json!({"agent": agent.id, "environment_id": environment.id, "vault_ids": [vault]});
+    let session = client.create_session(body).await.expect("made").id.to_string();
+    turn(&client, &session, "go").await;
+    assert!(site.last().contains(VARIABLE), "the secret was spent: {}", site.last());
+    save(&client, &session).await;
+
+    let needles = [Needle::new("variable", VARIABLE)];
+    let secrets = look(&needles, &data, &log, &server.url, &session, &vault, &models).await;
+    assert_eq!(secrets.found, Default::default(), "a secret lies about");
+    assert!(secrets.bytes > 10 << 20, "only {} bytes were looked through", secrets.bytes);
+    let planted = [Needle::new("planted", PLANTED)];
+    let found = look(&planted, &data, &log, &server.url, &session, &vault, &models).await.found;
+    for place in PLACES {
+        assert!(found.iter().any(|one| one.starts_with(place)), "nothing was found in {place}: {found:?}");
+    }
+    let audit = std::fs::read_to_string(&log).expect("readable");
+    let is_use = |line: &&str| line.contains("audit") && line.contains("vcrd_") && line.contains("outcome");
+    assert!(
+        audit.lines().any(|line| is_use(&line) && line.contains(&session)),
+        "each use is a line of the log"
+    );
+}
+
+async fn look<'a>(
+    needles: &'a [Needle],
+    data: &Path,
+    log: &Path,
+    url: &str,
+    session: &str,
+    vault: &str,
+    models: &ModelServer,
+) -> Hunt<'a> {
+    let mut hunt = Hunt::new(needles);
+    let inside = sandboxed(data);
+    assert!(!inside.is_empty(), "the sandbox lives");
+    for pid in &inside {
+        hunt.process("sandbox", *pid);
+    }
+    for folder in own_folders(inside[0]) {
+        hunt.files("sandbox files", &folder);
+    }
+    hunt.files("data directory", data);
+    hunt.file("log", log);
+    hunt.bytes("answers of the API", answers(url, session, vault).await.as_bytes());
+    for request in models.requests(MODEL) {
+        hunt.bytes("requests to the model", format!("{:?} {}", request.headers, request.raw).as_bytes());
+    }
+    hunt
+}
