@@ -126,7 +126,11 @@ impl<'a> Hunt<'a> {
             let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
             // What is only mapped from a program's file is nobody's secret; and some mappings cannot be read.
             let is_program = !rights.contains('w') && line.contains(" /");
-            if !rights.starts_with('r') || is_program || line.ends_with("[vvar]") || line.ends_with("[vsyscall]") {
+            if !rights.starts_with('r')
+                || is_program
+                || line.ends_with("[vvar]")
+                || line.ends_with("[vsyscall]")
+            {
                 continue;
             }
             let Some((from, to)) = range.split_once('-') else { continue };
