@@ -10,6 +10,7 @@ mod flows;
 mod images;
 mod keys;
 mod kill_nine;
+mod mcp;
 mod network;
 mod packages;
 mod put_away;

@@ -103,7 +103,7 @@ fn a_sandbox_that_was_put_away_is_to_be_told_of_until_the_model_has_heard_of_it(
 fn a_snapshot_is_wanted_once_and_only_of_a_sandbox_that_is_there() {
     let want = |bodies: &[Body]| want_snapshot(&folded(bodies));
     let (begun, wanted) = (sandbox("sbx_1"), Body::SnapshotWanted {});
-    assert_eq!(want(&[begun.clone()]), Ok(Some(Body::SnapshotWanted {})));
+    assert_eq!(want(std::slice::from_ref(&begun)), Ok(Some(Body::SnapshotWanted {})));
     assert_eq!(want(&[begun.clone(), wanted.clone()]), Ok(None), "it is on record");
     let saved_since = [begun.clone(), wanted.clone(), saved("one", false)];
     assert_eq!(
