@@ -12,8 +12,6 @@ from conftest import toolset
 from support.recorder import Conversation
 from support.wire import check_error
 
-SERVER = {"type": "url", "name": "docs", "url": "https://example.com/mcp"}
-SERVER_TOOLS = {"type": "mcp_toolset", "mcp_server_name": "docs"}
 SKILL = {"type": "anthropic", "skill_id": "xlsx"}
 
 
@@ -26,7 +24,6 @@ def refused(request: Any, names: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        ({"mcp_servers": [SERVER], "tools": [SERVER_TOOLS]}, "mcp_servers"),
         ({"skills": [SKILL], "tools": [toolset()]}, "skills"),
         ({"multiagent": {"type": "coordinator", "agents": [{"type": "self"}]}}, "multiagent"),
         ({"multiagent": {"type": "multiagent_20261001"}}, "multiagent"),
@@ -35,7 +32,7 @@ def refused(request: Any, names: str) -> None:
             "execution_identity",
         ),
     ],
-    ids=["mcp_servers", "skills", "coordinator", "multiagent", "aws_role"],
+    ids=["skills", "coordinator", "multiagent", "aws_role"],
 )
 def test_an_agent_with_something_unbuilt_is_refused(
     client: anthropic.Anthropic, make_agent: Any, fields: dict[str, Any], names: str
@@ -80,7 +77,6 @@ def test_a_session_with_something_unbuilt_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ({"mcp_servers": [SERVER], "tools": [SERVER_TOOLS]}, "mcp_servers"),
         ({"skills": [SKILL], "tools": [toolset()]}, "skills"),
     ],
 )
@@ -147,6 +143,4 @@ def test_an_update_with_something_unbuilt_is_refused(start: Any) -> None:
     update = conversation.client.beta.sessions.update
     budget: Any = {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}
     refused(lambda: update(conversation.id, budget=budget), "budget")
-    servers: Any = {"mcp_servers": [SERVER], "tools": [SERVER_TOOLS]}
-    refused(lambda: update(conversation.id, agent=servers), "mcp_servers")
     conversation.nothing_more()

@@ -3,6 +3,7 @@
 mod apt;
 mod containers;
 mod database;
+mod node;
 mod python;
 mod shell;
 mod tidy;
@@ -113,6 +114,7 @@ fn check() -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<()> {
     database::prepare()?;
     containers::prepare(containers::Engine::Docker, None)?;
+    node::prepare()?;
     python::prepare_blobs()
 }
 
@@ -125,6 +127,7 @@ fn tidy() -> anyhow::Result<()> {
 
 fn sdk(on_postgres: bool, pytest: &[String]) -> anyhow::Result<()> {
     let python = python::prepare()?;
+    node::prepare()?;
     if on_postgres {
         database::prepare()?;
     }

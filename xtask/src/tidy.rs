@@ -18,10 +18,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tools", &[]),
     ("sandbox", &["protocol", "tools"]),
     ("egress", &["protocol"]),
+    ("mcp", &["protocol", "egress"]),
     ("blobs", &[]),
     ("vault", &["protocol", "session", "store", "egress"]),
     ("broker", &["protocol", "session", "store", "vault", "egress"]),
-    ("harness", &["protocol", "session", "store", "vault", "broker", "egress", "blobs", "sandbox", "tools"]),
+    (
+        "harness",
+        &["protocol", "session", "store", "vault", "broker", "egress", "mcp", "blobs", "sandbox", "tools"],
+    ),
     ("background", &["protocol", "session", "store", "vault", "blobs", "sandbox"]),
     ("api", &["protocol", "session", "store", "vault"]),
     ("client", &["protocol"]),
@@ -35,6 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vault",
             "egress",
             "broker",
+            "mcp",
             "blobs",
             "sandbox",
             "tools",
@@ -53,6 +58,7 @@ const MUST_NOT_REACH: &[(&str, &[&str])] = &[
     ("session", &["tokio", "rusqlite", "reqwest", "rand"]),
     ("tools", &["tokio", "rusqlite", "rustls", "axum"]),
     ("egress", &["rusqlite", "axum"]),
+    ("mcp", &["rusqlite", "axum"]),
 ];
 
 /// Checks the arrows between crates.

@@ -100,10 +100,17 @@ impl Renderer {
                 self.line(&format!("\n{} {call}", styled("▸", Style::new().cyan())));
                 self.wait(&format!("{name} is running"));
             }
+            Body::AgentMcpToolUse { mcp_server_name, name, input, .. } => {
+                let name = format!("{mcp_server_name}/{name}");
+                let call = format!("{} {}", styled(&name, Style::new().bold().cyan()), told(&name, input));
+                self.line(&format!("\n{} {call}", styled("▸", Style::new().cyan())));
+                self.wait(&format!("{name} is running"));
+            }
             Body::AgentCustomToolUse { name, .. } => {
                 self.line(&format!("\n{} {name} waits for its client", styled("▸", Style::new().cyan())));
             }
-            Body::AgentToolResult { content, is_error, .. } => self.output(&text_of(content), *is_error),
+            Body::AgentToolResult { content, is_error, .. }
+            | Body::AgentMcpToolResult { content, is_error, .. } => self.output(&text_of(content), *is_error),
             Body::ModelRequestStart {} => self.wait("asking the model"),
             Body::StatusRescheduled {} => self.wait("waiting before the next try"),
             Body::Error { error } => {

@@ -81,7 +81,8 @@ fn greeting(server: &Server, settings: &Settings, known: Known) -> String {
 
 /// Writes log lines to standard error.
 pub(crate) fn start_log(settings: &Settings) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)
+    // rmcp logs whole messages of servers, which are content. Whoever wants them asks for them by name.
+    let filter = EnvFilter::try_new(format!("rmcp=off,{}", settings.log))
         .map_err(|error| anyhow::anyhow!("the log filter `{}` cannot be read: {error}", settings.log))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.log_format {

@@ -7,9 +7,10 @@ use anyhow::{Context as _, anyhow};
 use api::{Condition, Health};
 use background::{Saver, SaverOptions};
 use broker::Broker;
+use harness::mcp_servers::VaultCredentials;
 use harness::model::{Listed, ProviderConfig, Providers};
 use harness::web::{SearchProvider, Web};
-use harness::{Brain, Options, Snapshots};
+use harness::{Brain, McpServers, Options, Snapshots};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
@@ -99,6 +100,7 @@ impl Server {
                     snapshots: Some(snapshots),
                     broker: Some(broker),
                     web: Some(web(settings)?),
+                    mcp: Some(mcp_servers(settings, &store, &credentials)?),
                     ..brain_options(settings)
                 };
                 let brain = Brain::new(store.clone(), Arc::clone(&models), Arc::clone(&hands), options);
@@ -264,6 +266,19 @@ fn brain_options(settings: &Settings) -> Options {
         finish_time_max: timeout.saturating_sub(HAND_OVER.min(timeout / 4)),
         ..Options::new(settings.data_dir.join("outputs"))
     }
+}
+
+/// What connects sessions to their agents' MCP servers.
+fn mcp_servers(
+    settings: &Settings,
+    store: &Store,
+    credentials: &vault::Credentials,
+) -> anyhow::Result<Arc<McpServers>> {
+    harness::model::install_crypto();
+    let guard = Arc::new(settings.network.guard());
+    let credentials = VaultCredentials::new(store.clone(), credentials.clone());
+    let proxy = mcp::Proxy::new(guard, Arc::new(credentials), mcp::Times::default());
+    Ok(Arc::new(McpServers::new(proxy.context("no client for MCP servers can be made")?)))
 }
 
 /// What runs the web tools.

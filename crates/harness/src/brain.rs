@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::drive::{self, Halt};
 use crate::faults::{Faults, NoFaults, Point};
+use crate::mcp_servers::McpServers;
 use crate::model::Providers;
 use crate::pauses;
 use crate::permits::{ModelLimits, Permits};
@@ -62,6 +63,8 @@ pub struct Options {
     pub broker: Option<Broker>,
     /// What runs the web tools. Without it they are not offered to models.
     pub web: Option<Web>,
+    /// What connects sessions to their agents' MCP servers. Without it their tools are not offered to models.
+    pub mcp: Option<Arc<McpServers>>,
     /// Where it may die. [`NoFaults`] outside the crash tests.
     pub faults: Arc<dyn Faults>,
 }
@@ -79,6 +82,7 @@ impl Options {
             finish_time_max: FINISH_TIME_MAX,
             broker: None,
             web: None,
+            mcp: None,
             faults: Arc::new(NoFaults),
         }
     }

@@ -18,15 +18,17 @@ use protocol::position::Position;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::mcp_servers::Offer;
 use crate::model::{Message, Prompt, ToolResult, UserBlock};
 use crate::toolset::{self, WebTools};
 
 /// The kinds that the view is computed from. Of the others nothing is shown.
-pub(crate) const KINDS: [&str; 7] = [
+pub(crate) const KINDS: [&str; 8] = [
     "user.message",
     "system.message",
     "posthouse.answer",
     "agent.tool_result",
+    "agent.mcp_tool_result",
     "user.custom_tool_result",
     "session.error",
     "session.status_idle",
@@ -60,7 +62,7 @@ struct Answered {
 
 #[derive(Deserialize)]
 struct Resulted {
-    #[serde(alias = "custom_tool_use_id")]
+    #[serde(alias = "custom_tool_use_id", alias = "mcp_tool_use_id")]
     tool_use_id: EventId,
     content: Vec<Content>,
     #[serde(default)]
@@ -115,7 +117,7 @@ impl Transcript {
                 let Answered { blocks, calls } = serde_json::from_slice(json)?;
                 self.answer(&blocks, calls)?;
             }
-            "agent.tool_result" | "user.custom_tool_result" => {
+            "agent.tool_result" | "agent.mcp_tool_result" | "user.custom_tool_result" => {
                 let Resulted { tool_use_id, content, is_error } = serde_json::from_slice(json)?;
                 self.resolve(&tool_use_id, content, is_error.unwrap_or(false));
             }
@@ -136,11 +138,14 @@ impl Transcript {
             Body::UserMessage { content } => self.user_message(content),
             Body::SystemMessage { content } => self.system_message(&content),
             Body::Answer(answer) => self.answer(&answer.blocks, answer.calls)?,
-            Body::AgentToolUse { input, .. } | Body::AgentCustomToolUse { input, .. } => {
+            Body::AgentToolUse { input, .. }
+            | Body::AgentMcpToolUse { input, .. }
+            | Body::AgentCustomToolUse { input, .. } => {
                 self.inputs.insert(id.clone(), input);
             }
-            Body::AgentToolResult { tool_use_id, content, is_error } => {
-                self.resolve(&tool_use_id, content, is_error);
+            Body::AgentToolResult { tool_use_id: call, content, is_error }
+            | Body::AgentMcpToolResult { mcp_tool_use_id: call, content, is_error } => {
+                self.resolve(&call, content, is_error);
             }
             Body::UserCustomToolResult { custom_tool_use_id, content, is_error } => {
                 self.resolve(&custom_tool_use_id, content, is_error.unwrap_or(false));
@@ -163,6 +168,7 @@ impl Transcript {
             | Body::ThreadTerminated { .. }
             | Body::ModelRequestStart {}
             | Body::ModelRequestEnd { .. }
+            | Body::McpCall { .. }
             | Body::Sandbox { .. }
             | Body::SandboxLost { .. }
             | Body::Snapshot { .. }
@@ -228,13 +234,14 @@ impl Transcript {
         agent: &SessionAgent,
         environment: &EnvironmentConfig,
         web: WebTools,
+        offer: &Offer,
     ) -> &Prompt {
         let spec = &agent.spec;
         let messages = std::mem::take(&mut self.prompt.messages);
         self.prompt = Prompt {
             model: spec.model.id.clone(),
             system: system_of(agent, environment),
-            tools: toolset::specs(spec, web),
+            tools: toolset::specs(spec, web, offer),
             messages,
             effort: Some(spec.model.effort.level),
             speed: spec.model.speed,
@@ -254,7 +261,8 @@ fn text_of(content: &[Content]) -> String {
 
 /// The agent's own prompt and, where it has tools that work there, what it must know of the place they work in.
 fn system_of(agent: &SessionAgent, environment: &EnvironmentConfig) -> Option<String> {
-    let place = toolset::uses_sandbox(&agent.spec).then(|| toolset::place(environment));
+    let place = toolset::uses_sandbox(&agent.spec)
+        .then(|| toolset::place(environment, !agent.spec.mcp_servers.is_empty()));
     let parts: Vec<&str> = agent
         .spec
         .system
@@ -268,7 +276,7 @@ fn system_of(agent: &SessionAgent, environment: &EnvironmentConfig) -> Option<St
 
 #[cfg(test)]
 mod tests {
-    use protocol::event::{Answer, Event, Finish, SessionError, SessionErrorKind, StopReason};
+    use protocol::event::{Answer, Event, Finish, Permission, SessionError, SessionErrorKind, StopReason};
     use protocol::id::FromBits as _;
 
     use super::*;
@@ -302,10 +310,18 @@ mod tests {
                     r#"{"b": 1, "a":2.0}"#.to_owned(),
                 ],
                 finish: Finish::Complete,
-                calls: vec![call(6), call(7)],
+                calls: vec![call(6), call(7), call(8)],
             }),
             Body::AgentCustomToolUse { name: "one".to_owned(), input: input.clone() },
+            Body::AgentMcpToolUse {
+                mcp_server_name: "linear".to_owned(),
+                name: "three".to_owned(),
+                input: input.clone(),
+                evaluated_permission: Permission::Allow,
+                evaluation: None,
+            },
             Body::AgentCustomToolUse { name: "two".to_owned(), input },
+            Body::AgentMcpToolResult { mcp_tool_use_id: id(8), content: text("found"), is_error: false },
             Body::AgentToolResult { tool_use_id: id(6), content: text("done"), is_error: true },
             Body::UserCustomToolResult { custom_tool_use_id: id(7), content: text("well"), is_error: None },
             error(RetryStatus::Exhausted),

@@ -11,6 +11,9 @@
 //! The process may die between any two lines. What is not in the log has not happened, except in a sandbox, whose
 //! ledger answers for it. A drive that loses its lease stops at once and leaves everything to the next holder.
 
+mod long;
+mod mcp;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +35,7 @@ use crate::context::{self, Transcript};
 use crate::faults::Point;
 use crate::hands::{self, Outcome};
 use crate::luggage::Luggage;
+use crate::mcp_servers::Links;
 use crate::model;
 use crate::speculation::{self, Ahead, Speculation, obtain, once_polled};
 use crate::speech::Speech;
@@ -55,7 +59,7 @@ const REPLAY_EVENTS: usize = 1_000;
 /// How many calls are looked at at once when the input of one is looked for. An answer rarely has more.
 const LOOK_BACK_EVENTS: usize = 16;
 /// The kinds of event that record a call.
-const USES: [&str; 2] = ["agent.tool_use", "agent.custom_tool_use"];
+const USES: [&str; 3] = ["agent.tool_use", "agent.mcp_tool_use", "agent.custom_tool_use"];
 
 /// What is read of an event that records a call.
 #[derive(Deserialize)]
@@ -101,12 +105,15 @@ pub(crate) async fn drive(brain: &Brain, lease: &Lease, stop: &Stop) -> Result<(
         transcript: Transcript::new(),
         retry_after: None,
         speculation: None,
+        links: None,
     };
-    let driven = drive.run().await;
+    // In a box: what waits for a drive would else have a type as deep as everything below it.
+    let driven = Box::pin(drive.run()).await;
     // However it ended: what is not in the log is of no use to the next holder.
     if let Some(speculation) = drive.speculation.take() {
         speculation.discard(&brain.errands, &brain.hands);
     }
+    drive.unlink();
     driven
 }
 
@@ -152,11 +159,8 @@ pub(crate) async fn give_up(brain: &Brain, token: &Token, deaths: u32) -> Result
 /// decided.
 pub(crate) async fn end_session(brain: &Brain, token: &Token, message: &str) -> Result<(), Halt> {
     let view = brain.store.look(&token.session).await?.ok_or(Halt::Lost)?;
-    let error = SessionError::new(
-        SessionErrorKind::UnknownError,
-        format!("harness: {message}"),
-        RetryStatus::Terminal,
-    );
+    let message = format!("harness: {message}");
+    let error = SessionError::new(SessionErrorKind::UnknownError, message, RetryStatus::Terminal);
     let [thread, session] = terminated_events(&view.state);
     let bodies = [Body::Error { error }, thread, session];
     let drafts = bodies.map(|body| Draft::New { id: brain.store.ids().make(), body }).into();
@@ -184,6 +188,8 @@ struct Drive<'a> {
     retry_after: Option<Duration>,
     /// A sandbox that was begun ahead of the first call.
     speculation: Option<Speculation>,
+    /// The links to the agent's MCP servers, once the turn wants them.
+    links: Option<Links>,
 }
 
 /// How a first call came by its sandbox.
@@ -205,7 +211,17 @@ impl Drive<'_> {
         let mut facts = Vec::new();
         let mut ready = Ready::Wait;
         loop {
-            let step = next_step(&self.view.state, &self.view.inbox, facts.clone(), ready, || self.new_id());
+            let mut step =
+                next_step(&self.view.state, &self.view.inbox, facts.clone(), ready, || self.new_id());
+            self.link(&step);
+            if asks_model(&step.drafts) && self.awaits_servers() {
+                // What leads up to the request is recorded. The request follows when it is known what it can offer.
+                step.drafts.pop();
+                if self.append(step.drafts).await? {
+                    (facts, ready) = (self.gather_tools().await?, Ready::Wait);
+                }
+                continue;
+            }
             // Asked once: a request whose start is in the log is made.
             let is_stopping = self.stop.soon.is_cancelled();
             let drafts = if is_stopping && matches!(step.act, Act::CallModel { .. }) {
@@ -268,7 +284,7 @@ impl Drive<'_> {
         };
         match appended {
             Ok(view) => {
-                self.held_until = asked_at + HELD;
+                self.hold_until(asked_at + HELD);
                 let before = std::mem::replace(&mut self.view, view);
                 self.take_in(drafts, &before)?;
                 self.brain.faults.reached(Point::Appended).await;
@@ -367,7 +383,7 @@ impl Drive<'_> {
         let asked_at = Instant::now();
         match timeout_at(self.held_until, self.brain.store.renew(self.token)).await {
             Ok(Ok(())) => {
-                self.held_until = asked_at + HELD;
+                self.hold_until(asked_at + HELD);
                 Ok(())
             }
             Ok(Err(AppendError::Store(error))) if error.may_try_again() => {
@@ -406,7 +422,8 @@ impl Drive<'_> {
             }
         };
         catch_up(self.brain, self.token, &mut self.transcript, self.view.state.head).await?;
-        let prompt = self.transcript.prompt(&record.agent, &record.environment, brain.web_tools());
+        let offer = self.links.as_ref().and_then(Links::offer).unwrap_or_default();
+        let prompt = self.transcript.prompt(&record.agent, &record.environment, brain.web_tools(), &offer);
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);
@@ -421,9 +438,8 @@ impl Drive<'_> {
                     self.brain.faults.reached(Point::ModelAnswered).await;
                     self.retry_after = None;
                     let spec = &self.view.record.agent.spec;
-                    return Ok(
-                        speech.answered(answer, spec, brain.web_tools(), || self.brain.store.ids().make())
-                    );
+                    let web = brain.web_tools();
+                    return Ok(speech.answered(answer, spec, web, &offer, || self.brain.store.ids().make()));
                 }
                 Woken::Done(Some(Ok(delta))) => {
                     let heard = speech.hear(delta, || self.brain.store.ids().make());
@@ -545,6 +561,9 @@ impl Drive<'_> {
         if let Some(tool) = self.view.state.builtin_tool_of(&call).filter(|tool| tool.is_web()) {
             return self.use_web(tool, call).await;
         }
+        if let Some(mcp_call) = self.mcp_call(&call) {
+            return self.use_mcp(mcp_call).await;
+        }
         let brain = self.brain;
         let fence = self.token.epoch;
         let sandbox = match self.view.state.sandbox.clone() {
@@ -604,7 +623,11 @@ impl Drive<'_> {
             Woken::Done(result) => {
                 let result = result?;
                 brain.faults.reached(Point::CallDone).await;
-                Ok(self.drafts(vec![result]))
+                Ok(self
+                    .shown(&call, result)
+                    .await?
+                    .map(|result| self.drafts(vec![result]))
+                    .unwrap_or_default())
             }
             Woken::Interrupted => Ok(Vec::new()),
         }

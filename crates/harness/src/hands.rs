@@ -9,11 +9,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use egress::{Grant, Policy};
+use protocol::agent::McpServer;
 use protocol::content::{Content, Source};
 use protocol::environment::{EnvironmentConfig, Networking, Packages};
 use protocol::event::{Body, RetryStatus, SessionError, SessionErrorKind, Snapshot};
 use protocol::hands::HandsSettings;
 use protocol::id::{EventId, SandboxId, SessionId};
+use reqwest::Url;
 use sandbox::{Base, Call, Error, Network, Provider, Resources, Rights};
 use serde_json::{Map, Value};
 use session::Record;
@@ -45,10 +47,10 @@ pub(crate) enum Outcome {
 
 /// What a session's sandbox gets: what the operator gives every sandbox, and what its environment says.
 pub(crate) fn resources(usual: &Resources, record: &Record) -> Resources {
-    let Record { id, environment, hands, .. } = record;
+    let Record { id, agent, environment, hands, .. } = record;
     let mut resources = resources_of(usual, environment, hands);
     if let EnvironmentConfig::Cloud { networking, packages: _ } = environment {
-        resources.network = Some(network(id, networking));
+        resources.network = Some(network(id, networking, &agent.spec.mcp_servers));
     }
     resources
 }
@@ -81,9 +83,12 @@ pub(crate) fn resources_of(
 }
 
 /// What the egress proxy is to let out of the sandbox.
-fn network(session: &SessionId, networking: &Networking) -> Network {
-    // There are no MCP servers yet whose hosts could be allowed.
-    let policy = Policy::new(networking, []).unwrap_or_else(|error| {
+fn network(session: &SessionId, networking: &Networking, servers: &[McpServer]) -> Network {
+    let hosts: Vec<String> = servers
+        .iter()
+        .filter_map(|server| Url::parse(&server.url).ok()?.host_str().map(str::to_owned))
+        .collect();
+    let policy = Policy::new(networking, hosts.iter().map(String::as_str)).unwrap_or_else(|error| {
         // The door has checked each host; what the proxy cannot read all the same opens nothing.
         tracing::error!(session.id = %session, %error, "the environment's hosts cannot be read; nothing is allowed");
         Policy::NOTHING

@@ -4,7 +4,7 @@
 //! instructions; another `wake` continues. [`Brain::run`] claims whatever session has something to do.
 //!
 //! What to do is decided by `session::next_step`; this crate does it. It speaks to models ([`model`]), runs calls
-//! in sandboxes or, those of the web tools, itself ([`web`]), and keeps nothing. It never serves a request and is never called by the door: the two meet in the
+//! in sandboxes, at MCP servers ([`mcp_servers`]) or, those of the web tools, itself ([`web`]), and keeps nothing. It never serves a request and is never called by the door: the two meet in the
 //! store.
 
 mod admission;
@@ -14,16 +14,19 @@ mod drive;
 pub mod faults;
 mod hands;
 mod luggage;
+pub mod mcp_servers;
 pub mod model;
 mod pauses;
 mod permits;
 mod pools;
 mod speculation;
 mod speech;
+mod spill;
 mod toolset;
 pub mod web;
 mod workspace;
 
 pub use brain::{Brain, Options};
+pub use mcp_servers::McpServers;
 pub use permits::ModelLimits;
 pub use workspace::Snapshots;

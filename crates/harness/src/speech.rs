@@ -11,6 +11,7 @@ use protocol::position::Position;
 use serde_json::{Map, Value};
 use session::step::Draft;
 
+use crate::mcp_servers::{Called, Offer};
 use crate::model::{self, Block, Delta, Stop};
 use crate::toolset::{self, WebTools};
 
@@ -92,6 +93,7 @@ impl Speech {
         answer: model::Answer,
         spec: &AgentSpec,
         web: WebTools,
+        offer: &Offer,
         mut new_id: impl FnMut() -> EventId,
     ) -> Vec<Draft> {
         let model::Answer { blocks, raw, stop, usage, model: _ } = answer;
@@ -110,10 +112,18 @@ impl Speech {
                 Block::ToolUse { provider_id, name, input, input_error } => {
                     let event_id = new_id();
                     calls.push(AnswerCall { provider_id, event_id: event_id.clone() });
-                    uses.push(Draft::New { id: event_id.clone(), body: use_of(spec, web, name, input) });
-                    if let Some(error) = input_error {
-                        let content = vec![Content::text(format!("The call was not run: {error}."))];
-                        let body = Body::AgentToolResult { tool_use_id: event_id, content, is_error: true };
+                    let (body, refusal) = use_of(spec, web, offer, name, input);
+                    let is_mcp = matches!(body, Body::AgentMcpToolUse { .. });
+                    uses.push(Draft::New { id: event_id.clone(), body });
+                    let refusal =
+                        input_error.map(|error| format!("The call was not run: {error}.")).or(refusal);
+                    if let Some(refusal) = refusal {
+                        let content = vec![Content::text(refusal)];
+                        let body = if is_mcp {
+                            Body::AgentMcpToolResult { mcp_tool_use_id: event_id, content, is_error: true }
+                        } else {
+                            Body::AgentToolResult { tool_use_id: event_id, content, is_error: true }
+                        };
                         results.push(Draft::New { id: new_id(), body });
                     }
                 }
@@ -165,13 +175,34 @@ fn is_tool_use(block: &str) -> bool {
     head.is_ok_and(|block| block.get("type").and_then(Value::as_str) == Some("tool_use"))
 }
 
-/// The event of a call: whose it is, and whether it may run.
-fn use_of(spec: &AgentSpec, web: WebTools, name: String, input: Map<String, Value>) -> Body {
+/// The event of a call: whose it is, and whether it may run. With it what the model is told at once, if there is nothing to
+/// run.
+fn use_of(
+    spec: &AgentSpec,
+    web: WebTools,
+    offer: &Offer,
+    name: String,
+    input: Map<String, Value>,
+) -> (Body, Option<String>) {
     if spec.custom_tool(&name).is_some() {
-        return Body::AgentCustomToolUse { name, input };
+        return (Body::AgentCustomToolUse { name, input }, None);
+    }
+    if let Some(Called { server, tool, policy, is_there }) = offer.called(&name) {
+        let (evaluated_permission, evaluation) = evaluated(policy);
+        let refusal = (!is_there).then(|| {
+            format!("The call was not run: the MCP server `{server}` offers no tool `{tool}` at the moment.")
+        });
+        let (mcp_server_name, name) = (server.to_owned(), tool.to_owned());
+        let used = Body::AgentMcpToolUse { mcp_server_name, name, input, evaluated_permission, evaluation };
+        return (used, refusal);
     }
     let policy = BuiltinTool::from_name(&name).and_then(|tool| toolset::policy_of(spec, tool, web));
-    let (evaluated_permission, evaluation) = match policy {
+    let (evaluated_permission, evaluation) = evaluated(policy);
+    (Body::AgentToolUse { name, input, evaluated_permission, evaluation }, None)
+}
+
+fn evaluated(policy: Option<PermissionPolicy>) -> (Permission, Option<Evaluation>) {
+    match policy {
         None => (Permission::Deny, None),
         Some(PermissionPolicy::AlwaysAllow {}) => (Permission::Allow, Some(Evaluation::AlwaysAllow {})),
         Some(PermissionPolicy::AlwaysAsk {}) => (Permission::Ask, Some(Evaluation::AlwaysAsk {})),
@@ -180,6 +211,5 @@ fn use_of(spec: &AgentSpec, web: WebTools, name: String, input: Map<String, Valu
             let evaluated_permission = AutoPermission::Ask { reason_code: "indeterminate".to_owned() };
             (Permission::Ask, Some(Evaluation::Auto { evaluated_permission }))
         }
-    };
-    Body::AgentToolUse { name, input, evaluated_permission, evaluation }
+    }
 }

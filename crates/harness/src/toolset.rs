@@ -6,19 +6,20 @@ use protocol::agent::{AgentSpec, BuiltinTool, PermissionPolicy, Tool};
 use protocol::environment::{EnvironmentConfig, Networking};
 use serde_json::{Value, json};
 
+use crate::mcp_servers::Offer;
 use crate::model::ToolSpec;
 
 /// What an agent with built-in tools is told of the place they work in.
-pub(crate) fn place(environment: &EnvironmentConfig) -> String {
+pub(crate) fn place(environment: &EnvironmentConfig, has_mcp_servers: bool) -> String {
     let network = match environment {
         EnvironmentConfig::Cloud { networking: Networking::Unrestricted {}, packages: _ } => {
             "It reaches the public internet over HTTP and HTTPS, through a proxy that is set up for the usual programs."
                 .to_owned()
         }
         EnvironmentConfig::Cloud {
-            networking: Networking::Limited { allowed_hosts, allow_mcp_servers: _, allow_package_managers },
+            networking: Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers },
             packages: _,
-        } => reachable(allowed_hosts, *allow_package_managers),
+        } => reachable(allowed_hosts, *allow_mcp_servers && has_mcp_servers, *allow_package_managers),
         EnvironmentConfig::SelfHosted {} => NO_NETWORK.to_owned(),
     };
     format!(
@@ -31,10 +32,13 @@ const NO_NETWORK: &str = "It has no network access.";
 /// More hosts than this are not named: the list can be long, and the proxy says what is not allowed.
 const HOSTS_NAMED_MAX: usize = 50;
 
-fn reachable(allowed_hosts: &[String], allow_package_managers: bool) -> String {
+fn reachable(allowed_hosts: &[String], allow_mcp_servers: bool, allow_package_managers: bool) -> String {
     let mut reachable: Vec<&str> = allowed_hosts.iter().take(HOSTS_NAMED_MAX).map(String::as_str).collect();
     if allowed_hosts.len() > HOSTS_NAMED_MAX {
         reachable.push("and more");
+    }
+    if allow_mcp_servers {
+        reachable.push("the hosts of your MCP servers");
     }
     if allow_package_managers {
         reachable.push("the public package registries");
@@ -88,8 +92,9 @@ pub(crate) fn uses_sandbox(spec: &AgentSpec) -> bool {
     BuiltinTool::ALL.into_iter().any(|tool| !tool.is_web() && spec.policy_of(tool).is_some())
 }
 
-/// The tools of an agent: the built-in ones that are enabled, then its own, in a fixed order.
-pub(crate) fn specs(spec: &AgentSpec, web: WebTools) -> Vec<ToolSpec> {
+/// The tools of an agent: the built-in ones that are enabled, then its own, then those of its MCP servers, each in a fixed
+/// order.
+pub(crate) fn specs(spec: &AgentSpec, web: WebTools, offer: &Offer) -> Vec<ToolSpec> {
     let builtin =
         BuiltinTool::ALL.into_iter().filter(|tool| policy_of(spec, *tool, web).is_some()).map(builtin_spec);
     let custom = spec.tools.iter().filter_map(|entry| match entry {
@@ -98,9 +103,9 @@ pub(crate) fn specs(spec: &AgentSpec, web: WebTools) -> Vec<ToolSpec> {
             description: tool.description.clone(),
             input_schema: Value::Object(tool.input_schema.clone()),
         }),
-        Tool::Toolset { .. } => None,
+        Tool::Toolset { .. } | Tool::Mcp(_) => None,
     });
-    builtin.chain(custom).collect()
+    builtin.chain(custom).chain(offer.specs().iter().cloned()).collect()
 }
 
 fn builtin_spec(tool: BuiltinTool) -> ToolSpec {

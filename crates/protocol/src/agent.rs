@@ -52,8 +52,8 @@ pub struct AgentSpec {
     pub system: Option<String>,
     /// What it may do.
     pub tools: Vec<Tool>,
-    /// Always empty until MCP is built.
-    pub mcp_servers: Vec<Value>,
+    /// The MCP servers that it has tools of, at most 20. Each has a toolset in `tools`, and each such toolset its server.
+    pub mcp_servers: Vec<McpServer>,
     /// Always empty until skills are built.
     pub skills: Vec<Value>,
     /// Always null until several agents per session are built.
@@ -98,7 +98,7 @@ pub struct ThreadAgent {
     /// See [`AgentSpec`].
     pub tools: Vec<Tool>,
     /// See [`AgentSpec`].
-    pub mcp_servers: Vec<Value>,
+    pub mcp_servers: Vec<McpServer>,
     /// See [`AgentSpec`].
     pub skills: Vec<Value>,
     /// See [`AgentSpec`].
@@ -192,6 +192,26 @@ pub enum ExecutionIdentity {
     ServiceAccount {},
 }
 
+/// An MCP server. Holds no secret: credentials are in vaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct McpServer {
+    /// Always `url`.
+    #[serde(rename = "type")]
+    pub tag: McpServerTag,
+    /// 1 to 255 characters, unique in the agent.
+    pub name: String,
+    /// Where it is asked: http or https, at most 2,048 characters.
+    pub url: String,
+}
+
+/// The tag of an MCP server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum McpServerTag {
+    /// The only tag there is.
+    Url,
+}
+
 /// One entry of an agent's tools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type")]
@@ -204,9 +224,46 @@ pub enum Tool {
         /// Entries for single tools.
         configs: Vec<ToolConfig>,
     },
+    /// The tools of one MCP server, whatever it says they are.
+    #[serde(rename = "mcp_toolset")]
+    Mcp(McpToolset),
     /// A tool that the client runs.
     #[serde(rename = "custom")]
     Custom(CustomTool),
+}
+
+/// What holds for the tools of one MCP server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct McpToolset {
+    /// The server's name in the agent's `mcp_servers`.
+    pub mcp_server_name: String,
+    /// What holds for tools without an entry of their own.
+    pub default_config: ToolDefaults,
+    /// Entries for single tools.
+    pub configs: Vec<McpToolConfig>,
+}
+
+/// The entry of one tool of an MCP server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct McpToolConfig {
+    /// The name that the server gives it, 1 to 128 characters. The server need not have it.
+    pub name: String,
+    /// Whether it is offered to the model.
+    pub enabled: bool,
+    /// Who decides whether a call runs.
+    pub permission_policy: PermissionPolicy,
+}
+
+impl McpToolset {
+    /// The policy of a tool; `None` if it is not enabled.
+    pub fn policy_of(&self, tool: &str) -> Option<PermissionPolicy> {
+        let own = self.configs.iter().find(|config| config.name == tool);
+        let (enabled, policy) = match own {
+            Some(config) => (config.enabled, config.permission_policy),
+            None => (self.default_config.enabled, self.default_config.permission_policy),
+        };
+        enabled.then_some(policy)
+    }
 }
 
 /// What holds for a toolset's tools without an entry of their own.
@@ -402,7 +459,15 @@ impl AgentSpec {
                 };
                 enabled.then_some(policy)
             }
-            Tool::Custom(_) => None,
+            Tool::Mcp(_) | Tool::Custom(_) => None,
+        })
+    }
+
+    /// What holds for the tools of an MCP server.
+    pub fn mcp_toolset(&self, server: &str) -> Option<&McpToolset> {
+        self.tools.iter().find_map(|entry| match entry {
+            Tool::Mcp(toolset) if toolset.mcp_server_name == server => Some(toolset),
+            Tool::Mcp(_) | Tool::Toolset { .. } | Tool::Custom(_) => None,
         })
     }
 
@@ -427,7 +492,7 @@ impl AgentSpec {
     fn configs(&self) -> impl Iterator<Item = &ToolConfig> {
         self.tools.iter().flat_map(|entry| match entry {
             Tool::Toolset { default_config: _, configs } => configs.as_slice(),
-            Tool::Custom(_) => &[],
+            Tool::Mcp(_) | Tool::Custom(_) => &[],
         })
     }
 
@@ -435,7 +500,7 @@ impl AgentSpec {
     pub fn custom_tool(&self, name: &str) -> Option<&CustomTool> {
         self.tools.iter().find_map(|entry| match entry {
             Tool::Custom(tool) if tool.name == name => Some(tool),
-            Tool::Custom(_) | Tool::Toolset { .. } => None,
+            Tool::Custom(_) | Tool::Mcp(_) | Tool::Toolset { .. } => None,
         })
     }
 }

@@ -4,14 +4,15 @@
 //! an update. Whether a provider serves the model is not known here: agents with unknown models may be saved.
 
 mod domain;
+mod mcp;
 mod tools;
 mod web;
 
 use serde_json::Value;
 
 use crate::agent::{
-    Agent, AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, ModelConfig, SessionAgent, Speed,
-    Tool,
+    Agent, AgentSpec, AgentTag, Effort, EffortLevel, ExecutionIdentity, McpServer, ModelConfig, SessionAgent,
+    Speed, Tool,
 };
 use crate::id::AgentId;
 use crate::metadata::{Metadata, MetadataPatch, patched};
@@ -20,6 +21,7 @@ use crate::parse::{
 };
 use crate::time::Timestamp;
 
+pub use mcp::{check_pairs, mcp_servers};
 pub use tools::tools;
 
 const NAME_CHARS_MAX: usize = 256;
@@ -49,23 +51,23 @@ impl AgentCreate {
         let description = fields.optional("description", text(0..=DESCRIPTION_CHARS_MAX))?;
         let system = fields.optional("system", text(0..=SYSTEM_CHARS_MAX))?;
         let tools = fields.optional("tools", tools)?.unwrap_or_default();
+        let mcp_servers = fields.optional("mcp_servers", mcp_servers)?.unwrap_or_default();
         let execution_identity = fields.optional("execution_identity", execution_identity)?;
         let metadata = fields.optional("metadata", metadata)?.unwrap_or_default();
         fields.finish()?;
-        Ok(Self {
-            spec: AgentSpec {
-                name,
-                description: not_empty(description),
-                model,
-                system: not_empty(system),
-                tools,
-                mcp_servers: Vec::new(),
-                skills: Vec::new(),
-                multiagent: None,
-                execution_identity: execution_identity.unwrap_or(ExecutionIdentity::ServiceAccount {}),
-            },
-            metadata,
-        })
+        let spec = AgentSpec {
+            name,
+            description: not_empty(description),
+            model,
+            system: not_empty(system),
+            tools,
+            mcp_servers,
+            skills: Vec::new(),
+            multiagent: None,
+            execution_identity: execution_identity.unwrap_or(ExecutionIdentity::ServiceAccount {}),
+        };
+        check_pairs(&spec, "")?;
+        Ok(Self { spec, metadata })
     }
 
     /// The first version of the agent.
@@ -94,6 +96,7 @@ pub struct AgentUpdate {
     description: Patch<String>,
     system: Patch<String>,
     tools: Patch<Vec<Tool>>,
+    mcp_servers: Patch<Vec<McpServer>>,
     metadata: MetadataPatch,
 }
 
@@ -109,6 +112,7 @@ impl AgentUpdate {
             description: fields.patch("description", text(0..=DESCRIPTION_CHARS_MAX))?,
             system: fields.patch("system", text(0..=SYSTEM_CHARS_MAX))?,
             tools: fields.patch("tools", tools)?,
+            mcp_servers: fields.patch("mcp_servers", mcp_servers)?,
             metadata: fields.optional("metadata", metadata_patch)?.unwrap_or_default(),
         };
         // There is one identity only, so that naming it, clearing it and leaving it out are the same.
@@ -120,7 +124,7 @@ impl AgentUpdate {
     /// The next version of the agent, or `None` if nothing would change. A refusal with the code
     /// [`VERSION_MISMATCH`] means that the client's version is not the current one, whatever else it sent.
     pub fn apply(self, current: &Agent, now: Timestamp) -> Parsed<Option<Agent>> {
-        let Self { version, name, model, description, system, tools, metadata } = self;
+        let Self { version, name, model, description, system, tools, mcp_servers, metadata } = self;
         if current.archived_at.is_some() {
             return Err(Invalid::new("agent_id", "the agent is archived and can no longer be changed"));
         }
@@ -139,11 +143,9 @@ impl AgentUpdate {
         }
         merge_text(&mut spec.description, description);
         merge_text(&mut spec.system, system);
-        match tools {
-            Patch::Keep => {}
-            Patch::Clear => spec.tools = Vec::new(),
-            Patch::Set(tools) => spec.tools = tools,
-        }
+        merge_list(&mut spec.tools, tools);
+        merge_list(&mut spec.mcp_servers, mcp_servers);
+        check_pairs(&spec, "")?;
         let metadata = patched(&current.metadata, &metadata);
         check_metadata(&metadata, "metadata")?;
         if spec == current.spec && metadata == current.metadata {
@@ -159,12 +161,13 @@ pub struct AgentOverrides {
     model: Option<ModelRequest>,
     system: Patch<String>,
     tools: Patch<Vec<Tool>>,
+    mcp_servers: Patch<Vec<McpServer>>,
 }
 
 impl AgentOverrides {
     /// Takes the overriding fields out of an `agent_with_overrides`.
     pub(crate) fn take(fields: &mut Fields) -> Parsed<Self> {
-        refuse_unbuilt_lists(fields)?;
+        empty_list(fields, "skills", "a non-empty `skills`")?;
         let model = match fields.patch("model", model)? {
             Patch::Keep => None,
             Patch::Set(model) => Some(model),
@@ -176,24 +179,23 @@ impl AgentOverrides {
             model,
             system: fields.patch("system", text(0..=SYSTEM_CHARS_MAX))?,
             tools: fields.patch("tools", tools)?,
+            mcp_servers: fields.patch("mcp_servers", mcp_servers)?,
         })
     }
 
-    /// What a session of this agent runs.
-    pub fn apply(self, agent: &Agent) -> SessionAgent {
-        let Self { model, system, tools } = self;
+    /// What a session of this agent runs. Fails if what is replaced does not go with what is not.
+    pub fn apply(self, agent: &Agent) -> Parsed<SessionAgent> {
+        let Self { model, system, tools, mcp_servers } = self;
         let mut spec = agent.spec.clone();
         if let Some(model) = model {
             // The reference: effort is ignored here, and the agent's own is not carried over.
             spec.model = ModelRequest { effort: None, ..model }.resolve(None);
         }
         merge_text(&mut spec.system, system);
-        match tools {
-            Patch::Keep => {}
-            Patch::Clear => spec.tools = Vec::new(),
-            Patch::Set(tools) => spec.tools = tools,
-        }
-        SessionAgent { tag: AgentTag::Agent, id: agent.id.clone(), version: agent.version, spec }
+        merge_list(&mut spec.tools, tools);
+        merge_list(&mut spec.mcp_servers, mcp_servers);
+        check_pairs(&spec, "agent")?;
+        Ok(SessionAgent { tag: AgentTag::Agent, id: agent.id.clone(), version: agent.version, spec })
     }
 }
 
@@ -278,19 +280,12 @@ fn execution_identity(value: Value, path: &str) -> Parsed<ExecutionIdentity> {
     Ok(ExecutionIdentity::ServiceAccount {})
 }
 
-/// Comes before the tools are read: whoever asks for MCP has both servers and a toolset, and the servers say it best.
 fn refuse_unbuilt(fields: &mut Fields) -> Parsed<()> {
-    refuse_unbuilt_lists(fields)?;
+    empty_list(fields, "skills", "a non-empty `skills`")?;
     fields.optional("multiagent", |_, path| {
         Err::<(), _>(Invalid::unbuilt(path, "`multiagent` (several agents in a session)"))
     })?;
     Ok(())
-}
-
-/// `mcp_servers` and `skills`: only the empty list is taken.
-fn refuse_unbuilt_lists(fields: &mut Fields) -> Parsed<()> {
-    empty_list(fields, "mcp_servers", "a non-empty `mcp_servers` (MCP)")?;
-    empty_list(fields, "skills", "a non-empty `skills`")
 }
 
 /// Takes a list that may be absent, null or empty, and refuses the feature that anything else would ask for.
@@ -315,6 +310,14 @@ pub(crate) fn not_cleared<T>(path: &str, patch: Patch<T>) -> Parsed<Option<T>> {
 /// Empty text and null are the same: not set.
 fn not_empty(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
+}
+
+fn merge_list<T>(stored: &mut Vec<T>, patch: Patch<Vec<T>>) {
+    match patch {
+        Patch::Keep => {}
+        Patch::Clear => stored.clear(),
+        Patch::Set(list) => *stored = list,
+    }
 }
 
 fn merge_text(stored: &mut Option<String>, patch: Patch<String>) {

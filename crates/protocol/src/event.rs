@@ -73,6 +73,17 @@ pub enum Body {
     },
     #[serde(rename = "agent.tool_result")]
     AgentToolResult { tool_use_id: EventId, content: Vec<Content>, is_error: bool },
+    #[serde(rename = "agent.mcp_tool_use")]
+    AgentMcpToolUse {
+        mcp_server_name: String,
+        name: String,
+        input: Map<String, Value>,
+        evaluated_permission: Permission,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        evaluation: Option<Evaluation>,
+    },
+    #[serde(rename = "agent.mcp_tool_result")]
+    AgentMcpToolResult { mcp_tool_use_id: EventId, content: Vec<Content>, is_error: bool },
     #[serde(rename = "agent.custom_tool_use")]
     AgentCustomToolUse { name: String, input: Map<String, Value> },
 
@@ -125,6 +136,13 @@ pub enum Body {
     /// A model's answer as the provider sent it: what the public events cannot rebuild.
     #[serde(rename = "posthouse.answer")]
     Answer(Answer),
+    /// A call of an MCP server's tool is about to be made. Without its result it is not known whether it was.
+    #[serde(rename = "posthouse.mcp_call")]
+    McpCall {
+        mcp_tool_use_id: EventId,
+        /// Whether the server says of the tool that calling it twice is the same as calling it once.
+        repeatable: bool,
+    },
     /// From here on the session's calls run in this sandbox.
     #[serde(rename = "posthouse.sandbox")]
     Sandbox { sandbox_id: SandboxId },
@@ -326,12 +344,15 @@ pub struct SessionError {
     /// Which credential it is about, for the kinds that are about one.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub credential: Option<CredentialNamed>,
+    /// Which of the agent's MCP servers it is about, for the kinds that are about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcp_server_name: Option<String>,
 }
 
 impl SessionError {
     /// An error that is about the session itself.
     pub fn new(kind: SessionErrorKind, message: String, retry_status: RetryStatus) -> Self {
-        Self { kind, message, retry_status, credential: None }
+        Self { kind, message, retry_status, credential: None, mcp_server_name: None }
     }
 }
 
@@ -362,6 +383,17 @@ pub enum SessionErrorKind {
     ToolUseLimitReachedError,
     /// A credential is for a host that the session's environment does not let out.
     CredentialHostUnreachableError,
+    /// An MCP server cannot be reached. The session goes on without its tools.
+    McpConnectionFailedError,
+    /// An MCP server refuses the credential, or wants one that there is not. The session goes on without its tools.
+    McpAuthenticationFailedError,
+}
+
+impl SessionErrorKind {
+    /// Whether the session goes on as if nothing had happened, only with fewer tools.
+    pub fn is_about_mcp(self) -> bool {
+        matches!(self, Self::McpConnectionFailedError | Self::McpAuthenticationFailedError)
+    }
 }
 
 /// What happens after an error.
@@ -450,6 +482,8 @@ impl Body {
             Self::AgentThinking {} => "agent.thinking",
             Self::AgentToolUse { .. } => "agent.tool_use",
             Self::AgentToolResult { .. } => "agent.tool_result",
+            Self::AgentMcpToolUse { .. } => "agent.mcp_tool_use",
+            Self::AgentMcpToolResult { .. } => "agent.mcp_tool_result",
             Self::AgentCustomToolUse { .. } => "agent.custom_tool_use",
             Self::StatusRunning {} => "session.status_running",
             Self::StatusIdle { .. } => "session.status_idle",
@@ -466,6 +500,7 @@ impl Body {
             Self::ModelRequestStart {} => "span.model_request_start",
             Self::ModelRequestEnd { .. } => "span.model_request_end",
             Self::Answer(_) => "posthouse.answer",
+            Self::McpCall { .. } => "posthouse.mcp_call",
             Self::Sandbox { .. } => "posthouse.sandbox",
             Self::SandboxLost { .. } => "posthouse.sandbox_lost",
             Self::Snapshot { .. } => "posthouse.snapshot",

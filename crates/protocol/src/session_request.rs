@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::agent::{Agent, SessionAgent, Tool};
-use crate::agent_request::{AgentOverrides, empty_list, tools};
+use crate::agent::{Agent, AgentSpec, McpServer, SessionAgent, Tool};
+use crate::agent_request::{AgentOverrides, check_pairs, empty_list, mcp_servers, tools};
 use crate::event::Body;
 use crate::id::{AgentId, EnvironmentId, SessionId, VaultId};
 use crate::metadata::{Metadata, MetadataPatch};
@@ -107,8 +107,8 @@ impl AgentChoice {
         }
     }
 
-    /// What the session runs, given the agent that was chosen.
-    pub fn snapshot(self, agent: &Agent) -> SessionAgent {
+    /// What the session runs, given the agent that was chosen. Fails if an override does not go with the rest.
+    pub fn snapshot(self, agent: &Agent) -> Parsed<SessionAgent> {
         self.overrides.apply(agent)
     }
 }
@@ -116,8 +116,8 @@ impl AgentChoice {
 /// The body of `POST /v1/sessions/{session_id}`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SessionUpdate {
-    /// The agent's tools, replaced whole.
-    pub tools: Option<Vec<Tool>>,
+    /// What changes of the agent.
+    pub agent: AgentChange,
     /// The title.
     pub title: Patch<String>,
     /// The metadata, key by key.
@@ -132,7 +132,7 @@ impl SessionUpdate {
             return Err(fields.invalid("vault_ids", "cannot be changed: the field is reserved for later use"));
         }
         let update = Self {
-            tools: fields.optional("agent", agent_update)?.flatten(),
+            agent: fields.optional("agent", agent_update)?.unwrap_or_default(),
             title: fields.patch("title", text(1..=TITLE_CHARS_MAX))?,
             metadata: fields.optional("metadata", metadata_patch)?.unwrap_or_default(),
         };
@@ -143,16 +143,48 @@ impl SessionUpdate {
     }
 }
 
-fn agent_update(value: Value, path: &str) -> Parsed<Option<Vec<Tool>>> {
+/// What a session's update changes of its agent: lists that are replaced whole, or stay.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentChange {
+    /// The tools.
+    pub tools: Option<Vec<Tool>>,
+    /// The MCP servers.
+    pub mcp_servers: Option<Vec<McpServer>>,
+}
+
+impl AgentChange {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_none() && self.mcp_servers.is_none()
+    }
+
+    /// What the session runs afterwards. Fails if what is replaced does not go with what is not.
+    pub fn apply(self, spec: &AgentSpec) -> Parsed<AgentSpec> {
+        let Self { tools, mcp_servers } = self;
+        let mut spec = spec.clone();
+        spec.tools = tools.unwrap_or(spec.tools);
+        spec.mcp_servers = mcp_servers.unwrap_or(spec.mcp_servers);
+        check_pairs(&spec, "agent")?;
+        Ok(spec)
+    }
+}
+
+fn agent_update(value: Value, path: &str) -> Parsed<AgentChange> {
     let mut fields = Fields::new(value, path)?;
-    empty_list(&mut fields, "mcp_servers", "a non-empty `mcp_servers` (MCP)")?;
-    let tools = match fields.patch("tools", tools)? {
-        Patch::Keep => None,
-        Patch::Clear => Some(Vec::new()),
-        Patch::Set(tools) => Some(tools),
+    let change = AgentChange {
+        tools: replaced(fields.patch("tools", tools)?),
+        mcp_servers: replaced(fields.patch("mcp_servers", mcp_servers)?),
     };
     fields.finish()?;
-    Ok(tools)
+    Ok(change)
+}
+
+fn replaced<T>(patch: Patch<Vec<T>>) -> Option<Vec<T>> {
+    match patch {
+        Patch::Keep => None,
+        Patch::Clear => Some(Vec::new()),
+        Patch::Set(list) => Some(list),
+    }
 }
 
 fn refuse_budget(fields: &mut Fields) -> Parsed<()> {

@@ -190,17 +190,17 @@ impl<'a> Desk<'a> {
         let Some(call) = self.state.calls.iter().find(|call| call.id == *id) else {
             return Err(Invalid::new(path, format!("no pending call has the id {id}")));
         };
-        match &call.kind {
-            CallKind::Builtin { permission: Permission::Ask, confirmed } => {
+        match call.verdicts() {
+            Some((Permission::Ask, confirmed)) => {
                 if confirmed.is_some() || self.confirmed.contains(id) {
                     return Err(Invalid::new(path, format!("the call {id} is already confirmed")));
                 }
                 Ok(())
             }
-            CallKind::Builtin { .. } => {
+            Some((Permission::Allow | Permission::Deny, _)) => {
                 Err(Invalid::new(path, format!("the call {id} does not ask for a confirmation")))
             }
-            CallKind::Custom => Err(Invalid::new(
+            None => Err(Invalid::new(
                 path,
                 format!("the call {id} is of a custom tool: answer it with user.custom_tool_result"),
             )),
@@ -213,7 +213,7 @@ impl<'a> Desk<'a> {
         match call.map(|call| &call.kind) {
             Some(CallKind::Custom) if self.unanswered.contains(id) => Ok(()),
             Some(CallKind::Custom) => Err(Invalid::new(path, format!("the call {id} is already answered"))),
-            Some(CallKind::Builtin { .. }) => {
+            Some(CallKind::Builtin { .. } | CallKind::Mcp { .. }) => {
                 Err(Invalid::new(path, format!("the call {id} is not of a custom tool")))
             }
             None => Err(Invalid::new(path, format!("no pending call has the id {id}"))),

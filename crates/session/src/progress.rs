@@ -13,9 +13,11 @@ pub fn is_progress(body: &Body) -> bool {
     match body {
         Body::Answer(_)
         | Body::AgentToolResult { .. }
-        | Body::Error { .. }
+        | Body::AgentMcpToolResult { .. }
         | Body::StatusIdle { .. }
         | Body::StatusTerminated {} => true,
+        // Said before the turn goes on, and again by each brain that tries to connect.
+        Body::Error { error } => !error.kind.is_about_mcp(),
         Body::UserMessage { .. }
         | Body::UserInterrupt { .. }
         | Body::UserToolConfirmation { .. }
@@ -24,6 +26,7 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::AgentMessage { .. }
         | Body::AgentThinking {}
         | Body::AgentToolUse { .. }
+        | Body::AgentMcpToolUse { .. }
         | Body::AgentCustomToolUse { .. }
         | Body::StatusRunning {}
         | Body::StatusRescheduled {}
@@ -36,6 +39,7 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::ThreadTerminated { .. }
         | Body::ModelRequestStart {}
         | Body::ModelRequestEnd { .. }
+        | Body::McpCall { .. }
         | Body::Sandbox { .. }
         | Body::SandboxLost { .. }
         | Body::Snapshot { .. }

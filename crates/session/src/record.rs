@@ -1,6 +1,6 @@
 //! A session's own facts, apart from its log: what it runs, what it is called, and how that may change.
 
-use protocol::agent::{SessionAgent, Tool};
+use protocol::agent::SessionAgent;
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::hands::HandsSettings;
@@ -8,6 +8,7 @@ use protocol::id::{EnvironmentId, SessionId, VaultId};
 use protocol::metadata::{Metadata, MetadataPatch, patched};
 use protocol::parse::{Invalid, Patch, check_metadata};
 use protocol::session::{Session, SessionTag, Status, Thread, ThreadTag};
+use protocol::session_request::AgentChange;
 use protocol::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +48,8 @@ pub struct Record {
 /// A change that a client asks for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Update {
-    /// The agent's tools, replaced whole.
-    pub tools: Option<Vec<Tool>>,
+    /// What changes of the agent.
+    pub agent: AgentChange,
     /// The title.
     pub title: Patch<String>,
     /// The metadata, key by key.
@@ -104,7 +105,7 @@ impl Record {
         if state.status == Status::Terminated {
             return Err(Refusal::Over);
         }
-        let Update { tools, title, metadata } = update;
+        let Update { agent, title, metadata } = update;
         let metadata = patched(&self.metadata, &metadata);
         check_metadata(&metadata, "metadata")?;
         let title = match title {
@@ -113,17 +114,17 @@ impl Record {
             Patch::Set(title) => Some(title),
         };
         // Refused even if nothing would change: what an answer means must not hang on what is there.
-        if tools.is_some() && state.shown_status() != Status::Idle {
+        if !agent.is_empty() && state.shown_status() != Status::Idle {
             return Err(busy("agent", "can only be changed while the session is idle").into());
         }
-        let tools = tools.unwrap_or_else(|| self.agent.spec.tools.clone());
-        let has_new_tools = tools != self.agent.spec.tools;
+        let spec = agent.apply(&self.agent.spec)?;
+        let has_new_tools = spec != self.agent.spec;
         let has_new_title = title != self.title;
         let has_new_metadata = metadata != self.metadata;
         if !has_new_tools && !has_new_title && !has_new_metadata {
             return Ok(None);
         }
-        self.agent.spec.tools = tools;
+        self.agent.spec = spec;
         self.title = title;
         self.metadata = metadata;
         Ok(Some(Body::Updated {

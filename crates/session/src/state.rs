@@ -151,6 +151,24 @@ pub enum CallKind {
         /// What the client said, if it was asked and has answered.
         confirmed: Option<Confirmed>,
     },
+    /// An MCP server runs it.
+    Mcp {
+        /// The server's name in the agent's `mcp_servers`.
+        server: String,
+        /// What the policy said.
+        permission: Permission,
+        /// What the client said, if it was asked and has answered.
+        confirmed: Option<Confirmed>,
+        /// Set when a brain was about to make it. From then on it may have been made.
+        begun: Option<Begun>,
+    },
+}
+
+/// A call that may have been made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Whether it may simply be made again.
+    pub repeatable: bool,
 }
 
 /// A client's verdict on a call.
@@ -217,10 +235,19 @@ impl Ended {
 impl Call {
     /// Whether only the client can move it on.
     pub fn is_blocking(&self) -> bool {
+        match self.verdicts() {
+            None => true,
+            Some((permission, confirmed)) => permission == Permission::Ask && confirmed.is_none(),
+        }
+    }
+
+    /// What the policy and the client said of it; `None` if the client runs it, which nobody is asked about.
+    pub fn verdicts(&self) -> Option<(Permission, Option<&Confirmed>)> {
         match &self.kind {
-            CallKind::Custom => true,
-            CallKind::Builtin { permission, confirmed } => {
-                *permission == Permission::Ask && confirmed.is_none()
+            CallKind::Custom => None,
+            CallKind::Builtin { permission, confirmed }
+            | CallKind::Mcp { server: _, permission, confirmed, begun: _ } => {
+                Some((*permission, confirmed.as_ref()))
             }
         }
     }
@@ -308,6 +335,19 @@ impl State {
                     kind: CallKind::Builtin { permission: *evaluated_permission, confirmed: None },
                 })
             }
+            Body::AgentMcpToolUse {
+                mcp_server_name,
+                name,
+                input: _,
+                evaluated_permission,
+                evaluation: _,
+            } => {
+                let (server, permission) = (mcp_server_name.clone(), *evaluated_permission);
+                let kind = CallKind::Mcp { server, permission, confirmed: None, begun: None };
+                self.calls.push(Call { id: id.clone(), name: name.clone(), kind });
+            }
+            Body::McpCall { mcp_tool_use_id, repeatable } => self.begin(mcp_tool_use_id, *repeatable),
+            Body::AgentMcpToolResult { mcp_tool_use_id: call, content: _, is_error: _ } => self.resolve(call),
             Body::AgentCustomToolUse { name, input: _ } => {
                 self.calls.push(Call { id: id.clone(), name: name.clone(), kind: CallKind::Custom });
             }
@@ -322,6 +362,8 @@ impl State {
                 self.status = Status::Terminated;
                 self.terminated_at = Some(at);
             }
+            // The turn goes on without that server's tools.
+            Body::Error { error } if error.kind.is_about_mcp() => {}
             Body::Error { error } => match error.retry_status {
                 RetryStatus::Retrying => self.failures += 1,
                 RetryStatus::Exhausted => self.give_up(Ended::Exhausted),
@@ -396,8 +438,19 @@ impl State {
 
     fn confirm(&mut self, call_id: &EventId, verdict: Verdict, deny_message: Option<String>) {
         let Some(call) = self.calls.iter_mut().find(|call| call.id == *call_id) else { return };
-        if let CallKind::Builtin { permission: _, confirmed } = &mut call.kind {
-            *confirmed = Some(Confirmed { verdict, deny_message });
+        match &mut call.kind {
+            CallKind::Builtin { permission: _, confirmed }
+            | CallKind::Mcp { server: _, permission: _, confirmed, begun: _ } => {
+                *confirmed = Some(Confirmed { verdict, deny_message });
+            }
+            CallKind::Custom => {}
+        }
+    }
+
+    fn begin(&mut self, call_id: &EventId, repeatable: bool) {
+        let Some(call) = self.calls.iter_mut().find(|call| call.id == *call_id) else { return };
+        if let CallKind::Mcp { server: _, permission: _, confirmed: _, begun } = &mut call.kind {
+            *begun = Some(Begun { repeatable });
         }
     }
 
@@ -405,7 +458,7 @@ impl State {
     pub fn builtin_tool_of(&self, call_id: &EventId) -> Option<BuiltinTool> {
         let call = self.calls.iter().find(|call| call.id == *call_id)?;
         match call.kind {
-            CallKind::Custom => None,
+            CallKind::Custom | CallKind::Mcp { .. } => None,
             CallKind::Builtin { .. } => BuiltinTool::from_name(&call.name),
         }
     }

@@ -12,7 +12,7 @@ use protocol::id::EventId;
 use protocol::session::{Status, Usage};
 use protocol::time::Timestamp;
 
-use crate::state::{Call, CallKind, Confirmed, Ended, State};
+use crate::state::{Begun, Call, CallKind, Confirmed, Ended, State};
 
 /// Rounds of tools in one turn before the server gives up. The wire has the error but no figure; a turn this long
 /// is a loop.
@@ -20,6 +20,9 @@ pub const ROUNDS_MAX: u32 = 200;
 
 /// What the model is told about a call that an interrupt cut off (api reference, flow D5).
 pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
+
+/// What the model is told about a call of an MCP server that a brain died over.
+pub const OUTCOME_UNKNOWN: &str = "harness: the server stopped while this call was being made. It is not known whether it had any effect. It was not made again.";
 
 /// What the model is told about a call that was pending when the server gave up.
 pub const ABANDONED: &str = "harness: the server failed repeatedly while this call was pending. It is not known whether it had any effect.";
@@ -154,7 +157,7 @@ pub fn give_up(state: &State, message: String, mut new_id: impl FnMut() -> Event
     bodies.extend(state.request.iter().map(|request| end_of(request, ModelUsage::default())));
     for call in &state.calls {
         let text = if call.is_blocking() { INTERRUPTED } else { ABANDONED };
-        bodies.push(result_of(&call.id, text.to_owned()));
+        bodies.push(result_of(call, text.to_owned()));
     }
     if state.sandbox.is_some() {
         bodies.push(Body::OutputsCollected {});
@@ -254,7 +257,7 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             self.add(end_of(&request, ModelUsage::default()));
         }
         for call in self.state.calls.clone() {
-            self.add(result_of(&call.id, INTERRUPTED.to_owned()));
+            self.add(result_of(&call, INTERRUPTED.to_owned()));
         }
         // Answers to those calls are spent, too.
         let spent = self.waiting(|body| matches!(body, Body::UserToolConfirmation { .. }));
@@ -345,10 +348,9 @@ impl<NewId: FnMut() -> EventId> Plan<NewId> {
             self.take(answers);
             return None;
         }
-        if let Some((call, refusal)) =
-            self.state.calls.iter().find_map(|call| Some((call.id.clone(), refusal_of(call)?)))
-        {
-            self.add(result_of(&call, refusal));
+        let settled = self.state.calls.iter().find_map(|call| Some((call.clone(), settled(call)?)));
+        if let Some((call, text)) = settled {
+            self.add(result_of(&call, text));
             return None;
         }
         let blocked = self.state.blocked().next().is_some();
@@ -481,38 +483,53 @@ fn end_of(request: &EventId, model_usage: ModelUsage) -> Body {
     Body::ModelRequestEnd { model_request_start_id: request.clone(), is_error: true, model_usage }
 }
 
-fn result_of(call: &EventId, text: String) -> Body {
-    Body::AgentToolResult { tool_use_id: call.clone(), content: vec![Content::text(text)], is_error: true }
+/// A result that says why there is no other one.
+pub fn result_of(call: &Call, text: String) -> Body {
+    let content = vec![Content::text(text)];
+    match &call.kind {
+        CallKind::Custom | CallKind::Builtin { .. } => {
+            Body::AgentToolResult { tool_use_id: call.id.clone(), content, is_error: true }
+        }
+        CallKind::Mcp { .. } => {
+            Body::AgentMcpToolResult { mcp_tool_use_id: call.id.clone(), content, is_error: true }
+        }
+    }
 }
 
-/// What the model is told of a call that may not run; `None` if it may, or if that is not known yet.
-fn refusal_of(call: &Call) -> Option<String> {
-    match &call.kind {
-        CallKind::Custom => None,
-        CallKind::Builtin { permission: Permission::Deny, confirmed: _ } => {
-            Some(format!("Permission to use {} has been denied.", call.name))
-        }
-        CallKind::Builtin {
-            permission: _,
-            confirmed: Some(Confirmed { verdict: Verdict::Deny, deny_message }),
-        } => Some(match deny_message {
+/// What the model is told of a call that is not to be run, or not again; `None` if it is, or if that is not known yet.
+fn settled(call: &Call) -> Option<String> {
+    if is_left_open(call) {
+        return Some(OUTCOME_UNKNOWN.to_owned());
+    }
+    match call.verdicts()? {
+        (Permission::Deny, _) => Some(format!("Permission to use {} has been denied.", call.name)),
+        (_, Some(Confirmed { verdict: Verdict::Deny, deny_message })) => Some(match deny_message {
             Some(message) if !message.is_empty() => {
                 format!("The user rejected this use of {}: {message}", call.name)
             }
             _ => format!("The user rejected this use of {}.", call.name),
         }),
-        CallKind::Builtin { .. } => None,
+        (Permission::Allow | Permission::Ask, _) => None,
+    }
+}
+
+/// Whether a brain was about to make it, is gone, and has left no result. Who makes a call waits for it, so nobody asks
+/// what is next before it has one.
+fn is_left_open(call: &Call) -> bool {
+    match &call.kind {
+        CallKind::Mcp { begun: Some(Begun { repeatable }), .. } => !repeatable,
+        CallKind::Mcp { begun: None, .. } | CallKind::Custom | CallKind::Builtin { .. } => false,
     }
 }
 
 /// An allowed call runs at once; a confirmed one when nothing is left to be answered (flow C5).
 fn may_run(call: &Call, others_are_blocked: bool) -> bool {
-    match &call.kind {
-        CallKind::Custom => false,
-        CallKind::Builtin { permission: Permission::Allow, confirmed: _ } => true,
-        CallKind::Builtin { permission: Permission::Ask, confirmed: Some(confirmed) } => {
+    match call.verdicts() {
+        None => false,
+        Some((Permission::Allow, _)) => true,
+        Some((Permission::Ask, Some(confirmed))) => {
             confirmed.verdict == Verdict::Allow && !others_are_blocked
         }
-        CallKind::Builtin { .. } => false,
+        Some((Permission::Ask, None) | (Permission::Deny, _)) => false,
     }
 }

@@ -7,6 +7,7 @@ pub mod cut;
 mod guard;
 pub mod hands;
 pub mod invariants;
+pub mod mcp;
 pub mod model;
 pub mod postgres;
 mod process;

@@ -58,7 +58,7 @@ impl Config {
     ) -> Result<Config, String> {
         let mut workdir = PathBuf::from("/workspace");
         let mut outputs = PathBuf::from("/mnt/session/outputs");
-        let mut overflow = PathBuf::from("/tmp/tool-outputs");
+        let mut overflow = PathBuf::from(crate::preview::OVERFLOW_DIR);
         let mut extra_roots = Vec::new();
         let mut shell = None;
         let mut arguments = arguments.into_iter();

@@ -1,7 +1,7 @@
 //! What hands can do: bash, read, write, edit, glob and grep, and the ledger that keeps a call from
 //! running twice.
 //!
-//! Without the feature `bin` this is only [`wire`]: what the supervisor and `tools` say to each other.
+//! Without the feature `bin` this is only [`wire`], what the supervisor and `tools` say to each other, and [`preview`].
 //! The feature `archive` adds [`archive`], which makes and reads snapshots.
 //! With `bin`, [`server::serve`] is the whole of process 1 of a sandbox. In reading order: the wire, the
 //! main loop ([`server`]), what its threads share ([`desk`], [`ledger`]), the shell ([`bash`],
@@ -12,6 +12,7 @@
 //! in place before it starts; in a container, whose engine starts it, it puts on the filter that it finds
 //! beside its socket ([`dial`]). It has no database, no TLS and no async runtime.
 
+pub mod preview;
 pub mod wire;
 
 #[cfg(feature = "archive")]

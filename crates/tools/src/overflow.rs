@@ -1,17 +1,11 @@
 //! The last step of every result: an empty text says so, a long one goes to a file.
 
-use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::config::Config;
 use crate::confine::Roots;
+use crate::preview::{SHOWN_CHARS_MAX, preview};
 use crate::wire::{Content, Output};
-
-/// More characters than this are not shown; about 25,000 tokens.
-pub const SHOWN_CHARS_MAX: usize = 100_000;
-
-/// How many characters of the beginning, and as many of the end, stand for a text that is not shown.
-const PREVIEW_CHARS: usize = 5_000;
 
 /// What a text that is empty becomes, so that the model sees a result and not a gap.
 const EMPTY: &str = "(no output)";
@@ -48,16 +42,6 @@ fn save(config: &Config, roots: &Roots, call_id: &str, text: &str) -> String {
     }
 }
 
-fn preview(text: &str, chars: usize, saved: &str) -> String {
-    let boundary = |nth: usize| text.char_indices().nth(nth).map_or(text.len(), |(at, _)| at);
-    let (head, tail) = (boundary(PREVIEW_CHARS), boundary(chars - PREVIEW_CHARS));
-    let left_out = chars - 2 * PREVIEW_CHARS;
-    let mut shown = String::with_capacity(head + (text.len() - tail) + 256);
-    let _ = write!(shown, "[output of {chars} characters is too long to show; {saved}]\n{}", &text[..head]);
-    let _ = write!(shown, "\n[{left_out} characters left out]\n{}", &text[tail..]);
-    shown
-}
-
 /// A name that no call id can turn into a path.
 fn file_name(call_id: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -75,6 +59,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Access, Root};
+    use crate::preview::PREVIEW_CHARS;
 
     fn config(directory: &Path) -> Config {
         let directory = directory.canonicalize().unwrap();

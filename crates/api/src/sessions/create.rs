@@ -43,7 +43,7 @@ pub(crate) async fn create(
     let agent = store.get_agent(&caller.workspace, &choice.id, choice.version).await?;
     let agent = agent.ok_or_else(|| Error::missing_agent(&choice.id, choice.version))?;
     refuse_archived(&agent)?;
-    let agent = choice.snapshot(&agent);
+    let agent = choice.snapshot(&agent)?;
     refuse_unserved_model(&door.app.models, &agent)?;
 
     let environment = store.get_environment(&caller.workspace, &environment_id).await?;

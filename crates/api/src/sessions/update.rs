@@ -1,4 +1,4 @@
-//! `POST /v1/sessions/{session_id}`: title, metadata, and while it is idle the agent's tools.
+//! `POST /v1/sessions/{session_id}`: title, metadata, and while it is idle the agent's tools and MCP servers.
 
 use axum::Json;
 use axum::extract::State;
@@ -20,9 +20,9 @@ pub(crate) async fn update(
     _: NoQuery,
     Body(body): Body,
 ) -> Result<Json<Session>, Error> {
-    let SessionUpdate { tools, title, metadata } = SessionUpdate::parse(body)?;
+    let SessionUpdate { agent, title, metadata } = SessionUpdate::parse(body)?;
     let store = &door.app.store;
-    let updated = store.update_session(&caller.workspace, &id, Update { tools, title, metadata }).await;
+    let updated = store.update_session(&caller.workspace, &id, Update { agent, title, metadata }).await;
     let updated = updated.map_err(|error| Error::change(error, SESSION, &id))?;
     Ok(Json(shown(&updated, store)))
 }

@@ -8,6 +8,7 @@
 //! - [`failover`]: how long sessions stand still when their brain ends; beside the lease's length.
 //! - [`first_tool`]: the time to the first result of a tool under each policy; beside a design that has its container first.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
+//! - [`mcp`]: a call of an MCP server's tool; beside a bare connection to the same server.
 //! - [`sandbox`]: provisioning, executing, memory, and with [`room`] pools and how many fit; beside a bare process in the
 //!   same namespaces.
 //! - [`ttft`]: the time to the first token; beside the bare model, and beside a design that has its container first.
@@ -27,6 +28,7 @@ mod first_tool;
 mod history;
 mod log;
 mod machine;
+mod mcp;
 mod place;
 mod progress;
 mod report;
@@ -65,6 +67,7 @@ enum Which {
     Vault(vault::VaultOptions),
     Brains(brains::BrainsOptions),
     Failover(failover::FailoverOptions),
+    Mcp(mcp::McpOptions),
     /// One process of a fleet. Started by `bench brains`.
     #[command(hide = true)]
     Member(brains::member::MemberOptions),
@@ -106,6 +109,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Vault(options) => (vault::measure(&options)?, options.common.json),
         Which::Brains(options) => (brains::measure(&options)?, options.common.json),
         Which::Failover(options) => (failover::measure(&options)?, options.common.json),
+        Which::Mcp(options) => (mcp::measure(&options)?, options.common.json),
         Which::Member(options) => return brains::member::member(&options),
         Which::Fill(options) => return log::fill::fill(&options),
     };

@@ -11,6 +11,7 @@ mod hunt;
 mod images;
 mod keys;
 mod kill_nine;
+mod mcp;
 mod network;
 mod packages;
 mod put_away;

@@ -4,6 +4,7 @@ mod brain;
 mod crash;
 mod drain;
 mod limits;
+mod mcp;
 mod model;
 mod simulation;
 mod speculation;

@@ -139,7 +139,11 @@ fn told(body: &Body) -> Option<String> {
         Body::UserMessage { content } => format!("user: {}", text(content)),
         Body::AgentMessage { content } => format!("agent: {}", text(content)),
         Body::AgentToolUse { name, input, .. } => format!("{name}: {}", json!(input)),
-        Body::AgentToolResult { content, is_error, .. } => {
+        Body::AgentMcpToolUse { mcp_server_name, name, input, .. } => {
+            format!("{mcp_server_name}/{name}: {}", json!(input))
+        }
+        Body::AgentToolResult { content, is_error, .. }
+        | Body::AgentMcpToolResult { content, is_error, .. } => {
             format!("{}: {}", if *is_error { "error" } else { "result" }, text(content))
         }
         Body::StatusIdle { stop_reason, .. } => format!("idle: {}", json!(stop_reason)["type"].as_str()?),

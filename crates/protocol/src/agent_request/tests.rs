@@ -87,11 +87,9 @@ fn a_bare_toolset_enables_all_tools() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     for (body, path) in [
-        (json!({"mcp_servers": [{"type": "url", "name": "n", "url": "https://x"}]}), "mcp_servers"),
         (json!({"skills": [{"type": "custom", "skill_id": "s"}]}), "skills"),
         (json!({"multiagent": {"type": "coordinator", "agents": []}}), "multiagent"),
         (json!({"execution_identity": {"type": "aws_role", "role_arn": "r"}}), "execution_identity.type"),
-        (json!({"tools": [{"type": "mcp_toolset", "mcp_server_name": "n"}]}), "tools[0].type"),
     ] {
         let mut whole = json!({"name": "a", "model": "m"});
         whole.as_object_mut().expect("object").extend(body.as_object().expect("object").clone());
@@ -99,6 +97,78 @@ fn what_is_not_built_is_refused_by_name() {
         assert_eq!(refusal.path, path);
         assert!(refusal.rule.contains("not supported by this server"), "{refusal}");
     }
+}
+
+fn with_mcp(servers: Value, tools: Value) -> Value {
+    json!({"name": "a", "model": "m", "mcp_servers": servers, "tools": tools})
+}
+
+fn server(name: &str) -> Value {
+    json!({"type": "url", "name": name, "url": format!("https://{name}.example/mcp")})
+}
+
+#[test]
+fn mcp_servers_and_their_toolsets_are_shown_with_everything_filled_in() {
+    let toolset = json!({"type": "mcp_toolset", "mcp_server_name": "linear", "configs": [
+        {"name": "search", "permission_policy": {"type": "always_allow"}}, {"name": "drop", "enabled": false}]});
+    let agent = agent(with_mcp(json!([server("linear")]), json!([toolset])));
+    assert_eq!(
+        serde_json::to_value(&agent.spec.mcp_servers).expect("writes"),
+        json!([{"type": "url", "name": "linear", "url": "https://linear.example/mcp"}])
+    );
+    let ask = json!({"type": "always_ask"});
+    let shown = serde_json::to_value(&agent.spec.tools).expect("writes");
+    assert_eq!(
+        shown,
+        json!([{"type": "mcp_toolset", "mcp_server_name": "linear",
+                "default_config": {"enabled": true, "permission_policy": ask}, "configs": [
+            {"name": "search", "enabled": true, "permission_policy": {"type": "always_allow"}},
+            {"name": "drop", "enabled": false, "permission_policy": ask}]}])
+    );
+    let toolset = agent.spec.mcp_toolset("linear").expect("it has one");
+    assert_eq!(toolset.policy_of("search"), Some(PermissionPolicy::AlwaysAllow {}));
+    assert_eq!(toolset.policy_of("drop"), None);
+    assert_eq!(toolset.policy_of("whatever"), Some(PermissionPolicy::AlwaysAsk {}));
+    let again =
+        AgentCreate::parse(with_mcp(json!([server("linear")]), shown.clone())).expect("can be sent back");
+    assert_eq!(serde_json::to_value(again.spec.tools).expect("writes"), shown);
+}
+
+#[test]
+fn mcp_servers_and_toolsets_come_in_pairs() {
+    let toolset = |name: &str| json!({"type": "mcp_toolset", "mcp_server_name": name});
+    for (body, path) in [
+        (with_mcp(json!([server("a")]), json!([])), "mcp_servers[0]"),
+        (with_mcp(json!([]), json!([toolset("a")])), "tools[0].mcp_server_name"),
+        (with_mcp(json!([server("a"), server("a")]), json!([toolset("a")])), "mcp_servers[1].name"),
+        (with_mcp(json!([server("a")]), json!([toolset("a"), toolset("a")])), "tools[1].mcp_server_name"),
+    ] {
+        assert_eq!(AgentCreate::parse(body).expect_err("refused").path, path);
+    }
+    let current = agent(with_mcp(json!([server("a")]), json!([toolset("a")])));
+    let update =
+        |body: Value| AgentUpdate::parse(body).expect("parses").apply(&current, Timestamp::from_micros(1));
+    assert_eq!(update(json!({"tools": []})).expect_err("a server is left").path, "mcp_servers[0]");
+    assert_eq!(
+        update(json!({"mcp_servers": []})).expect_err("a toolset is left").path,
+        "tools[0].mcp_server_name"
+    );
+    let cleared = update(json!({"mcp_servers": null, "tools": null})).expect("both go").expect("a change");
+    assert!(cleared.spec.mcp_servers.is_empty());
+}
+
+#[test]
+fn the_address_of_an_mcp_server_holds_no_secret_and_is_of_the_web() {
+    let long = format!("https://x/{}", "y".repeat(2_048));
+    for url in ["", "x", "ftp://x/y", "https://user:pass@x/", "https://x/#part", "https://", long.as_str()] {
+        let body = with_mcp(json!([{"type": "url", "name": "n", "url": url}]), json!([]));
+        assert_eq!(AgentCreate::parse(body).expect_err("refused").path, "mcp_servers[0].url", "{url}");
+    }
+    let many: Vec<Value> = (0..21).map(|number| server(&format!("s{number}"))).collect();
+    assert_eq!(
+        AgentCreate::parse(with_mcp(many.into(), json!([]))).expect_err("refused").path,
+        "mcp_servers"
+    );
 }
 
 #[test]

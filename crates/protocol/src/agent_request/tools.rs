@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::web;
+use super::{mcp, web};
 use crate::agent::{BuiltinTool, CustomTool, PermissionPolicy, Tool, ToolConfig, ToolDefaults};
 use crate::parse::{Fields, Invalid, Parsed, boolean, clipped, kind_of, list, object, one_of, text};
 
@@ -32,6 +32,16 @@ pub fn tools(value: Value, path: &str) -> Parsed<Vec<Tool>> {
                 has_toolset = true;
                 count += BuiltinTool::ALL.len();
             }
+            // How many tools the server has is not known here. The offer to the model has a bound of its own.
+            Tool::Mcp(toolset) => {
+                let name = &toolset.mcp_server_name;
+                let is_earlier =
+                    |tool: &Tool| matches!(tool, Tool::Mcp(earlier) if earlier.mcp_server_name == *name);
+                if tools[..index].iter().any(is_earlier) {
+                    let rule = format!("another toolset is already of the server `{}`", clipped(name));
+                    return Err(Invalid::new(format!("{path}[{index}].mcp_server_name"), rule));
+                }
+            }
             Tool::Custom(tool) if names.contains(&tool.name.as_str()) => {
                 let rule = format!("another tool is already called `{}`", tool.name);
                 return Err(Invalid::new(format!("{path}[{index}].name"), rule));
@@ -60,16 +70,14 @@ fn tool(value: Value, path: &str) -> Parsed<Tool> {
     let tool = match fields.tag(&["agent_toolset_20260401", "custom", "mcp_toolset"])? {
         "agent_toolset_20260401" => toolset(&mut fields)?,
         "custom" => Tool::Custom(custom_tool(&mut fields)?),
-        _ => return Err(Invalid::unbuilt(fields.path_of("type"), "`mcp_toolset` (MCP)")),
+        _ => Tool::Mcp(mcp::toolset(&mut fields)?),
     };
     fields.finish()?;
     Ok(tool)
 }
 
 fn toolset(fields: &mut Fields) -> Parsed<Tool> {
-    let default_config = fields
-        .optional("default_config", tool_defaults)?
-        .unwrap_or(ToolDefaults { enabled: true, permission_policy: PermissionPolicy::AlwaysAllow {} });
+    let default_config = default_config(fields, PermissionPolicy::AlwaysAllow {})?;
     let path = fields.path_of("configs");
     let configs = fields
         .optional(
@@ -86,16 +94,18 @@ fn toolset(fields: &mut Fields) -> Parsed<Tool> {
     Ok(Tool::Toolset { default_config, configs })
 }
 
-fn tool_defaults(value: Value, path: &str) -> Parsed<ToolDefaults> {
-    let mut fields = Fields::new(value, path)?;
-    let defaults = ToolDefaults {
-        enabled: fields.optional("enabled", boolean)?.unwrap_or(true),
-        permission_policy: fields
-            .optional("permission_policy", permission_policy)?
-            .unwrap_or(PermissionPolicy::AlwaysAllow {}),
-    };
-    fields.finish()?;
-    Ok(defaults)
+/// What holds for tools without an entry of their own, in a toolset of a kind whose policy is `usual`.
+pub(super) fn default_config(fields: &mut Fields, usual: PermissionPolicy) -> Parsed<ToolDefaults> {
+    let given = fields.optional("default_config", |value, path| {
+        let mut fields = Fields::new(value, path)?;
+        let defaults = ToolDefaults {
+            enabled: fields.optional("enabled", boolean)?.unwrap_or(true),
+            permission_policy: fields.optional("permission_policy", permission_policy)?.unwrap_or(usual),
+        };
+        fields.finish()?;
+        Ok(defaults)
+    })?;
+    Ok(given.unwrap_or(ToolDefaults { enabled: true, permission_policy: usual }))
 }
 
 fn tool_config(value: Value, path: &str, defaults: &ToolDefaults) -> Parsed<ToolConfig> {
@@ -112,7 +122,7 @@ fn tool_config(value: Value, path: &str, defaults: &ToolDefaults) -> Parsed<Tool
     Ok(ToolConfig { kind: tool, name: tool, enabled, permission_policy, settings })
 }
 
-fn permission_policy(value: Value, path: &str) -> Parsed<PermissionPolicy> {
+pub(super) fn permission_policy(value: Value, path: &str) -> Parsed<PermissionPolicy> {
     let mut fields = Fields::new(value, path)?;
     let policy = match fields.tag(&["always_allow", "always_ask", "auto"])? {
         "always_allow" => PermissionPolicy::AlwaysAllow {},

@@ -15,7 +15,7 @@ fn agent() -> Agent {
 
 fn snapshot(choice: Value) -> SessionAgent {
     let create = SessionCreate::parse(json!({"agent": choice, "environment_id": "env_1"})).expect("parses");
-    create.agent.snapshot(&agent())
+    create.agent.snapshot(&agent()).expect("it goes together")
 }
 
 fn refusal(body: Value) -> Invalid {
@@ -36,7 +36,7 @@ fn an_agent_is_named_in_three_ways() {
         let create =
             SessionCreate::parse(json!({"agent": choice, "environment_id": "env_1"})).expect("parses");
         assert_eq!((create.agent.id.as_str(), create.agent.version), ("agent_1", version));
-        assert_eq!(create.agent.snapshot(&agent()).spec, agent().spec);
+        assert_eq!(create.agent.snapshot(&agent()).expect("it goes together").spec, agent().spec);
     }
 }
 
@@ -115,12 +115,35 @@ fn an_update_names_what_changes() {
     )
     .expect("parses");
     assert_eq!(update.title, Patch::Clear);
-    assert_eq!(update.tools, Some(Vec::new()));
+    assert_eq!(update.agent.tools, Some(Vec::new()));
     assert_eq!(update.metadata.len(), 2);
     assert_eq!(
         SessionUpdate::parse(json!({"budget": null, "metadata": null, "agent": {}})),
         Ok(SessionUpdate::default())
     );
+}
+
+#[test]
+fn overrides_and_updates_keep_servers_and_toolsets_together() {
+    let servers = json!([{"type": "url", "name": "n", "url": "https://x/mcp"}]);
+    let toolsets = json!([{"type": "mcp_toolset", "mcp_server_name": "n"}]);
+    let choice = |rest: Value| {
+        let mut choice = json!({"type": "agent_with_overrides", "id": "agent_1"});
+        choice.as_object_mut().expect("an object").extend(rest.as_object().expect("an object").clone());
+        let create =
+            SessionCreate::parse(json!({"agent": choice, "environment_id": "env_1"})).expect("parses");
+        create.agent.snapshot(&agent())
+    };
+    let both = choice(json!({"mcp_servers": servers, "tools": toolsets})).expect("a pair");
+    assert_eq!(both.spec.mcp_servers[0].name, "n");
+    assert_eq!(
+        choice(json!({"tools": toolsets})).expect_err("no server").path,
+        "agent.tools[0].mcp_server_name"
+    );
+    let change = |rest: Value| SessionUpdate::parse(json!({"agent": rest})).expect("parses").agent;
+    let refused = change(json!({"mcp_servers": []})).apply(&both.spec).expect_err("a toolset is left");
+    assert_eq!(refused.path, "agent.tools[0].mcp_server_name");
+    assert!(change(json!({"mcp_servers": [], "tools": []})).apply(&both.spec).is_ok());
 }
 
 #[test]
@@ -131,7 +154,7 @@ fn refusals_of_an_update_name_the_field() {
         (json!({"budget": {"type": "limit"}}), "budget"),
         (json!({"title": ""}), "title"),
         (json!({"agent": {"model": "m"}}), "agent.model"),
-        (json!({"agent": {"mcp_servers": [{}]}}), "agent.mcp_servers"),
+        (json!({"agent": {"mcp_servers": [{}]}}), "agent.mcp_servers[0].type"),
         (json!({"agent": "agent_2"}), "agent"),
         (json!({"status": "idle"}), "status"),
     ] {

@@ -91,8 +91,11 @@ fn check_results(log: &[&Event], world: &World) {
     let mut open: Vec<&str> = Vec::new();
     for event in log {
         match &event.body {
-            Body::AgentToolUse { .. } | Body::AgentCustomToolUse { .. } => open.push(event.id.as_str()),
+            Body::AgentToolUse { .. } | Body::AgentMcpToolUse { .. } | Body::AgentCustomToolUse { .. } => {
+                open.push(event.id.as_str())
+            }
             Body::AgentToolResult { tool_use_id: call, .. }
+            | Body::AgentMcpToolResult { mcp_tool_use_id: call, .. }
             | Body::UserCustomToolResult { custom_tool_use_id: call, .. } => {
                 let index = open.iter().position(|id| *id == call.as_str());
                 open.remove(index.expect("G7: a result answers an open call, once"));

@@ -3,6 +3,7 @@
 mod admission;
 mod flows;
 mod invariants;
+mod mcp;
 mod properties;
 mod records;
 mod workspaces;

@@ -57,7 +57,7 @@ fn answer_call(world: &mut World, act: Act, n: usize, yes: bool) -> Act {
     let Some((id, kind)) = calls.get(n % calls.len().max(1)) else { return act };
     let body = match kind {
         session::state::CallKind::Custom => custom_result(id),
-        session::state::CallKind::Builtin { .. } => {
+        session::state::CallKind::Builtin { .. } | session::state::CallKind::Mcp { .. } => {
             confirmation(id, if yes { Verdict::Allow } else { Verdict::Deny }, None)
         }
     };

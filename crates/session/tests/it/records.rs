@@ -9,6 +9,7 @@ use protocol::event::Body;
 use protocol::id::{AgentId, EnvironmentId, SessionId};
 use protocol::parse::Patch;
 use protocol::session::Status;
+use protocol::session_request::AgentChange;
 use protocol::time::Timestamp;
 use serde_json::json;
 use session::record::{Record, Update, may_delete};
@@ -95,7 +96,8 @@ fn j5_j6_tools_change_only_while_idle() {
         description: "d".to_owned(),
         input_schema: serde_json::Map::new(),
     };
-    let update = Update { tools: Some(vec![Tool::Custom(tool)]), ..Update::default() };
+    let agent = AgentChange { tools: Some(vec![Tool::Custom(tool)]), ..AgentChange::default() };
+    let update = Update { agent, ..Update::default() };
     world.send(vec![message("hi")]).expect("accepted");
     assert!(record.update(&world.state, update.clone()).is_err(), "input that waits counts as running");
     world.go();

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use protocol::content::Content;
 use protocol::event::{
-    Answer, AnswerCall, Body, Evaluation, Event, Finish, ModelUsage, Permission, StopReason, Verdict,
+    Answer, AnswerCall, Body, Evaluation, Event, Finish, ModelUsage, Permission, RetryStatus, SessionError,
+    SessionErrorKind, StopReason, Verdict,
 };
 use protocol::id::{EventId, FromBits, SandboxId, ThreadId};
 use protocol::time::Timestamp;
 use serde_json::json;
-use session::state::{State, stamp};
+use session::state::{CallKind, State, stamp};
 use session::step::{Act, Draft, Failure, FailureKind, Ready, Step, failed, give_up, next_step, run_events};
 use session::{Admitted, Refusal, admit};
 
@@ -32,6 +33,7 @@ pub(crate) enum Say<'a> {
     Web(&'a str),
     Denied(&'a str),
     Custom(&'a str),
+    Mcp(&'a str, Permission),
 }
 
 pub(crate) fn message(text: &str) -> Body {
@@ -174,15 +176,20 @@ impl World {
         let request = self.state.request.clone().expect("an open request");
         let bodies: Vec<Body> = says.iter().map(body_of).collect();
         let drafts = self.facts(bodies);
-        let calls = drafts
-            .iter()
-            .filter_map(|draft| match draft {
-                Draft::New { id, body: Body::AgentToolUse { .. } | Body::AgentCustomToolUse { .. } } => {
-                    Some(AnswerCall { provider_id: format!("toolu_{id}"), event_id: id.clone() })
-                }
-                _ => None,
-            })
-            .collect();
+        let calls =
+            drafts
+                .iter()
+                .filter_map(|draft| match draft {
+                    Draft::New {
+                        id,
+                        body:
+                            Body::AgentToolUse { .. }
+                            | Body::AgentMcpToolUse { .. }
+                            | Body::AgentCustomToolUse { .. },
+                    } => Some(AnswerCall { provider_id: format!("toolu_{id}"), event_id: id.clone() }),
+                    _ => None,
+                })
+                .collect();
         let answer = Answer { model_request_start_id: request.clone(), blocks: Vec::new(), finish, calls };
         let mut facts = self.facts(vec![Body::Answer(answer)]);
         facts.extend(drafts);
@@ -218,10 +225,16 @@ impl World {
 
     /// A call's result.
     pub(crate) fn result(&mut self, call: &EventId) -> Act {
-        let body = Body::AgentToolResult {
-            tool_use_id: call.clone(),
-            content: vec![Content::text("done")],
-            is_error: false,
+        let pending =
+            self.state.calls.iter().find(|pending| pending.id == *call).expect("it has no result yet");
+        let content = vec![Content::text("done")];
+        let body = match pending.kind {
+            CallKind::Mcp { .. } => {
+                Body::AgentMcpToolResult { mcp_tool_use_id: call.clone(), content, is_error: false }
+            }
+            CallKind::Custom | CallKind::Builtin { .. } => {
+                Body::AgentToolResult { tool_use_id: call.clone(), content, is_error: false }
+            }
         };
         let facts = self.facts(vec![body]);
         self.step(facts, Ready::Wait)
@@ -235,6 +248,26 @@ impl World {
             Act::Execute { call: next } if next == *call => self.result(call),
             other => other,
         }
+    }
+
+    /// A brain is about to make a call of an MCP server's tool.
+    pub(crate) fn begin(&mut self, call: &EventId, repeatable: bool) {
+        let id = self.new_id();
+        self.append(id, Body::McpCall { mcp_tool_use_id: call.clone(), repeatable });
+    }
+
+    /// An MCP server cannot be reached.
+    pub(crate) fn mcp_fails(&mut self) -> Act {
+        let error = SessionError {
+            mcp_server_name: Some("linear".to_owned()),
+            ..SessionError::new(
+                SessionErrorKind::McpConnectionFailedError,
+                "mcp: no".to_owned(),
+                RetryStatus::Retrying,
+            )
+        };
+        let facts = self.facts(vec![Body::Error { error }]);
+        self.step(facts, Ready::Wait)
     }
 
     /// The deliverables are out.
@@ -287,6 +320,13 @@ fn body_of(say: &Say<'_>) -> Body {
             evaluated_permission: Permission::Allow,
             evaluation: Some(Evaluation::AlwaysAllow {}),
         },
+        Say::Mcp(name, permission) => Body::AgentMcpToolUse {
+            mcp_server_name: "linear".to_owned(),
+            name: (*name).to_owned(),
+            input: input("x"),
+            evaluated_permission: *permission,
+            evaluation: None,
+        },
         Say::Custom(name) => Body::AgentCustomToolUse { name: (*name).to_owned(), input: input("x") },
     }
 }
@@ -309,12 +349,16 @@ fn line_of(event: &Event, names: &HashMap<String, String>) -> String {
         Body::UserMessage { content } | Body::SystemMessage { content } | Body::AgentMessage { content } => {
             text(content)
         }
-        Body::AgentToolResult { tool_use_id, content, is_error } => {
+        Body::AgentToolResult { tool_use_id, content, is_error }
+        | Body::AgentMcpToolResult { mcp_tool_use_id: tool_use_id, content, is_error } => {
             format!("{} {}{}", name(tool_use_id), text(content), if *is_error { " error" } else { "" })
         }
         Body::UserCustomToolResult { custom_tool_use_id, .. } => name(custom_tool_use_id),
         Body::UserToolConfirmation { tool_use_id, result, .. } => format!("{} {result:?}", name(tool_use_id)),
         Body::AgentToolUse { name, evaluated_permission, .. } => format!("{name} {evaluated_permission:?}"),
+        Body::AgentMcpToolUse { name, mcp_server_name, evaluated_permission, .. } => {
+            format!("{mcp_server_name} {name} {evaluated_permission:?}")
+        }
         Body::AgentCustomToolUse { name, .. } => name.clone(),
         Body::StatusIdle { stop_reason, .. } | Body::ThreadIdle { stop_reason, .. } => stop(stop_reason),
         Body::ModelRequestEnd { model_request_start_id, is_error, .. } => {

@@ -129,7 +129,7 @@ impl Client {
                 content: vec![Content::text("sunny")],
                 is_error: None,
             },
-            CallKind::Builtin { .. } => Body::UserToolConfirmation {
+            CallKind::Builtin { .. } | CallKind::Mcp { .. } => Body::UserToolConfirmation {
                 tool_use_id: call.id.clone(),
                 result: if self.dice.one_in(4) { Verdict::Deny } else { Verdict::Allow },
                 deny_message: None,
