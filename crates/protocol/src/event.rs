@@ -326,12 +326,15 @@ pub struct SessionError {
     /// Which credential it is about, for the kinds that are about one.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub credential: Option<CredentialNamed>,
+    /// Of an error about a repository: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_url: Option<String>,
 }
 
 impl SessionError {
     /// An error that is about the session itself.
     pub fn new(kind: SessionErrorKind, message: String, retry_status: RetryStatus) -> Self {
-        Self { kind, message, retry_status, credential: None }
+        Self { kind, message, retry_status, credential: None, repository_url: None }
     }
 }
 
@@ -362,6 +365,16 @@ pub enum SessionErrorKind {
     ToolUseLimitReachedError,
     /// A credential is for a host that the session's environment does not let out.
     CredentialHostUnreachableError,
+    /// A repository's host rejected the token, or wants one.
+    RepositoryAuthenticationError,
+    /// The token may not read the repository.
+    RepositoryForbiddenError,
+    /// There is no such repository, as far as the token can see.
+    RepositoryNotFoundError,
+    /// The branch or commit is not there.
+    RepositoryCheckoutError,
+    /// The repository could not be brought for another reason.
+    RepositoryCloneError,
 }
 
 /// What happens after an error.
