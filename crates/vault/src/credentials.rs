@@ -292,7 +292,7 @@ impl Credentials {
         resource: &ResourceId,
         token: &Secret,
     ) -> Result<SealedToken, Error> {
-        let key = self.0.keys.of(workspace).await?;
+        let key = self.inner.keys.of(workspace).await?;
         let sealed = key.seal(Place::Resource { workspace, session, resource }, token);
         Ok(SealedToken { resource: resource.clone(), sealed })
     }
@@ -304,10 +304,10 @@ impl Credentials {
         session: &SessionId,
         resource: &ResourceId,
     ) -> Result<Option<Opened>, Error> {
-        let Some(sealed) = self.0.store.session_token(workspace, session, resource).await? else {
+        let Some(sealed) = self.inner.store.session_token(workspace, session, resource).await? else {
             return Ok(None);
         };
-        let key = self.0.keys.of(workspace).await?;
+        let key = self.inner.keys.of(workspace).await?;
         let opened = key.open(Place::Resource { workspace, session, resource }, &sealed);
         opened.map(|token| Some(Opened::new(token))).map_err(|_| Error::SealedToken(resource.clone()))
     }

@@ -13,6 +13,7 @@ mod kill_nine;
 mod network;
 mod packages;
 mod put_away;
+mod repositories;
 mod roles;
 mod run;
 mod server;
