@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use protocol::event::Body;
 use serde_json::{Value, json};
+use testkit::git::{Right, Server as GitServer};
+use testkit::mcp::McpServer;
 use testkit::model::{Reply, Server as ModelServer};
 
 use crate::hunt::{Hunt, Needle, own_folders, sandboxed};
@@ -16,6 +18,8 @@ use crate::site::Site;
 
 const MODEL: &str = "claude-secrets";
 const VARIABLE: &str = "variable/secret+of the sandbox=17";
+const BEARER: &str = "bearer.secret.of-the-server_18";
+const REPOSITORY: &str = "repository_secret_of_the_host_19";
 /// Not secret: it goes everywhere that a secret must not.
 const PLANTED: &str = "planted/secret+for all to see=23";
 
@@ -93,8 +97,13 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     let data = dir.path().join("data");
     let site = Site::start().await;
     let models = ModelServer::start().await;
-    let trusted = dir.path().join("trusted.pem");
+    let (git, mcp) = (GitServer::start().await, McpServer::usual().await);
+    git.commit("team/project", "main", &[("README.md", b"hello\n")]);
+    git.allow(REPOSITORY, "team/project", Right::Write);
+    let (trusted, authority) = (dir.path().join("trusted.pem"), dir.path().join("authority.pem"));
     std::fs::write(&trusted, &site.certificate).expect("writes");
+    std::fs::write(&authority, git.authority()).expect("writes");
+    let mcp_port = mcp.url().trim_start_matches("http://127.0.0.1:").split('/').next().map(str::to_owned);
     let log = dir.path().join("log");
     let mut command = posthouse();
     command
@@ -103,8 +112,10 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         .env("POSTHOUSE_API_KEY", KEY)
         .env("ANTHROPIC_API_KEY", "sk-ant-test")
         .env("ANTHROPIC_BASE_URL", models.url())
-        .env("POSTHOUSE_ALLOW_PRIVATE_HOSTS", "localhost")
-        .env("POSTHOUSE_ALLOW_PORTS", site.port.to_string())
+        .env("POSTHOUSE_ALLOW_PRIVATE_HOSTS", format!("localhost,127.0.0.1,{}", git.host()))
+        .env("POSTHOUSE_ALLOW_PORTS", format!("{},{}", site.port, mcp_port.expect("a port")))
+        .env("POSTHOUSE_GIT_ALLOW_HOSTS", git.host())
+        .env("POSTHOUSE_GIT_CA_FILE", &authority)
         .env("POSTHOUSE_TLS_PORTS", site.port.to_string())
         .env("SSL_CERT_FILE", &trusted)
         .stderr(Stdio::from(File::create(&log).expect("made")));
@@ -117,30 +128,53 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         "networking": {"type": "limited", "allowed_hosts": ["localhost"]},
     });
     client.create_credential(&vault, json!({"auth": variable})).await.expect("made");
+    let bearer = json!({"type": "static_bearer", "token": BEARER, "mcp_server_url": mcp.url()});
+    client.create_credential(&vault, json!({"auth": bearer})).await.expect("made");
     let send = format!(
         "curl -sS --noproxy '' -H \"x-token: $SITE_TOKEN\" -u \"user:$SITE_TOKEN\" -d \"$SITE_TOKEN\" https://localhost:{}/",
         site.port
     );
     let plant =
         format!("export PLANTED='{PLANTED}'; echo \"$PLANTED\" > /tmp/planted; (exec sleep 600) & echo well");
-    let calls = [send.as_str(), "env; history; cat ~/.bash_history /run/session/* 2>&1", &plant];
+    let push = "cd /workspace/project && git config user.name a && git config user.email a@b && echo more >> README.md && \
+                git commit -qam more && git push -q && git pull -q && git config --list && cat README.md";
+    let snoop = "env; history; cat ~/.bash_history /run/session/* 2>&1";
+    let calls = [send.as_str(), push, snoop, &plant];
     let calls = calls.map(|command| Reply::tool("bash", json!({"command": command})));
-    models.script(MODEL, calls.into_iter().chain([Reply::text("done")]));
-    let agent = json!({"name": "a", "model": MODEL, "tools": [{"type": "agent_toolset_20260401"}]});
+    let echo = Reply::tool("mcp__m__echo", json!({"x": "1"}));
+    models.script(MODEL, calls.into_iter().chain([echo, Reply::text("done")]));
+    let allow = json!({"permission_policy": {"type": "always_allow"}});
+    let tools = json!([
+        {"type": "agent_toolset_20260401"},
+        {"type": "mcp_toolset", "mcp_server_name": "m", "default_config": allow},
+    ]);
+    let servers = json!([{"type": "url", "name": "m", "url": mcp.url()}]);
+    let agent = json!({"name": "a", "model": MODEL, "tools": tools, "mcp_servers": servers});
     let agent = client.create_agent(agent).await.expect("made");
     let environment =
         json!({"name": "e", "config": {"type": "cloud", "networking": {"type": "unrestricted"}}});
     let environment = client.create_environment(environment).await.expect("made");
-    let body = json!({"agent": agent.id, "environment_id": environment.id, "vault_ids": [vault]});
+    let body = json!({"agent": agent.id, "environment_id": environment.id, "vault_ids": [vault], "resources": [
+        {"type": "github_repository", "url": git.url("team/project"), "authorization_token": REPOSITORY},
+    ]});
     let session = client.create_session(body).await.expect("made").id.to_string();
     turn(&client, &session, "go").await;
     assert!(site.last().contains(VARIABLE), "the secret was spent: {}", site.last());
+    let was_asked =
+        mcp.asked().iter().any(|asked| asked.authorization.as_deref() == Some(&format!("Bearer {BEARER}")));
+    assert!(was_asked, "the bearer was spent: {:?}", mcp.asked());
+    assert_eq!(
+        git.git("team/project", &["log", "--format=%s", "-1", "main"]).trim(),
+        "more",
+        "the token was spent"
+    );
     save(&client, &session).await;
 
-    let needles = [Needle::new("variable", VARIABLE)];
+    let needles = [("variable", VARIABLE), ("bearer", BEARER), ("repository", REPOSITORY)];
+    let needles = needles.map(|(name, secret)| Needle::new(name, secret));
     let secrets = look(&needles, &data, &log, &server.url, &session, &vault, &models).await;
     assert_eq!(secrets.found, Default::default(), "a secret lies about");
-    assert!(secrets.bytes > 10 << 20, "only {} bytes were looked through", secrets.bytes);
+    assert!(secrets.bytes > 4 << 20, "only {} bytes were looked through", secrets.bytes);
     let planted = [Needle::new("planted", PLANTED)];
     let found = look(&planted, &data, &log, &server.url, &session, &vault, &models).await.found;
     for place in PLACES {
