@@ -23,6 +23,7 @@ mod health;
 mod models;
 mod page;
 mod query;
+mod resources;
 mod serve;
 mod sessions;
 mod sse;
@@ -35,6 +36,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use protocol::environment::Networking;
+use protocol::resource_request::GitHosts;
 use store::Store;
 use tokio_util::sync::CancellationToken;
 use vault::Credentials;
@@ -54,6 +56,8 @@ pub struct App {
     pub models: Arc<Catalog>,
     /// What the probes are told.
     pub health: Health,
+    /// From which hosts besides GitHub repositories may come.
+    pub git_hosts: GitHosts,
     /// What an environment may reach that says nothing about it.
     pub default_networking: Networking,
 }
@@ -98,6 +102,11 @@ pub(crate) fn router_until(app: App, stop: CancellationToken) -> Router {
         )
         .route("/v1/sessions/{session_id}/archive", post(sessions::archive))
         .route("/v1/sessions/{session_id}/snapshots", get(sessions::snapshots).post(sessions::take_snapshot))
+        .route("/v1/sessions/{session_id}/resources", post(resources::add).get(resources::list))
+        .route(
+            "/v1/sessions/{session_id}/resources/{resource_id}",
+            get(resources::retrieve).post(resources::update).delete(resources::delete),
+        )
         .route("/v1/sessions/{session_id}/events", post(events::send).get(events::list))
         .route("/v1/sessions/{session_id}/events/stream", get(events::stream))
         .route_layer(from_fn(beta::required));

@@ -347,12 +347,15 @@ pub struct SessionError {
     /// Which of the agent's MCP servers it is about, for the kinds that are about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcp_server_name: Option<String>,
+    /// Of an error about a repository: which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository_url: Option<String>,
 }
 
 impl SessionError {
     /// An error that is about the session itself.
     pub fn new(kind: SessionErrorKind, message: String, retry_status: RetryStatus) -> Self {
-        Self { kind, message, retry_status, credential: None, mcp_server_name: None }
+        Self { kind, message, retry_status, credential: None, mcp_server_name: None, repository_url: None }
     }
 }
 
@@ -387,6 +390,16 @@ pub enum SessionErrorKind {
     McpConnectionFailedError,
     /// An MCP server refuses the credential, or wants one that there is not. The session goes on without its tools.
     McpAuthenticationFailedError,
+    /// A repository's host rejected the token, or wants one.
+    RepositoryAuthenticationError,
+    /// The token may not read the repository.
+    RepositoryForbiddenError,
+    /// There is no such repository, as far as the token can see.
+    RepositoryNotFoundError,
+    /// The branch or commit is not there.
+    RepositoryCheckoutError,
+    /// The repository could not be brought for another reason.
+    RepositoryCloneError,
 }
 
 impl SessionErrorKind {

@@ -92,6 +92,8 @@ ids! {
     VaultId = "vlt_";
     /// A credential of a vault.
     CredentialId = "vcrd_";
+    /// A resource of a session: a repository.
+    ResourceId = "sesrsc_";
     /// A session.
     SessionId = "sesn_";
     /// A thread of a session.

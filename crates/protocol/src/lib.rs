@@ -21,6 +21,8 @@ pub mod model;
 pub mod page;
 pub mod parse;
 pub mod position;
+pub mod resource;
+pub mod resource_request;
 pub mod secret;
 pub mod send;
 pub mod session;

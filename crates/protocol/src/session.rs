@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::agent::{SessionAgent, ThreadAgent};
 use crate::id::{EnvironmentId, SessionId, ThreadId, VaultId};
 use crate::metadata::Metadata;
+use crate::resource::Resource;
 use crate::time::Timestamp;
 
 /// A session, as the wire shows it.
@@ -28,8 +29,8 @@ pub struct Session {
     pub metadata: Metadata,
     /// Whose credentials it may spend, in this order. Never changes.
     pub vault_ids: Vec<VaultId>,
-    /// Always empty until resources are built.
-    pub resources: Vec<Value>,
+    /// What was put into its workspace.
+    pub resources: Vec<Resource>,
     /// What it is doing.
     pub status: Status,
     /// Always null until budgets are built.

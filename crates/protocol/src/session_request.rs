@@ -10,6 +10,7 @@ use crate::metadata::{Metadata, MetadataPatch};
 use crate::parse::{
     Fields, Invalid, Parsed, Patch, id_text, integer, kind_of, list, metadata, metadata_patch, text,
 };
+use crate::resource_request::{RepositoryCreate, resources};
 use crate::send;
 
 const TITLE_CHARS_MAX: usize = 500;
@@ -29,6 +30,8 @@ pub struct SessionCreate {
     pub metadata: Metadata,
     /// Whose credentials it may spend. For one server or variable the first vault with a match wins.
     pub vault_ids: Vec<VaultId>,
+    /// What is put into its workspace.
+    pub resources: Vec<RepositoryCreate>,
     /// What it starts with.
     pub initial_events: Vec<Body>,
     /// The session whose saved workspace it begins with: an extension, `{"workspace": {"from_session": "sesn_…"}}`.
@@ -46,10 +49,10 @@ impl SessionCreate {
             metadata: fields.optional("metadata", metadata)?.unwrap_or_default(),
             vault_ids: fields.optional("vault_ids", vault_ids)?.unwrap_or_default(),
             initial_events: fields.optional("initial_events", send::parse_initial)?.unwrap_or_default(),
+            resources: fields.optional("resources", resources)?.unwrap_or_default(),
             workspace_from: fields.optional("workspace", workspace_from)?,
         };
         refuse_budget(&mut fields)?;
-        empty_list(&mut fields, "resources", "a non-empty `resources`")?;
         fields.finish()?;
         Ok(create)
     }

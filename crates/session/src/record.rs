@@ -4,9 +4,10 @@ use protocol::agent::SessionAgent;
 use protocol::environment::EnvironmentConfig;
 use protocol::event::Body;
 use protocol::hands::HandsSettings;
-use protocol::id::{EnvironmentId, SessionId, VaultId};
+use protocol::id::{EnvironmentId, ResourceId, SessionId, VaultId};
 use protocol::metadata::{Metadata, MetadataPatch, patched};
 use protocol::parse::{Invalid, Patch, check_metadata};
+use protocol::resource::Resource;
 use protocol::session::{Session, SessionTag, Status, Thread, ThreadTag};
 use protocol::session_request::AgentChange;
 use protocol::time::Timestamp;
@@ -37,6 +38,9 @@ pub struct Record {
     /// Whose credentials it may spend, in this order.
     #[serde(default)]
     pub vault_ids: Vec<VaultId>,
+    /// What was put into its workspace. Tokens are kept elsewhere, sealed.
+    #[serde(default)]
+    pub resources: Vec<Resource>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last updated by a client.
@@ -68,7 +72,7 @@ impl Record {
             title: self.title.clone(),
             metadata: self.metadata.clone(),
             vault_ids: self.vault_ids.clone(),
-            resources: Vec::new(),
+            resources: self.resources.clone(),
             status: state.shown_status(),
             budget: None,
             usage: state.usage_at(now),
@@ -145,6 +149,22 @@ impl Record {
             Status::Terminated => Vec::new(),
             Status::Idle | Status::Running | Status::Rescheduling => terminated_events(state).into(),
         })
+    }
+}
+
+impl Record {
+    /// Notes that a resource has another token now.
+    pub fn rotate(&mut self, state: &State, id: &ResourceId, now: Timestamp) -> Result<bool, Refusal> {
+        if state.status == Status::Terminated {
+            return Err(Refusal::Over);
+        }
+        let Some(Resource::GithubRepository(repository)) =
+            self.resources.iter_mut().find(|resource| resource.id() == id)
+        else {
+            return Ok(false);
+        };
+        repository.updated_at = now;
+        Ok(true)
     }
 }
 

@@ -13,7 +13,7 @@ use protocol::agent::Agent;
 use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::id::{
-    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, ResourceId, SandboxId, SessionId, VaultId, WorkspaceId,
 };
 use protocol::time::Timestamp;
 use protocol::vault::Vault;
@@ -79,6 +79,12 @@ pub(crate) trait Engine: Send + Sync {
 
     async fn look(&self, id: &SessionId) -> Result<Option<View>, Error>;
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error>;
+    async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error>;
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error>;
     async fn sessions_after(&self, after: Option<SessionId>, limit: usize) -> Result<Vec<SessionId>, Error>;
     async fn sandboxes(&self) -> Result<HashSet<SandboxId>, Error>;

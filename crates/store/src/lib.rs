@@ -66,7 +66,7 @@ pub use log::{Order, Slice, Stored, TimeBounds};
 pub use memory::{Asked, Fate, Luck, Weather};
 pub use previews::Previews;
 pub use resources::{AgentQuery, Change, EnvironmentQuery};
-pub use sessions::{Cursor, Holding, NewSession, Seen, SessionQuery};
+pub use sessions::{Brought, Cursor, Holding, NewSession, SealedToken, Seen, SessionQuery};
 pub use upkeep::{check_format, migrate_directory};
 pub use vaults::{
     Added, CREDENTIALS_MAX, CredentialQuery, KeptCredential, Sealed, VaultKey, VaultKeys, VaultQuery, Wanted,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use protocol::event::{Body, Snapshot};
-use protocol::id::{AgentId, SandboxId, SessionId, ThreadId, WorkspaceId};
+use protocol::id::{AgentId, ResourceId, SandboxId, SessionId, ThreadId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::record::Update;
@@ -31,6 +31,24 @@ pub struct NewSession {
     pub thread_id: ThreadId,
     /// What it starts with. If there is anything, the session is running as soon as it exists.
     pub initial: Vec<Body>,
+}
+
+/// What a new session has besides.
+#[derive(Clone, Debug, Default)]
+pub struct Brought {
+    /// What was saved of another session's workspace: its own begins with that.
+    pub snapshot: Option<Snapshot>,
+    /// The tokens of its resources.
+    pub tokens: Vec<SealedToken>,
+}
+
+/// The token of a session's resource, as only crate `vault` can read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedToken {
+    /// Whose.
+    pub resource: ResourceId,
+    /// Sealed.
+    pub sealed: String,
 }
 
 /// Which sessions to list.
@@ -140,15 +158,12 @@ impl Store {
     /// Makes a session, and with its initial events sets it running, in one transaction. [`ChangeError::Exists`] if
     /// its id is taken, [`ChangeError::QueueFull`] if it would have to wait where too many wait already.
     pub async fn create_session(&self, new: NewSession) -> Result<Seen, ChangeError> {
-        self.create_session_with(new, None).await
+        self.create_session_with(new, Brought::default()).await
     }
 
-    /// The same, with a workspace that begins with what was saved of another one.
-    pub async fn create_session_with(
-        &self,
-        new: NewSession,
-        snapshot: Option<Snapshot>,
-    ) -> Result<Seen, ChangeError> {
+    /// The same, with what it brings.
+    pub async fn create_session_with(&self, new: NewSession, brought: Brought) -> Result<Seen, ChangeError> {
+        let Brought { snapshot, tokens } = brought;
         let NewSession { workspace, record, thread_id, initial } = new;
         if !initial.is_empty() && self.0.engine.is_full(&workspace).await? {
             return Err(ChangeError::QueueFull);
@@ -157,7 +172,7 @@ impl Store {
         let size_bytes = size_bytes(&initial);
         let saved = snapshot.map(|snapshot| Body::Snapshot { snapshot, put_away: true });
         let saved = self.written(saved.into_iter().collect()).pop();
-        let making = Making { workspace, record: Arc::new(record), thread_id, saved, initial };
+        let making = Making { workspace, record: Arc::new(record), thread_id, tokens, saved, initial };
         let made = self
             .change(&id, size_bytes, move |slot, moment| changes::create(slot, &making, &ids, moment))
             .await?;
@@ -250,6 +265,30 @@ impl Store {
         let (workspace, event) = (workspace.clone(), self.ids().make());
         self.change(id, 0, move |head, moment| changes::delete(head.as_mut(), &workspace, &event, moment.now))
             .await?
+    }
+
+    /// The sealed token of a session's resource; `None` if there is none, or none any more.
+    pub async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error> {
+        self.0.engine.session_token(workspace, id, resource).await
+    }
+
+    /// Keeps another token of a session's resource. [`ChangeError::NotFound`] if the session has no such resource.
+    pub async fn rotate_session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        token: SealedToken,
+    ) -> Result<Seen, ChangeError> {
+        let (workspace, ids) = (workspace.clone(), self.ids().clone());
+        self.change(id, token.sealed.len(), move |head, moment| {
+            changes::rotate(head.as_mut(), &workspace, &token, &ids, moment)
+        })
+        .await?
     }
 
     /// Takes in what a client sends, all of it or nothing: into the inbox, or into the log at once for what is

@@ -1,6 +1,6 @@
 //! Who spent which credential where: a line for each use, target `audit`.
 
-use protocol::id::{AgentId, CredentialId, SessionId, VaultId};
+use protocol::id::{AgentId, CredentialId, ResourceId, SessionId, VaultId};
 
 /// One use of a credential, or an attempt. It has no place for a value.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,33 @@ impl Outcome {
             Self::Withheld => "withheld",
             Self::Unopened => "unopened",
         }
+    }
+}
+
+/// One use of a token of a session's resource, or an attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenUse<'a> {
+    /// For which session.
+    pub session: &'a SessionId,
+    /// For which agent.
+    pub agent: &'a AgentId,
+    /// Which resource.
+    pub resource: &'a ResourceId,
+    /// On the way to which host; without port, path or query.
+    pub host: &'a str,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+impl TokenUse<'_> {
+    /// Writes the line.
+    pub fn record(&self) {
+        let Self { session, agent, resource, host, outcome } = self;
+        tracing::info!(
+            target: "audit",
+            { session.id = %session, agent.id = %agent, resource.id = %resource, host, outcome = outcome.as_str() },
+            "a token of a resource was used"
+        );
     }
 }
 

@@ -9,11 +9,11 @@ use protocol::credential::{
     Credential, CredentialAuth, CredentialKey, CredentialNetworking, InjectionLocation,
 };
 use protocol::credential_request::{CredentialCreate, CredentialUpdate, SecretField, Secrets};
-use protocol::id::{CredentialId, VaultId, WorkspaceId};
+use protocol::id::{CredentialId, ResourceId, SessionId, VaultId, WorkspaceId};
 use protocol::secret::Secret;
 use protocol::time::Timestamp;
 use session::Refusal;
-use store::{ChangeError, KeptCredential, Sealed, Store, Wanted};
+use store::{ChangeError, KeptCredential, Sealed, SealedToken, Store, Wanted};
 
 use crate::error::{Error, KeyError};
 use crate::keys::Keys;
@@ -260,7 +260,7 @@ impl Credentials {
         let Some(sealed) = kept.sealed.get(field.as_str()) else { return Ok(None) };
         let key = self.inner.keys.of(workspace).await?;
         let (vault, credential) = (&kept.credential.vault_id, &kept.credential.id);
-        let opened = key.open(Place { workspace, vault, credential, field }, sealed);
+        let opened = key.open(Place::Credential { workspace, vault, credential, field }, sealed);
         opened.map(|secret| Some(Opened::new(secret))).map_err(|_| Error::Sealed(credential.clone()))
     }
 
@@ -276,10 +276,40 @@ impl Credentials {
         }
         let key = self.inner.keys.of(workspace).await?;
         let seal = |(field, secret): (&SecretField, &Secret)| {
-            let place = Place { workspace, vault, credential, field: *field };
+            let place = Place::Credential { workspace, vault, credential, field: *field };
             (field.as_str().to_owned(), key.seal(place, secret))
         };
         Ok(secrets.iter().map(seal).collect())
+    }
+}
+
+impl Credentials {
+    /// Seals the token of a session's resource.
+    pub async fn seal_token(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        resource: &ResourceId,
+        token: &Secret,
+    ) -> Result<SealedToken, Error> {
+        let key = self.inner.keys.of(workspace).await?;
+        let sealed = key.seal(Place::Resource { workspace, session, resource }, token);
+        Ok(SealedToken { resource: resource.clone(), sealed })
+    }
+
+    /// The token of a session's resource, as it is now; `None` if it has none, or none any more.
+    pub async fn token(
+        &self,
+        workspace: &WorkspaceId,
+        session: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<Opened>, Error> {
+        let Some(sealed) = self.inner.store.session_token(workspace, session, resource).await? else {
+            return Ok(None);
+        };
+        let key = self.inner.keys.of(workspace).await?;
+        let opened = key.open(Place::Resource { workspace, session, resource }, &sealed);
+        opened.map(|token| Some(Opened::new(token))).map_err(|_| Error::SealedToken(resource.clone()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use protocol::id::CredentialId;
+use protocol::id::{CredentialId, ResourceId};
 use store::ChangeError;
 
 /// The vault did not do what it was asked.
@@ -17,6 +17,9 @@ pub enum Error {
     /// What is stored does not belong to this credential, or is damaged.
     #[error("what is sealed in {0} cannot be opened: it is damaged, or was moved there")]
     Sealed(CredentialId),
+    /// The same of a token of a session's resource.
+    #[error("the token that is sealed for {0} cannot be opened: it is damaged, or was moved there")]
+    SealedToken(ResourceId),
     /// A change was refused.
     #[error(transparent)]
     Change(#[from] ChangeError),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use protocol::secret::Secret;
 use zeroize::Zeroizing;
@@ -18,6 +20,15 @@ impl Opened {
     /// that the credential is for.
     pub fn expose<T>(&self, spend: impl FnOnce(&str) -> T) -> T {
         spend(self.0.reveal())
+    }
+
+    /// `Authorization: Basic …` with this as the password, marked as below.
+    pub fn basic(&self, user: &str) -> HeaderValue {
+        let pair = Zeroizing::new(format!("{user}:{}", self.0.reveal()));
+        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+        let mut value = HeaderValue::try_from(text.as_str()).unwrap_or(HeaderValue::from_static("Basic"));
+        value.set_sensitive(true);
+        value
     }
 
     /// `Authorization: Bearer …`, marked so that no layer prints it.

@@ -9,7 +9,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use protocol::credential_request::SecretField;
-use protocol::id::{CredentialId, VaultId, WorkspaceId};
+use protocol::id::{CredentialId, ResourceId, SessionId, VaultId, WorkspaceId};
 use protocol::secret::Secret;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -31,11 +31,16 @@ pub(crate) struct Unopened;
 
 /// What a sealed secret belongs to.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) workspace: &'a WorkspaceId,
-    pub(crate) vault: &'a VaultId,
-    pub(crate) credential: &'a CredentialId,
-    pub(crate) field: SecretField,
+pub(crate) enum Place<'a> {
+    /// A field of a vault's credential.
+    Credential {
+        workspace: &'a WorkspaceId,
+        vault: &'a VaultId,
+        credential: &'a CredentialId,
+        field: SecretField,
+    },
+    /// The token of a session's resource.
+    Resource { workspace: &'a WorkspaceId, session: &'a SessionId, resource: &'a ResourceId },
 }
 
 impl Key {
@@ -130,8 +135,16 @@ impl Key {
 impl Place<'_> {
     /// The same as bytes that mean this place and no other. Stored, as part of every seal.
     fn bytes(&self, what: &str) -> Vec<u8> {
-        let Self { workspace, vault, credential, field } = self;
-        bound(&[what, workspace.as_str(), vault.as_str(), credential.as_str(), field.as_str()])
+        match self {
+            Self::Credential { workspace, vault, credential, field } => {
+                bound(&[what, workspace.as_str(), vault.as_str(), credential.as_str(), field.as_str()])
+            }
+            // One part more than above, so that neither can be taken for the other.
+            Self::Resource { workspace, session, resource } => {
+                let token = "authorization_token";
+                bound(&[what, workspace.as_str(), "session", session.as_str(), resource.as_str(), token])
+            }
+        }
     }
 }
 
@@ -165,7 +178,7 @@ mod tests {
         }
 
         fn place(&self, field: SecretField) -> Place<'_> {
-            Place { workspace: &self.0, vault: &self.1, credential: &self.2, field }
+            Place::Credential { workspace: &self.0, vault: &self.1, credential: &self.2, field }
         }
     }
 
@@ -197,6 +210,23 @@ mod tests {
         }
         assert_eq!(key.open(ids.place(SecretField::AccessToken), &sealed), Err(Unopened));
         assert_eq!(Key::random().open(ids.place(SecretField::Token), &sealed), Err(Unopened));
+    }
+
+    #[test]
+    fn the_token_of_a_resource_opens_for_that_resource_of_that_session_alone() {
+        let (key, ids) = (Key::random(), Ids::new());
+        let (session, resource) = (SessionId::from_text("s"), ResourceId::from_text("r"));
+        let place = Place::Resource { workspace: &ids.0, session: &session, resource: &resource };
+        let sealed = key.seal(place, &secret());
+        assert_eq!(key.open(place, &sealed), Ok(secret()));
+        let (other_session, other_resource) = (SessionId::from_text("x"), ResourceId::from_text("x"));
+        for place in [
+            Place::Resource { workspace: &ids.0, session: &other_session, resource: &resource },
+            Place::Resource { workspace: &ids.0, session: &session, resource: &other_resource },
+            ids.place(SecretField::Token),
+        ] {
+            assert_eq!(key.open(place, &sealed), Err(Unopened));
+        }
     }
 
     #[test]

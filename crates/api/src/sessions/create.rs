@@ -9,19 +9,21 @@ use protocol::event::Snapshot;
 use protocol::hands::HandsSettings;
 use protocol::id::{SessionId, VaultId};
 use protocol::parse::Invalid;
+use protocol::resource::Resource;
+use protocol::resource_request::{RepositoryCreate, check_places};
 use protocol::session::{Session, Status};
 use protocol::session_request::SessionCreate;
 use protocol::time::Timestamp;
 use protocol::vault_request::VAULT_ARCHIVED;
 use session::Record;
-use store::NewSession;
+use store::{Brought, NewSession, SealedToken};
 
 use super::{SESSION, shown};
 use crate::auth::Caller;
 use crate::error::Error;
 use crate::extract::{Body, NoQuery};
 use crate::vaults::VAULT;
-use crate::{Catalog, Door};
+use crate::{App, Catalog, Door};
 
 pub(crate) async fn create(
     State(door): State<Door>,
@@ -36,6 +38,7 @@ pub(crate) async fn create(
         metadata,
         vault_ids,
         initial_events,
+        resources,
         workspace_from,
     } = SessionCreate::parse(body)?;
     let store = &door.app.store;
@@ -57,8 +60,10 @@ pub(crate) async fn create(
         None => None,
         Some(from) => Some(saved_workspace(&door, &caller, &from, now).await?),
     };
+    let id: SessionId = store.ids().make();
+    let (resources, tokens) = attach(&door, &caller, &id, resources, now).await?;
     let record = Record {
-        id: store.ids().make(),
+        id: id.clone(),
         agent,
         environment_id,
         hands: HandsSettings::of(&environment.metadata, "environment_id")?,
@@ -66,6 +71,7 @@ pub(crate) async fn create(
         title,
         metadata,
         vault_ids,
+        resources,
         created_at: now,
         updated_at: now,
         archived_at: None,
@@ -76,10 +82,37 @@ pub(crate) async fn create(
         thread_id: store.ids().make(),
         initial: initial_events,
     };
-    let id = new.record.id.clone();
+    let brought = Brought { snapshot, tokens };
     let made =
-        store.create_session_with(new, snapshot).await.map_err(|error| Error::change(error, SESSION, id))?;
+        store.create_session_with(new, brought).await.map_err(|error| Error::change(error, SESSION, id))?;
     Ok(Json(shown(&made, store)))
+}
+
+/// What is put into the session's workspace, and its tokens, sealed. Nothing is asked of a host yet.
+async fn attach(
+    door: &Door,
+    caller: &Caller,
+    session: &SessionId,
+    creates: Vec<RepositoryCreate>,
+    now: Timestamp,
+) -> Result<(Vec<Resource>, Vec<SealedToken>), Error> {
+    let App { store, credentials, git_hosts, .. } = &door.app;
+    let mut attached = Vec::with_capacity(creates.len());
+    for (index, create) in creates.into_iter().enumerate() {
+        let path = format!("resources[{index}]");
+        attached.push(create.into_resource(store.ids().make(), git_hosts, now, &path)?);
+    }
+    let (mut resources, mut tokens) = (Vec::new(), Vec::new());
+    let mut secrets = Vec::new();
+    for (repository, token) in attached {
+        secrets.extend(token.map(|token| (repository.id.clone(), token)));
+        resources.push(Resource::GithubRepository(repository));
+    }
+    check_places(&resources, "resources")?;
+    for (id, token) in secrets {
+        tokens.push(credentials.seal_token(&caller.workspace, session, &id, &token).await?);
+    }
+    Ok((resources, tokens))
 }
 
 /// What was saved of that session's workspace last. How long this one's is kept counts from now.

@@ -75,6 +75,7 @@ impl Server {
             ),
             models: Arc::new(catalog()),
             health,
+            git_hosts: "git.example.com".parse().expect("a host"),
             default_networking: Networking::default(),
         };
         let stop = CancellationToken::new();

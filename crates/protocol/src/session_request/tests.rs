@@ -89,7 +89,7 @@ fn refusals_of_a_new_session_name_the_field() {
         (json!({"environment_id": "e".repeat(129)}), "environment_id"),
         (json!({"title": "t".repeat(501)}), "title"),
         (json!({"budget": {"type": "limit"}}), "budget"),
-        (json!({"resources": [{"type": "file", "file_id": "f"}]}), "resources"),
+        (json!({"resources": [{"type": "file", "file_id": "f"}]}), "resources[0].type"),
         (json!({"vault_ids": "vlt_1"}), "vault_ids"),
         (json!({"vault_ids": [3]}), "vault_ids[0]"),
         (json!({"vault_ids": ["vlt_1", "vlt_2", "vlt_1"]}), "vault_ids[2]"),

@@ -44,6 +44,7 @@ fn record() -> Record {
         title: None,
         metadata: [("a".to_owned(), "1".to_owned())].into(),
         vault_ids: Vec::new(),
+        resources: Vec::new(),
         created_at: at,
         updated_at: at,
         archived_at: None,

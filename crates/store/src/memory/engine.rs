@@ -10,7 +10,7 @@ use protocol::agent::Agent;
 use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::id::{
-    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, ResourceId, SandboxId, SessionId, VaultId, WorkspaceId,
 };
 use protocol::time::Timestamp;
 use protocol::vault::Vault;
@@ -215,6 +215,15 @@ impl Engine for Memory {
 
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
         Ok(self.open()?.sessions.seen(workspace, id))
+    }
+
+    async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error> {
+        Ok(self.open()?.sessions.token(workspace, id, resource))
     }
 
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error> {

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use protocol::id::{EnvironmentId, SandboxId, SessionId, WorkspaceId};
+use protocol::id::{EnvironmentId, ResourceId, SandboxId, SessionId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::{Record, State};
@@ -15,7 +15,7 @@ use crate::lease::View;
 use crate::log::Order;
 use crate::rules::head::{EventRow, Head, Inbox, LeaseState, News, Pending, QueuedRow};
 use crate::rules::jobs::{Job, Moment};
-use crate::sessions::{Cursor, Holding, Seen, SessionQuery};
+use crate::sessions::{Cursor, Holding, SealedToken, Seen, SessionQuery};
 
 /// All sessions.
 #[derive(Default)]
@@ -31,6 +31,8 @@ pub(super) struct Kept {
     /// What it was before the last change.
     before: Option<Face>,
     pub(super) events: Vec<EventRow>,
+    /// Sealed.
+    tokens: BTreeMap<ResourceId, String>,
 }
 
 /// All of a session but its log.
@@ -138,6 +140,8 @@ impl Sessions {
         let events = std::mem::take(&mut head.pending.events);
         let queued = std::mem::take(&mut head.pending.queued);
         let taken = std::mem::take(&mut head.pending.taken);
+        let new_tokens = std::mem::take(&mut head.pending.tokens);
+        let purges_tokens = head.pending.purges_tokens;
         let kept = self.by_id.remove(&id);
         let mut inbox = kept.as_ref().map_or_else(Vec::new, |kept| kept.face.inbox.clone());
         inbox.extend(queued);
@@ -156,12 +160,16 @@ impl Sessions {
             inbox_last: head.inbox_last,
             inbox,
         };
-        let (before, mut log) = match kept {
-            Some(Kept { face, before: _, events }) => (Some(face), events),
-            None => (None, Vec::new()),
+        let (before, mut log, mut tokens) = match kept {
+            Some(Kept { face, before: _, events, tokens }) => (Some(face), events, tokens),
+            None => (None, Vec::new(), BTreeMap::new()),
         };
         log.extend(events);
-        self.by_id.insert(id, Kept { face, before, events: log });
+        if purges_tokens {
+            tokens.clear();
+        }
+        tokens.extend(new_tokens.into_iter().map(|SealedToken { resource, sealed }| (resource, sealed)));
+        self.by_id.insert(id, Kept { face, before, events: log, tokens });
         news
     }
 
@@ -194,6 +202,16 @@ impl Sessions {
     pub(super) fn seen(&self, workspace: &WorkspaceId, id: &SessionId) -> Option<Seen> {
         let face = &self.by_id.get(id)?.face;
         (face.workspace == *workspace).then(|| face.seen())
+    }
+
+    pub(super) fn token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Option<String> {
+        let kept = self.by_id.get(id).filter(|kept| kept.face.workspace == *workspace)?;
+        kept.tokens.get(resource).cloned()
     }
 
     pub(super) fn list(&self, workspace: &WorkspaceId, query: &SessionQuery) -> Vec<Seen> {

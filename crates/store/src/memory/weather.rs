@@ -14,7 +14,7 @@ use protocol::agent::Agent;
 use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::id::{
-    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, ResourceId, SandboxId, SessionId, VaultId, WorkspaceId,
 };
 use protocol::time::Timestamp;
 use protocol::vault::Vault;
@@ -191,6 +191,15 @@ impl Engine for Weathered {
 
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
         self.call(Asked::Read, self.memory.session(workspace, id)).await
+    }
+
+    async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error> {
+        self.call(Asked::Read, self.memory.session_token(workspace, id, resource)).await
     }
 
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error> {

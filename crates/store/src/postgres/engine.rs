@@ -11,7 +11,8 @@ use protocol::agent::Agent;
 use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::id::{
-    AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, SandboxId, SessionId, VaultId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, EventId, ResourceId, SandboxId, SessionId, VaultId,
+    WorkspaceId,
 };
 use protocol::time::Timestamp;
 use protocol::vault::Vault;
@@ -346,6 +347,15 @@ impl Engine for Postgres {
 
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
         Ok(read(|| sessions::get(self.db(), workspace, id)).await?)
+    }
+
+    async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error> {
+        Ok(read(|| sessions::token(self.db(), workspace, id, resource)).await?)
     }
 
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error> {

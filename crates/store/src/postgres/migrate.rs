@@ -6,8 +6,11 @@ use crate::postgres::connect::{Address, Db};
 use crate::postgres::fault::Fault;
 
 /// Numbered from 1. Only ever add to the end.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("migrations/0001_first.sql"), include_str!("migrations/0002_vaults.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("migrations/0001_first.sql"),
+    include_str!("migrations/0002_vaults.sql"),
+    include_str!("migrations/0003_session_tokens.sql"),
+];
 
 /// The newest format that this version knows.
 pub(crate) const FORMAT: u32 = MIGRATIONS.len() as u32;

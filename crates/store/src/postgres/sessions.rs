@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use protocol::id::{SandboxId, SessionId, WorkspaceId};
+use protocol::id::{ResourceId, SandboxId, SessionId, WorkspaceId};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::State;
@@ -25,6 +25,24 @@ pub(crate) async fn get(db: &Db, workspace: &WorkspaceId, id: &SessionId) -> Res
         WHERE s.id = $1 AND s.workspace = $2";
     let params = [(&id.as_str() as _, Type::TEXT), (&workspace.as_str() as _, Type::TEXT)];
     db.query_opt(GET, &params).await?.as_ref().map(seen).transpose()
+}
+
+/// The sealed token of a session's resource.
+pub(crate) async fn token(
+    db: &Db,
+    workspace: &WorkspaceId,
+    id: &SessionId,
+    resource: &ResourceId,
+) -> Result<Option<String>, Fault> {
+    const TOKEN: &str = "
+        SELECT t.sealed FROM session_token t JOIN session s ON s.number = t.session
+        WHERE s.id = $1 AND s.workspace = $2 AND t.resource = $3";
+    let params = [
+        (&id.as_str() as _, Type::TEXT),
+        (&workspace.as_str() as _, Type::TEXT),
+        (&resource.as_str() as _, Type::TEXT),
+    ];
+    Ok(db.query_opt(TOKEN, &params).await?.map(|row| row.get(0)))
 }
 
 fn seen(row: &Row) -> Result<Seen, Fault> {

@@ -10,6 +10,7 @@ use crate::postgres::fault::Fault;
 use crate::postgres::heads::signed;
 use crate::rules::head::{EventRow, Head, QueuedRow, status_number};
 use crate::rules::leases::micros;
+use crate::sessions::SealedToken;
 
 /// The time by the database's clock, unless a test has one of its own.
 pub(crate) fn now_sql(now: Option<Timestamp>) -> String {
@@ -79,6 +80,10 @@ struct Columns<'a> {
     record_session: Vec<i64>,
     record_archived_at: Vec<Option<i64>>,
     record: Vec<String>,
+    token_session: Vec<i64>,
+    token_resource: Vec<&'a str>,
+    token: Vec<&'a str>,
+    purged_session: Vec<i64>,
 }
 
 impl<'a> Columns<'a> {
@@ -115,6 +120,14 @@ impl<'a> Columns<'a> {
             self.record_session.push(head.number);
             self.record_archived_at.push(head.record.archived_at.map(Timestamp::as_micros));
             self.record.push(serde_json::to_string(&*head.record)?);
+        }
+        for SealedToken { resource, sealed } in &head.pending.tokens {
+            self.token_session.push(head.number);
+            self.token_resource.push(resource.as_str());
+            self.token.push(sealed);
+        }
+        if head.pending.purges_tokens {
+            self.purged_session.push(head.number);
         }
         self.session.push(head.number);
         self.version.push(signed(head.version));
@@ -198,6 +211,15 @@ pub(crate) async fn save(
             UPDATE session SET archived_at = r.archived_at, record = r.record
             FROM unnest($27::bigint[], $28::bigint[], $29::text[]) AS r (number, archived_at, record), saved
             WHERE session.number = r.number AND saved.session = r.number
+        ), purged AS (
+            DELETE FROM session_token USING saved
+            WHERE session_token.session = saved.session AND saved.session = ANY($35::bigint[])
+        ), tokens AS (
+            INSERT INTO session_token (session, resource, sealed)
+            SELECT t.session, t.resource, t.sealed
+            FROM unnest($32::bigint[], $33::text[], $34::text[]) AS t (session, resource, sealed)
+            JOIN saved ON saved.session = t.session
+            ON CONFLICT (session, resource) DO UPDATE SET sealed = excluded.sealed
         )
         SELECT (SELECT array_agg(session) FROM saved), pg_notify($30, $31)"
     );
@@ -210,6 +232,10 @@ pub(crate) async fn save(
         (&columns.record as _, Type::TEXT_ARRAY),
         (&notice.channel as _, Type::TEXT),
         (&notice.payload as _, Type::TEXT),
+        (&columns.token_session as _, Type::INT8_ARRAY),
+        (&columns.token_resource as _, Type::TEXT_ARRAY),
+        (&columns.token as _, Type::TEXT_ARRAY),
+        (&columns.purged_session as _, Type::INT8_ARRAY),
     ]);
     saved(db.write(&sql, &params).await?)
 }
@@ -248,7 +274,12 @@ pub(crate) async fn insert(
                 CASE WHEN h.wants THEN {now} END, CASE WHEN h.wants THEN nextval('wanted_order') END
             FROM h JOIN n ON n.number = h.session JOIN made ON made.number = h.session
             RETURNING session
-        ), events AS ({EVENTS}), queued AS ({QUEUED})
+        ), events AS ({EVENTS}), queued AS ({QUEUED}), tokens AS (
+            INSERT INTO session_token (session, resource, sealed)
+            SELECT t.session, t.resource, t.sealed
+            FROM unnest($36::bigint[], $37::text[], $38::text[]) AS t (session, resource, sealed)
+            JOIN saved ON saved.session = t.session
+        )
         SELECT (SELECT array_agg(session) FROM saved), pg_notify($34, $35)"
     );
     let mut params = columns.params();
@@ -264,6 +295,9 @@ pub(crate) async fn insert(
         (&columns.record as _, Type::TEXT_ARRAY),
         (&notice.channel as _, Type::TEXT),
         (&notice.payload as _, Type::TEXT),
+        (&columns.token_session as _, Type::INT8_ARRAY),
+        (&columns.token_resource as _, Type::TEXT_ARRAY),
+        (&columns.token as _, Type::TEXT_ARRAY),
     ]);
     saved(db.write(&sql, &params).await?)
 }
@@ -291,6 +325,8 @@ pub(crate) async fn delete(
             DELETE FROM session USING saved WHERE session.number = saved.session
         ), inboxes AS (
             DELETE FROM inbox USING saved WHERE inbox.session = saved.session
+        ), tokens AS (
+            DELETE FROM session_token USING saved WHERE session_token.session = saved.session
         ), doomed AS (
             INSERT INTO doomed (session, id, said, deleted_at) SELECT session, id, said, {now} FROM saved
         )

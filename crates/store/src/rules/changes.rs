@@ -17,7 +17,7 @@ use crate::log::Stored;
 use crate::rules::append::{Append, Written, end_of};
 use crate::rules::head::{Head, QueuedRow, kind_name};
 use crate::rules::jobs::Moment;
-use crate::sessions::Seen;
+use crate::sessions::{SealedToken, Seen};
 
 /// Events that may wait in one session's inbox. A brain takes them all up at once, so they are all in memory then.
 pub(crate) const INBOX_MAX: u32 = 1_000;
@@ -27,6 +27,8 @@ pub(crate) struct Making {
     pub(crate) workspace: WorkspaceId,
     pub(crate) record: Arc<Record>,
     pub(crate) thread_id: ThreadId,
+    /// The sealed tokens of its resources.
+    pub(crate) tokens: Vec<SealedToken>,
     /// The event that says what its workspace begins with.
     pub(crate) saved: Option<Written>,
     /// What it starts with.
@@ -43,9 +45,10 @@ pub(crate) fn create(
     if slot.is_some() {
         return None;
     }
-    let Making { workspace, record, thread_id, saved, initial } = making;
+    let Making { workspace, record, thread_id, tokens, saved, initial } = making;
     let state = State::new(thread_id.clone(), record.agent.spec.name.clone(), record.created_at);
     let mut head = Head::new(workspace.clone(), record.clone(), state);
+    head.pending.tokens.clone_from(tokens);
     if let Some(saved) = saved {
         Append { hub: moment.hub, now: moment.now, end: end_of(&head, 1) }.write(&mut head, saved);
     }
@@ -142,7 +145,36 @@ pub(crate) fn archive(
     ids: &Ids,
     moment: &Moment<'_>,
 ) -> Result<Seen, ChangeError> {
-    change(of(head, workspace)?, ids, moment, |record, state| record.archive(state, moment.now))
+    let head = of(head, workspace)?;
+    let seen = change(head, ids, moment, |record, state| record.archive(state, moment.now))?;
+    // Nothing is fetched for it any more.
+    head.pending.tokens.clear();
+    head.pending.purges_tokens = true;
+    head.pending.is_dirty = true;
+    Ok(seen)
+}
+
+/// Keeps another token of a resource.
+pub(crate) fn rotate(
+    head: Option<&mut Head>,
+    workspace: &WorkspaceId,
+    token: &SealedToken,
+    ids: &Ids,
+    moment: &Moment<'_>,
+) -> Result<Seen, ChangeError> {
+    let head = of(head, workspace)?;
+    let mut is_there = false;
+    let seen = change(head, ids, moment, |record, state| {
+        is_there = record.rotate(state, &token.resource, moment.now)?;
+        Ok(Vec::new())
+    })?;
+    if !is_there {
+        return Err(ChangeError::NotFound);
+    }
+    head.pending.tokens.retain(|other| other.resource != token.resource);
+    head.pending.tokens.push(token.clone());
+    head.pending.is_dirty = true;
+    Ok(seen)
 }
 
 /// Records that a client wants the workspace saved, if that is to be done at all.

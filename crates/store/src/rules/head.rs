@@ -15,6 +15,7 @@ use crate::follow::Item;
 use crate::hub::{Fresh, Hub};
 use crate::lease::{Token, View, Waiting, WaitsFor};
 use crate::rules::catch_up::{Chunk, Progress};
+use crate::sessions::SealedToken;
 
 /// An inbox larger than this is read again when it is needed, so that attached images do not pile up in memory.
 const INBOX_BYTES_MAX: usize = 256 << 10;
@@ -68,6 +69,10 @@ pub(crate) struct Pending {
     /// Numbers of what leaves the inbox.
     pub(crate) taken: Vec<u64>,
     pub(crate) has_new_record: bool,
+    /// Sealed tokens of resources that are to be kept, each in the place of the one before.
+    pub(crate) tokens: Vec<SealedToken>,
+    /// The tokens of all its resources are to go.
+    pub(crate) purges_tokens: bool,
     /// The lease is to last its full length from the time of writing.
     pub(crate) renews: bool,
     /// The session is removed; the event that says so.

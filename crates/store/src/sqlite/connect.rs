@@ -14,10 +14,11 @@ use crate::lock::FILE_MODE;
 use crate::sqlite::fault::{Fault, Stage};
 
 /// Numbered from 1; stored as `user_version`. Only ever add to the end.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/0001_first.sql"),
     include_str!("migrations/0002_many_brains.sql"),
     include_str!("migrations/0003_vaults.sql"),
+    include_str!("migrations/0004_session_tokens.sql"),
 ];
 
 /// The newest format that this version knows.

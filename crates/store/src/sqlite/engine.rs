@@ -10,7 +10,7 @@ use protocol::agent::Agent;
 use protocol::credential::Credential;
 use protocol::environment::Environment;
 use protocol::id::{
-    AgentId, ApiKeyId, CredentialId, EnvironmentId, SandboxId, SessionId, VaultId, WorkspaceId,
+    AgentId, ApiKeyId, CredentialId, EnvironmentId, ResourceId, SandboxId, SessionId, VaultId, WorkspaceId,
 };
 use protocol::time::Timestamp;
 use protocol::vault::Vault;
@@ -36,7 +36,8 @@ use crate::sqlite::kinds::Kinds;
 use crate::sqlite::readers::Readers;
 use crate::sqlite::writer::{Flush, Shared, Writer};
 use crate::sqlite::{
-    agents, catch_up, claims, connect, credentials, environments, keys, listing, slices, vault_keys, vaults,
+    agents, catch_up, claims, connect, credentials, environments, heads, keys, listing, slices, vault_keys,
+    vaults,
 };
 use crate::vaults::{Added, CredentialQuery, KeptCredential, VaultKey, VaultQuery, Wanted};
 
@@ -189,6 +190,16 @@ impl Engine for Sqlite {
     async fn session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<Option<Seen>, Error> {
         let (workspace, id) = (workspace.clone(), id.clone());
         self.readers.read(move |conn| listing::get(conn, &workspace, &id)).await
+    }
+
+    async fn session_token(
+        &self,
+        workspace: &WorkspaceId,
+        id: &SessionId,
+        resource: &ResourceId,
+    ) -> Result<Option<String>, Error> {
+        let (workspace, id, resource) = (workspace.clone(), id.clone(), resource.clone());
+        self.readers.read(move |conn| heads::token(conn, &workspace, &id, &resource)).await
     }
 
     async fn sessions(&self, workspace: &WorkspaceId, query: SessionQuery) -> Result<Vec<Seen>, Error> {

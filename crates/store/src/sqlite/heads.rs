@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use protocol::id::{SessionId, WorkspaceId};
+use protocol::id::{ResourceId, SessionId, WorkspaceId};
 use protocol::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use session::state::Queued;
 
 use crate::rules::head::{EventRow, Head, Inbox, LeaseState, News, Pending, QueuedRow, status_number};
 use crate::rules::jobs::{Job, Moment};
+use crate::sessions::SealedToken;
 use crate::sqlite::fault::Fault;
 use crate::sqlite::kinds::Kinds;
 use crate::sqlite::slices::text;
@@ -268,6 +269,7 @@ fn delete(conn: &Connection, number: i64) -> Result<(), Fault> {
         "DELETE FROM session WHERE number = ?1",
         "DELETE FROM head WHERE session = ?1",
         "DELETE FROM inbox WHERE session = ?1",
+        PURGE_TOKENS,
         "INSERT INTO doomed (session) VALUES (?1)",
     ] {
         conn.prepare_cached(statement)?.execute([number])?;
@@ -279,10 +281,20 @@ const INSERT_EVENT: &str = "
     INSERT INTO event (session, position, kind, at, append_end, taken, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const INSERT_INBOX: &str = "INSERT INTO inbox (session, sequence, kind, body) VALUES (?1, ?2, ?3, ?4)";
 const DELETE_INBOX: &str = "DELETE FROM inbox WHERE session = ?1 AND sequence = ?2";
+const KEEP_TOKEN: &str = "
+    INSERT INTO session_token (session, resource, sealed) VALUES (?1, ?2, ?3)
+    ON CONFLICT DO UPDATE SET sealed = excluded.sealed";
+const PURGE_TOKENS: &str = "DELETE FROM session_token WHERE session = ?1";
 const SAVE_RECORD: &str = "UPDATE session SET archived_at = ?2, record = ?3 WHERE number = ?1";
 
 fn write_rows(conn: &Connection, kinds: &Kinds, head: &Head) -> Result<(), Fault> {
-    let Pending { events, queued, taken, has_new_record, .. } = &head.pending;
+    let Pending { events, queued, taken, has_new_record, tokens, purges_tokens, .. } = &head.pending;
+    if *purges_tokens {
+        conn.prepare_cached(PURGE_TOKENS)?.execute([head.number])?;
+    }
+    for SealedToken { resource, sealed } in tokens {
+        conn.prepare_cached(KEEP_TOKEN)?.execute(params![head.number, resource.as_str(), sealed])?;
+    }
     for EventRow { position, kind, at, append_end, taken, json, is_private: _ } in events {
         let kind = kinds.number_or_new(conn, kind)?;
         conn.prepare_cached(INSERT_EVENT)?.execute(params![
@@ -366,6 +378,20 @@ fn is_as_good(lease: &LeaseState, saved: &LeaseState) -> bool {
         (Some(_), None) | (None, Some(_)) => false,
     };
     is_close && LeaseState { until: saved.until, ..lease.clone() } == *saved
+}
+
+/// The sealed token of a session's resource.
+pub(crate) fn token(
+    conn: &Connection,
+    workspace: &WorkspaceId,
+    id: &SessionId,
+    resource: &ResourceId,
+) -> Result<Option<String>, Fault> {
+    const TOKEN: &str = "
+        SELECT t.sealed FROM session_token t JOIN session s ON s.number = t.session
+        WHERE s.id = ?1 AND s.workspace = ?2 AND t.resource = ?3";
+    let key = [id.as_str(), workspace.as_str(), resource.as_str()];
+    Ok(conn.prepare_cached(TOKEN)?.query_row(key, |row| row.get(0)).optional()?)
 }
 
 /// The number of a session, if there is one.

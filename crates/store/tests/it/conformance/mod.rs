@@ -99,6 +99,7 @@ macro_rules! suite {
                 archiving_ends_a_session,
                 a_working_session_is_neither_archived_nor_deleted,
                 a_deleted_session_leaves_nothing,
+                tokens_are_kept_until_their_session_is_over,
                 sessions_are_listed_newest_first,
                 sessions_are_paged_both_ways,
                 sessions_of_the_same_moment_are_paged_by_id,

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use protocol::event::{Body, StopReason};
-use protocol::id::{AgentId, EventId};
+use protocol::id::{AgentId, EventId, ResourceId, SessionId, WorkspaceId};
 use protocol::metadata::MetadataPatch;
 use protocol::parse::Patch;
+use protocol::resource::{Repository, Resource};
 use protocol::session::Status;
 use protocol::time::Timestamp;
 use session::record::Update;
-use session::{Draft, Record};
-use store::{ChangeError, Cursor, Order, SessionQuery, Slice, TimeBounds};
+use session::{Draft, Record, Refusal};
+use store::{Brought, ChangeError, Cursor, Order, SealedToken, SessionQuery, Slice, TimeBounds};
 
 use crate::world::{World, custom_call, event, interrupt, kinds, message, noon, pair};
 
@@ -187,6 +188,57 @@ pub(crate) async fn a_deleted_session_leaves_nothing(world: &World) {
     assert!(matches!(again, Err(ChangeError::NotFound)));
     let left = world.store.list_sessions(&world.workspace, SessionQuery::default()).await.expect("works");
     assert_eq!(left.into_iter().map(|seen| seen.record.id).collect::<Vec<_>>(), [other]);
+}
+
+pub(crate) async fn tokens_are_kept_until_their_session_is_over(world: &World) {
+    let (one, two) = (world.id::<ResourceId>(), world.id::<ResourceId>());
+    let token = |resource: &ResourceId, sealed: &str| SealedToken {
+        resource: resource.clone(),
+        sealed: sealed.to_owned(),
+    };
+    let repository = |id: &ResourceId| {
+        Resource::GithubRepository(Repository {
+            id: id.clone(),
+            url: "https://github.com/o/r".to_owned(),
+            mount_path: "/workspace/r".to_owned(),
+            checkout: None,
+            created_at: world.store.now(),
+            updated_at: world.store.now(),
+        })
+    };
+    let make = async || {
+        let record = Record { resources: vec![repository(&one), repository(&two)], ..world.record() };
+        let brought = Brought { tokens: vec![token(&one, "first")], ..Brought::default() };
+        let new = world.new_session(record, Vec::new());
+        world.store.create_session_with(new, brought).await.expect("made").record.id
+    };
+    let kept = async |id: &SessionId, resource: &ResourceId| {
+        world.store.session_token(&world.workspace, id, resource).await.expect("works")
+    };
+    let (id, other) = (make().await, make().await);
+    assert_eq!(kept(&id, &one).await.as_deref(), Some("first"));
+    assert_eq!(kept(&id, &two).await, None);
+    world.clock.advance(Duration::from_secs(1));
+    let rotate =
+        async |id: &SessionId, sealed| world.store.rotate_session_token(&world.workspace, id, sealed).await;
+    let rotated = rotate(&id, token(&one, "second")).await.expect("rotated").record;
+    let times: Vec<_> =
+        rotated.resources.iter().filter_map(Resource::repository).map(|one| one.updated_at).collect();
+    assert!(times[0] > times[1]);
+    rotate(&id, token(&two, "third")).await.expect("rotated");
+    assert_eq!(kept(&id, &one).await.as_deref(), Some("second"));
+    assert_eq!(kept(&id, &two).await.as_deref(), Some("third"));
+    assert_eq!(kept(&other, &one).await.as_deref(), Some("first"), "of the same resource in another session");
+    let elsewhere = WorkspaceId::from_text("wrkspc_elsewhere");
+    assert_eq!(world.store.session_token(&elsewhere, &id, &one).await.expect("works"), None);
+    let unknown = rotate(&id, token(&world.id(), "x")).await;
+    assert!(matches!(unknown, Err(ChangeError::NotFound)), "{unknown:?}");
+    world.store.archive_session(&world.workspace, &id).await.expect("archived");
+    assert_eq!((kept(&id, &one).await, kept(&id, &two).await), (None, None));
+    let over = rotate(&id, token(&one, "x")).await;
+    assert!(matches!(over, Err(ChangeError::Refused(Refusal::Over))), "{over:?}");
+    world.store.delete_session(&world.workspace, &other).await.expect("deleted");
+    assert_eq!(kept(&other, &one).await, None);
 }
 
 async fn listed(world: &World, query: SessionQuery) -> Vec<Record> {
