@@ -13,7 +13,7 @@ use tools::wire::{Content, Output};
 use crate::packages::hex;
 use crate::provider::{
     Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Network, Pool, Provider, Resources,
-    Restore, SandboxId,
+    Restore, SandboxId, Tree,
 };
 
 /// Runs every part. `names` makes the ids of this run different from those of any other.
@@ -51,6 +51,7 @@ pub async fn equipment_suite(provider: &dyn Provider, names: &str, authority: &s
     let equipment = Equipment {
         variables: variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         trusted: Some(authority.to_owned()),
+        trees: Vec::new(),
     };
     for _ in 0..2 {
         provider.equip(&id, 1, &equipment).await.expect("a session can bring something, again and again");
@@ -65,6 +66,25 @@ pub async fn equipment_suite(provider: &dyn Provider, names: &str, authority: &s
     let second = authority.lines().nth(1).expect("a certificate has several lines");
     let count = bash(provider, &id, "once", &format!("grep -cF -- '{second}' \"$SSL_CERT_FILE\"")).await;
     assert_eq!(count, "1");
+    destroy(provider, &id).await;
+}
+
+/// Runs the part about the trees that a session brings, for hands with real files. `archive` is one of a tree whose file
+/// `run` prints `ran`.
+pub async fn trees_suite(provider: &dyn Provider, names: &str, archive: &Path) {
+    let id = SandboxId::parse(&format!("{names}-trees")).expect("the caller's names make good ids");
+    make(provider, &id).await;
+    let at = "/workspace/some/tree".to_owned();
+    let tree = Tree { at, archive: archive.to_owned() };
+    let equipment = Equipment { trees: vec![tree.clone()], ..Equipment::default() };
+    for _ in 0..2 {
+        provider.equip(&id, 1, &equipment).await.expect("a session can bring a tree, again and again");
+    }
+    let look = "./some/tree/run; ls -A some; test -O some/tree/run && echo mine";
+    assert_eq!(bash(provider, &id, "tree", look).await, "ran\ntree\nmine");
+    let missing = Tree { archive: archive.with_file_name("none"), ..tree };
+    let refused = provider.equip(&id, 1, &Equipment { trees: vec![missing], ..Equipment::default() }).await;
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     destroy(provider, &id).await;
 }
 

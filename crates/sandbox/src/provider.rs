@@ -129,14 +129,26 @@ pub struct Equipment {
     /// The certificate, in PEM, of an authority that its programs are to trust besides the system's. Those that carry a list of
     /// their own and know no variable for another will not.
     pub trusted: Option<String>,
+    /// Trees of files that are to be in its workspace.
+    pub trees: Vec<Tree>,
+}
+
+/// A tree of files that a session brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The folder inside; absolute. One that is there already and holds anything stays as it is.
+    pub at: String,
+    /// An archive on this machine, as [`tools::archive::pack_places`] writes it, of one place named [`tools::wire::TREE`]. Its owners do not count: everything is the
+    /// sandbox's user's.
+    pub archive: PathBuf,
 }
 
 impl Equipment {
     /// Whether there is nothing to bring.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { variables, trusted } = self;
-        variables.is_empty() && trusted.is_none()
+        let Self { variables, trusted, trees } = self;
+        variables.is_empty() && trusted.is_none() && trees.is_empty()
     }
 }
 

@@ -51,4 +51,6 @@ pub mod terminal;
 #[cfg(feature = "bin")]
 pub mod tool;
 #[cfg(feature = "bin")]
+mod trees;
+#[cfg(feature = "bin")]
 pub mod walk;

@@ -23,6 +23,7 @@ use crate::equipment;
 use crate::luggage::Luggage;
 use crate::processes::Processes;
 use crate::tool::FileTool;
+use crate::trees::{Piece, Trees};
 use crate::wire::{self, INTERRUPTED, Op, Output, PROTOCOL, REQUEST_BYTES_MAX, Refusal, Reply};
 
 /// How long a call of any tool may run when the request does not say.
@@ -38,7 +39,7 @@ pub fn serve(control: UnixStream, config: Config, luggage: Option<Luggage>) -> i
     let environment = config.environment.clone();
     let desk = Arc::new(Desk::new(config, control.try_clone()?)?);
     desk.reply(0, Reply::Ready { protocol: PROTOCOL });
-    let mut server = Server { control, processes, bash, environment, desk, luggage };
+    let mut server = Server { control, processes, bash, environment, desk, luggage, trees: Trees::default() };
     let ended = server.run();
     server.processes.kill_all();
     ended
@@ -52,6 +53,7 @@ struct Server {
     environment: Vec<(OsString, OsString)>,
     desk: Arc<Desk>,
     luggage: Option<Luggage>,
+    trees: Trees,
 }
 
 /// What the loop woke up for.
@@ -205,6 +207,9 @@ impl Server {
                     Err(message) => Reply::Refused { reason: Refusal::Invalid, message },
                 };
                 self.desk.reply(id, reply);
+            }
+            Op::Unpack { at, offset, data, last } => {
+                self.trees.take(&self.desk, id, Piece { at, offset, data, last });
             }
             Op::Ping => self.desk.reply(id, Reply::Pong),
         }

@@ -32,6 +32,12 @@ pub const RESPONSE_BYTES_MAX: usize = 32 << 20;
 /// round trips do not matter, small enough that a copy never holds up the other calls.
 pub const OUTPUT_PIECE_BYTES_MAX: u64 = 4 << 20;
 
+/// The most that one [`Op::Unpack`] brings, before base64.
+pub const TREE_PIECE_BYTES_MAX: usize = 4 << 20;
+
+/// The name of the one place in an archive that [`Op::Unpack`] brings ([`crate::archive::pack_places`]).
+pub const TREE: &[u8] = b"tree";
+
 /// The text of a call that was cancelled.
 pub const INTERRUPTED: &str = "Tool execution was interrupted before completion. Please retry.";
 
@@ -114,6 +120,19 @@ pub enum Op {
         /// What is sent before them, 16 bytes in hexadecimal.
         mark: String,
     },
+    /// Take a piece of an archive ([`crate::archive`]) whose files are to be in a new folder. One piece after the other, each
+    /// when the one before is answered; the answer to the last says that all is there. Asked before the first call. A folder
+    /// that is there already and holds anything stays as it is, so that asking again is as good as once.
+    Unpack {
+        /// The folder; absolute. Those above it are made.
+        at: String,
+        /// Where the piece stands in the archive. 0 begins anew.
+        offset: u64,
+        /// The piece: standard base64 of at most [`TREE_PIECE_BYTES_MAX`] bytes.
+        data: String,
+        /// Whether the archive ends with it.
+        last: bool,
+    },
     /// Are you there?
     Ping,
 }
@@ -160,6 +179,8 @@ pub enum Reply {
     Equipped,
     /// To [`Op::Pack`]: it has begun.
     Packing,
+    /// To [`Op::Unpack`]: it is taken, and if it was the last, all is there.
+    Unpacked,
     /// To [`Op::Ping`].
     Pong,
     /// To [`Op::Cancel`].
@@ -384,6 +405,7 @@ mod tests {
             Reply::Paused,
             Reply::Resumed,
             Reply::Equipped,
+            Reply::Unpacked,
             Reply::Pong,
             Reply::Cancelled { known: false },
             Reply::Refused { reason: Refusal::Forgotten, message: "gone".into() },

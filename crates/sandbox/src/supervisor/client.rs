@@ -13,12 +13,14 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::value::to_raw_value;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tools::wire::{
-    HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, OutputFile, Refusal, Reply, encode, frame_len,
+    HEADER_BYTES, OUTPUT_PIECE_BYTES_MAX, Op, Output, OutputFile, Refusal, Reply, TREE_PIECE_BYTES_MAX,
+    encode, frame_len,
 };
 
 use super::admission::Capacity;
@@ -29,7 +31,7 @@ use super::{build, exits};
 use crate::doctor::Report;
 use crate::provider::{
     Base, Call, Collected, Equipment, Error, Exits, Network, Occupancy, Pool, Progress, Provider, Resources,
-    SandboxId, SandboxInfo, Saved,
+    SandboxId, SandboxInfo, Saved, Tree,
 };
 use crate::shelf::Shelf;
 
@@ -59,6 +61,12 @@ const RESTORE_TIME_MAX: Duration = Duration::from_secs(300);
 /// A call ends at its own time limit; this is for what comes before and after: waiting for a place in the sandbox, ending
 /// what it started, bringing the output here.
 const EXECUTE_GRACE: Duration = Duration::from_secs(30);
+
+/// One piece of a tree: written by a sandbox that may have little processor time.
+const TREE_PIECE_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long such a piece is: few enough bytes that other questions on the connection do not wait for them.
+const TREE_PIECE_BYTES: usize = 1 << 20;
+const _: () = assert!(TREE_PIECE_BYTES <= TREE_PIECE_BYTES_MAX);
 
 /// Why a question ends at its deadline.
 const NO_ANSWER: &str = "the supervisor did not answer in time";
@@ -360,6 +368,27 @@ impl Supervised {
         Place::open(&self.settings.data_dir).map(|place| place.instance()).map_err(Error::unavailable)
     }
 
+    /// Brings one tree, piece by piece.
+    async fn bring_tree(&self, id: &SandboxId, fence: u64, tree: &Tree) -> Result<(), Error> {
+        let unreadable = |error: io::Error| Error::refused(format!("the tree cannot be read: {error}"));
+        let mut archive = tokio::fs::File::open(&tree.archive).await.map_err(unreadable)?;
+        let length = archive.metadata().await.map_err(unreadable)?.len();
+        let mut piece = vec![0; TREE_PIECE_BYTES];
+        let mut offset = 0;
+        loop {
+            let wanted = usize::try_from(length - offset).unwrap_or(usize::MAX).min(TREE_PIECE_BYTES);
+            archive.read_exact(&mut piece[..wanted]).await.map_err(unreadable)?;
+            let last = offset + wanted as u64 == length;
+            let data = BASE64.encode(&piece[..wanted]);
+            let op = Op::Unpack { at: tree.at.clone(), offset, data, last };
+            match self.relay(TREE_PIECE_TIME_MAX, id, Some(fence), &op).await? {
+                Reply::Unpacked if last => return Ok(()),
+                Reply::Unpacked => offset += wanted as u64,
+                other => return Err(refused(other)),
+            }
+        }
+    }
+
     async fn relay(
         &self,
         patience: Duration,
@@ -383,15 +412,18 @@ impl Provider for Supervised {
     }
 
     async fn equip(&self, id: &SandboxId, fence: u64, equipment: &Equipment) -> Result<(), Error> {
-        if equipment.is_empty() {
-            return Ok(());
+        let Equipment { variables, trusted, trees } = equipment.clone();
+        if !variables.is_empty() || trusted.is_some() {
+            let op = Op::Equip { variables, trusted };
+            match self.relay(self.settings.patience.control, id, Some(fence), &op).await? {
+                Reply::Equipped => {}
+                other => return Err(refused(other)),
+            }
         }
-        let Equipment { variables, trusted } = equipment.clone();
-        let op = Op::Equip { variables, trusted };
-        match self.relay(self.settings.patience.control, id, Some(fence), &op).await? {
-            Reply::Equipped => Ok(()),
-            other => Err(refused(other)),
+        for tree in &trees {
+            self.bring_tree(id, fence, tree).await?;
         }
+        Ok(())
     }
 
     async fn prepare(&self, base: &Base, progress: &Progress<'_>) -> Result<(), Error> {

@@ -485,3 +485,18 @@ impl OldSupervisor {
         self.told_to_end.load(Ordering::SeqCst)
     }
 }
+
+/// A folder with an `archive` of a tree whose file `run` prints `ran`.
+pub(crate) fn tree() -> tempfile::TempDir {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("run"), "#!/bin/sh\necho ran\n").unwrap();
+    fs::set_permissions(tree.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut archive = fs::File::create(folder.path().join("archive")).unwrap();
+    let scope = tools::archive::Scope::ALL;
+    tools::archive::pack(fs::File::open(&tree).unwrap().as_fd(), &scope, &mut archive).unwrap();
+    folder
+}

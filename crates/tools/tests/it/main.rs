@@ -11,3 +11,4 @@ mod outputs;
 mod paths;
 mod process;
 mod sh;
+mod trees;

@@ -57,6 +57,8 @@ async fn containers_keep_the_contract() {
         conformance::exits_suite(&*host.provider, "suite").await;
         let authority = egress::Authority::from_seed("suite", &[1; 32]).unwrap();
         conformance::equipment_suite(&*host.provider, "suite", authority.certificate()).await;
+        let tree = crate::host::tree();
+        conformance::trees_suite(&*host.provider, "suite", &tree.path().join("archive")).await;
     }
     assert_eq!(host.containers(), [""; 0]);
     host.end().await;
