@@ -50,7 +50,6 @@ def test_an_agent_with_something_unbuilt_is_refused(
     [
         ({"budget": {"type": "limit", "max_list_cost": {"amount": "100", "currency": "USD"}}}, "budget"),
         ({"resources": [{"type": "file", "file_id": "file_01AAAAAAAAAAAAAAAAAAAAAA"}]}, "resources"),
-        ({"resources": [{"type": "github_repository", "url": "https://github.com/a/b"}]}, "resources"),
         ({"resources": [{"type": "memory_store", "memory_store_id": "memstore_01AAAAAAAAAAAAAAAAA"}]}, "resources"),
         (
             {
@@ -61,7 +60,7 @@ def test_an_agent_with_something_unbuilt_is_refused(
             "define_outcome",
         ),
     ],
-    ids=["budget", "file", "repository", "memory store", "outcome"],
+    ids=["budget", "file", "memory store", "outcome"],
 )
 def test_a_session_with_something_unbuilt_is_refused(
     client: anthropic.Anthropic, make_agent: Any, environment_id: str, fields: dict[str, Any], names: str

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use egress::{Authority, Edge, Host, Replacement, Secret, Spent, Unavailable};
+use egress::{Authority, Body, Edge, Host, Replacement, Secret, Spent, Unavailable};
+use http::{Request, Response};
 use protocol::id::{AgentId, CredentialId, SessionId, VaultId, WorkspaceId};
 use tokio::sync::OnceCell;
 use vault::{Opened, Outcome, Spendable, Use};
@@ -144,6 +145,13 @@ impl Edge for SessionEdge {
             outcome,
         }
         .record();
+    }
+
+    async fn local(&self, request: Request<Body>) -> Result<Response<Body>, Request<Body>> {
+        match &self.broker.repositories {
+            Some(repositories) => repositories.local(&self.session, request).await,
+            None => Err(request),
+        }
     }
 }
 

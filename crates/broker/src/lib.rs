@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use egress::Authority;
 use protocol::id::{SessionId, WorkspaceId};
+use repositories::Repositories;
 use store::Store;
 use vault::Credentials;
 
@@ -48,7 +49,11 @@ pub enum Error {
 
 /// Spends what the vault keeps. Cheap to clone.
 #[derive(Clone)]
-pub struct Broker(Arc<Inner>);
+pub struct Broker {
+    inner: Arc<Inner>,
+    /// What answers the git of sandboxes.
+    repositories: Option<Repositories>,
+}
 
 struct Inner {
     credentials: Credentials,
@@ -58,15 +63,21 @@ struct Inner {
 impl Broker {
     /// Over these credentials.
     pub fn new(credentials: Credentials) -> Self {
-        Self(Arc::new(Inner { credentials, authorities: Mutex::default() }))
+        let inner = Arc::new(Inner { credentials, authorities: Mutex::default() });
+        Self { inner, repositories: None }
+    }
+
+    /// The same, which lets sandboxes' git reach their sessions' repositories.
+    pub fn serving(self, repositories: Repositories) -> Self {
+        Self { repositories: Some(repositories), ..self }
     }
 
     fn credentials(&self) -> &Credentials {
-        &self.0.credentials
+        &self.inner.credentials
     }
 
     fn store(&self) -> &Store {
-        self.0.credentials.store()
+        self.inner.credentials.store()
     }
 
     /// The authority that a session's sandboxes trust.
@@ -91,7 +102,7 @@ impl Broker {
     }
 
     fn authorities(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Arc<Authority>>> {
-        self.0.authorities.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.authorities.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -10,6 +10,7 @@ mod demo;
 mod descriptors;
 mod doctor;
 mod exits;
+mod git;
 mod hands;
 mod images;
 mod keys;

@@ -14,6 +14,7 @@ use harness::{Brain, McpServers, Options, Snapshots};
 use protocol::id::WorkspaceId;
 use protocol::model::{Lifecycle, ModelInfo, ModelTag};
 use protocol::time::Timestamp;
+use repositories::Repositories;
 use sandbox::supervisor;
 use sandbox::{Base, Network, Provider, Resources};
 use store::Store;
@@ -77,7 +78,8 @@ impl Server {
             .reaching(Arc::new(settings.network.guard()))
             .context("no client for token endpoints can be made")?;
         look_at_vault(&credentials, settings).await;
-        let broker = Broker::new(credentials.clone());
+        let repositories = repositories(settings, &store, &credentials)?;
+        let broker = Broker::new(credentials.clone()).serving(repositories.clone());
         let (mut work, mut door) = (JoinSet::new(), JoinSet::new());
         if let Some(hands) = hands {
             let hands: Arc<dyn Provider> = hands.provider();
@@ -99,6 +101,7 @@ impl Server {
                 let options = Options {
                     snapshots: Some(snapshots),
                     broker: Some(broker),
+                    repositories: Some(repositories),
                     web: Some(web(settings)?),
                     mcp: Some(mcp_servers(settings, &store, &credentials)?),
                     ..brain_options(settings)
@@ -136,6 +139,7 @@ impl Server {
             credentials,
             models: Arc::new(catalog(&models)),
             health,
+            git_hosts: settings.git.hosts.clone(),
             default_networking: settings.network.default_networking.clone(),
         };
         door.spawn(async move {
@@ -290,6 +294,17 @@ fn web(settings: &Settings) -> anyhow::Result<Web> {
         tracing::info!("no search provider is configured: models are not offered web_search");
     }
     Web::new(Arc::new(settings.network.guard()), search).context("no client for fetching pages can be made")
+}
+
+/// What fetches repositories, and spends their tokens.
+fn repositories(
+    settings: &Settings,
+    store: &Store,
+    credentials: &vault::Credentials,
+) -> anyhow::Result<Repositories> {
+    let guard = Arc::new(settings.network.guard());
+    let settings = settings.git.settings(settings.data_dir.join("repositories"), guard)?;
+    Repositories::new(store.clone(), credentials.clone(), settings).context("repositories cannot be fetched")
 }
 
 fn saver_options(settings: &Settings) -> SaverOptions {

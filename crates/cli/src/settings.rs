@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use harness::web::{self, SearchConfig};
 use serde::Deserialize;
 
+use crate::git::{Git, GitOptions, GitTable};
 use crate::load::{Load, LoadOptions};
 use crate::network::{Network, NetworkFile, NetworkOptions};
 use crate::snapshots::{SnapshotOptions, SnapshotSettings, SnapshotTable};
@@ -71,6 +72,9 @@ pub(crate) struct ServerOptions {
 
     #[command(flatten)]
     pub(crate) network: NetworkOptions,
+
+    #[command(flatten)]
+    pub(crate) git: GitOptions,
 
     #[command(flatten)]
     pub(crate) sandbox: SandboxOptions,
@@ -432,6 +436,7 @@ struct File {
     provider: Vec<harness::model::ProviderConfig>,
     limits: Load,
     network: NetworkFile,
+    git: GitTable,
     sandbox: SandboxFile,
     search: Option<SearchConfig>,
     images: ImagesFile,
@@ -475,6 +480,7 @@ pub(crate) struct Settings {
     pub(crate) providers: Vec<harness::model::ProviderConfig>,
     pub(crate) load: Load,
     pub(crate) network: Network,
+    pub(crate) git: Git,
     pub(crate) sandboxes: Sandboxes,
     pub(crate) limits: sandbox::Limits,
     pub(crate) search: Option<SearchConfig>,
@@ -585,6 +591,7 @@ impl ServerOptions {
             providers: file.provider,
             load: self.load.over(file.limits),
             network: self.network.over(file.network)?,
+            git: self.git.over(file.git)?,
             sandboxes: self.sandbox.sandboxes(file.sandbox.provider, file.sandbox.docker),
             capacity: self.sandbox.capacity_over(file.sandbox.capacity),
             limits: self.sandbox.over(file.sandbox.limits),

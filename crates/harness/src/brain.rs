@@ -49,6 +49,8 @@ pub struct Options {
     pub resources: Resources,
     /// Where saved workspaces are; `None`: none is restored.
     pub snapshots: Option<Snapshots>,
+    /// What fetches sessions' repositories; `None`: nothing does.
+    pub repositories: Option<repositories::Repositories>,
     /// Where deliverables are copied to, a folder for each session.
     pub outputs_dir: PathBuf,
     /// Names this brain in leases.
@@ -75,6 +77,7 @@ impl Options {
         Self {
             resources: Resources::default(),
             snapshots: None,
+            repositories: None,
             outputs_dir,
             holder: format!("brain-{}", std::process::id()),
             sessions_max: SESSIONS_MAX,

@@ -485,6 +485,7 @@ impl Drive<'_> {
             resources: hands::resources(&self.brain.options.resources, &self.view.record),
             luggage: Luggage {
                 broker: self.brain.options.broker.clone(),
+                repositories: self.brain.options.repositories.clone(),
                 workspace: self.view.workspace.clone(),
                 record: Arc::clone(&self.view.record),
             },

@@ -1,12 +1,13 @@
 //! What a session brings into its sandbox, once that lives: placeholders for secrets, and the authority in whose name the
-//! egress proxy spends them.
+//! egress proxy spends them; and the session's repositories.
 
 use std::sync::Arc;
 
 use broker::{Belongings, Broker, Unreachable};
 use protocol::event::{CredentialNamed, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::{SandboxId, WorkspaceId};
-use sandbox::{Equipment, Error, Provider};
+use repositories::{Prepared, Repositories};
+use sandbox::{Equipment, Error, Provider, Tree};
 use session::Record;
 
 use crate::hands::{self, Outcome};
@@ -15,6 +16,7 @@ use crate::hands::{self, Outcome};
 #[derive(Clone)]
 pub(crate) struct Luggage {
     pub(crate) broker: Option<Broker>,
+    pub(crate) repositories: Option<Repositories>,
     pub(crate) workspace: WorkspaceId,
     pub(crate) record: Arc<Record>,
 }
@@ -36,12 +38,46 @@ impl Luggage {
             Outcome::Failed { error: Error::Busy { reason } }
         })?;
         let Belongings { variables, trusted, unreachable } = belongings;
-        match hands.equip(&hands::handle(id), fence, &Equipment { variables, trusted }).await {
+        let equipment = Equipment { variables, trusted, trees: Vec::new() };
+        match hands.equip(&hands::handle(id), fence, &equipment).await {
             Ok(()) => Ok(unreachable.into_iter().map(missed).collect()),
             Err(Error::Fenced { .. }) => Err(Outcome::Fenced),
             Err(error) => Err(Outcome::Failed { error }),
         }
     }
+}
+
+impl Luggage {
+    /// Fetches the session's repositories, which needs no sandbox.
+    pub(crate) async fn fetch(&self) -> Prepared {
+        match &self.repositories {
+            Some(repositories) if Repositories::has_any(&self.record) => {
+                repositories.prepare(&self.workspace, &self.record).await
+            }
+            Some(_) | None => Prepared::default(),
+        }
+    }
+}
+
+/// Puts what was fetched into a sandbox, and gives what the session will miss.
+pub(crate) async fn unpack(
+    hands: &dyn Provider,
+    id: &SandboxId,
+    fence: u64,
+    fetched: Prepared,
+) -> Result<Vec<SessionError>, Outcome> {
+    let Prepared { trees, errors: mut missed } = fetched;
+    for ready in trees {
+        let tree = Tree { at: ready.at().to_owned(), archive: ready.archive().to_owned() };
+        let equipment = Equipment { trees: vec![tree], ..Equipment::default() };
+        match hands.equip(&hands::handle(id), fence, &equipment).await {
+            Ok(()) => {}
+            Err(Error::Fenced { .. }) => return Err(Outcome::Fenced),
+            Err(error @ Error::Gone { .. }) => return Err(Outcome::Failed { error }),
+            Err(error) => missed.push(ready.refused(&error.to_string())),
+        }
+    }
+    Ok(missed)
 }
 
 /// The client is told: environment and credential do not fit, and somebody must mend one of them.

@@ -18,6 +18,7 @@ use protocol::agent::{AgentSpec, BuiltinTool};
 use protocol::event::{SessionError, Snapshot};
 use protocol::hands::Policy;
 use protocol::id::SandboxId;
+use repositories::Repositories;
 use sandbox::Provider;
 use session::Record;
 use tokio::sync::watch;
@@ -32,7 +33,7 @@ use crate::workspace::{Beginning, Unmade};
 const HEAD_START: Duration = Duration::from_millis(2);
 /// How often one that no call has needed yet is asked for again, so that the reaper sees that it is not forgotten: well
 /// within its grace, which is a minute unless it is told to look more often, and never less than sixteen seconds.
-const TOUCH_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const TOUCH_EVERY: Duration = Duration::from_secs(5);
 
 /// A larger snapshot is restored when a call needs it: that takes long enough to be a loss if none does.
 const RESTORED_BYTES_MAX: u64 = 64 << 20;
@@ -62,7 +63,9 @@ pub(crate) fn is_wanted(record: &Record, snapshot: Option<&Snapshot>) -> bool {
     let is_light = snapshot.is_none_or(|snapshot| snapshot.size_bytes <= RESTORED_BYTES_MAX);
     match record.hands.policy {
         Policy::Speculative => is_light && needs_sandbox(&record.agent.spec),
-        Policy::Lazy | Policy::Pool { .. } => false,
+        // Taking one that is ready takes no time, fetching what is to be in it does.
+        Policy::Pool { .. } => is_light && Repositories::has_any(record) && needs_sandbox(&record.agent.spec),
+        Policy::Lazy => false,
     }
 }
 
@@ -133,7 +136,7 @@ pub(crate) fn destroy(tracker: &TaskTracker, hands: &Arc<dyn Provider>, sandbox:
     });
 }
 
-/// The sandbox for a first call: the one that was begun, if it lives, or the new one.
+/// The sandbox for a first call: the one that was begun, if it lives, or the new one. And what could not be brought into it.
 pub(crate) async fn obtain(
     begun: Option<&mut Speculation>,
     hands: &dyn Provider,

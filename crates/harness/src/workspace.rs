@@ -1,18 +1,21 @@
-//! What a new sandbox begins with: nothing, or what was saved of the session's last one.
+//! What a new sandbox begins with: the session's repositories, or what was saved of its last one.
 //!
 //! It never guesses: a snapshot that cannot be had right now is an error that passes, and one that can never be restored is
 //! recorded as lost and told to the model, before anything runs in an empty workspace.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use blobs::{Blobs, Fetched};
 use protocol::content::Content;
 use protocol::event::{Body, SessionError, Snapshot};
 use protocol::id::{EventId, SandboxId};
+use repositories::Prepared;
 use sandbox::{Error, Provider, Resources, Restore};
 
 use crate::hands::{self, Outcome};
-use crate::luggage::Luggage;
+use crate::luggage::{self, Luggage};
+use crate::speculation::TOUCH_EVERY;
 
 /// Where snapshots are, and where one lies while a sandbox is made of it.
 #[derive(Clone)]
@@ -52,8 +55,45 @@ impl Beginning {
         id: &SandboxId,
         fence: u64,
     ) -> Result<Vec<SessionError>, Unmade> {
-        self.make(hands, id, fence).await?;
-        self.luggage.bring(hands, id, fence).await.map_err(Unmade::Outcome)
+        // What a snapshot holds is not fetched again.
+        let fetched = match &self.snapshot {
+            None => self.make_and_fetch(hands, id, fence).await?,
+            Some(_) => {
+                self.make(hands, id, fence).await?;
+                Prepared::default()
+            }
+        };
+        let mut missed = self.luggage.bring(hands, id, fence).await.map_err(Unmade::Outcome)?;
+        missed.extend(luggage::unpack(hands, id, fence, fetched).await.map_err(Unmade::Outcome)?);
+        Ok(missed)
+    }
+
+    /// Makes a sandbox while the session's repositories are fetched.
+    async fn make_and_fetch(
+        &self,
+        hands: &dyn Provider,
+        id: &SandboxId,
+        fence: u64,
+    ) -> Result<Prepared, Unmade> {
+        let mut fetching = pin!(self.luggage.fetch());
+        let mut making = pin!(self.make(hands, id, fence));
+        let mut fetched = None;
+        loop {
+            tokio::select! {
+                made = &mut making => break made?,
+                prepared = &mut fetching, if fetched.is_none() => fetched = Some(prepared),
+            }
+        }
+        if let Some(prepared) = fetched {
+            return Ok(prepared);
+        }
+        loop {
+            tokio::select! {
+                prepared = &mut fetching => return Ok(prepared),
+                // Somebody is to see that it is not forgotten.
+                () = tokio::time::sleep(TOUCH_EVERY) => drop(hands.touch(&hands::handle(id), fence).await),
+            }
+        }
     }
 
     async fn make(&self, hands: &dyn Provider, id: &SandboxId, fence: u64) -> Result<(), Unmade> {

@@ -1,9 +1,10 @@
 //! What tests and benches need and the product does not: a model server that plays a script, hands that pretend, a
-//! database of one's own, a network that fails on demand, and the rules that every log keeps.
+//! git server with tokens, a database of one's own, a network that fails on demand, and the rules that every log keeps.
 //!
 //! Development only. Nothing here is reachable from the shipped binary.
 
 pub mod cut;
+pub mod git;
 mod guard;
 pub mod hands;
 pub mod invariants;

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The version that [`Reply::Ready`] states.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The largest request. A `write` call with a few megabytes of content fits; nothing that a model
 /// writes in one call comes near.

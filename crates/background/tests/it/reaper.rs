@@ -78,6 +78,7 @@ impl World {
             title: None,
             metadata: BTreeMap::new(),
             vault_ids: Vec::new(),
+            resources: Vec::new(),
             created_at: now,
             updated_at: now,
             archived_at: None,

@@ -82,6 +82,7 @@ pub(super) async fn make_session(
         title: None,
         metadata: BTreeMap::new(),
         vault_ids: Vec::new(),
+        resources: Vec::new(),
         created_at: now,
         updated_at: now,
         archived_at: None,

@@ -15,6 +15,7 @@ mod mcp;
 mod network;
 mod packages;
 mod put_away;
+mod repositories;
 mod roles;
 mod run;
 mod secrets;

@@ -171,6 +171,7 @@ pub(crate) fn record(store: &Store, policy: PermissionPolicy, model: &str) -> Re
         title: None,
         metadata: std::collections::BTreeMap::new(),
         vault_ids: Vec::new(),
+        resources: Vec::new(),
         created_at: now,
         updated_at: now,
         archived_at: None,

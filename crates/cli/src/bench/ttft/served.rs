@@ -56,6 +56,7 @@ impl Served {
             credentials: vault::Credentials::new(store.clone(), vault::Source::File(data.join("vault.key"))),
             models: Arc::new(catalog),
             health: api::Health::default(),
+            git_hosts: protocol::resource_request::GitHosts::default(),
             default_networking: Networking::default(),
         };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
