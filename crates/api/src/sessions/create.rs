@@ -56,6 +56,10 @@ pub(crate) async fn create(
     find_vaults(&door, &caller, &vault_ids).await?;
 
     let now = store.now();
+    if workspace_from.is_some() && !resources.is_empty() {
+        let rule = "cannot be used with `workspace.from_session`: what was saved is not added to";
+        return Err(Invalid::new("resources", rule).into());
+    }
     let snapshot = match workspace_from {
         None => None,
         Some(from) => Some(saved_workspace(&door, &caller, &from, now).await?),

@@ -69,24 +69,7 @@ pub(super) async fn make_session(
     workspace: &WorkspaceId,
     spec: AgentSpec,
 ) -> anyhow::Result<SessionId> {
-    let now = store.now();
-    let record = Record {
-        id: store.ids().make(),
-        agent: SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_bench"), version: 1, spec },
-        environment_id: EnvironmentId::from_text("env_bench"),
-        hands: protocol::hands::HandsSettings::default(),
-        environment: EnvironmentConfig::Cloud {
-            networking: Networking::Unrestricted {},
-            packages: Packages::default(),
-        },
-        title: None,
-        metadata: BTreeMap::new(),
-        vault_ids: Vec::new(),
-        resources: Vec::new(),
-        created_at: now,
-        updated_at: now,
-        archived_at: None,
-    };
+    let record = record(store, spec);
     let id = record.id.clone();
     let (workspace, thread_id) = (workspace.clone(), store.ids().make());
     store.create_session(NewSession { workspace, record, thread_id, initial: Vec::new() }).await?;
@@ -229,5 +212,27 @@ impl Author {
         }
         text.truncate(length);
         text
+    }
+}
+
+/// A session's facts.
+pub(super) fn record(store: &Store, spec: AgentSpec) -> Record {
+    let now = store.now();
+    Record {
+        id: store.ids().make(),
+        agent: SessionAgent { tag: AgentTag::Agent, id: AgentId::from_text("agent_bench"), version: 1, spec },
+        environment_id: EnvironmentId::from_text("env_bench"),
+        hands: protocol::hands::HandsSettings::default(),
+        environment: EnvironmentConfig::Cloud {
+            networking: Networking::Unrestricted {},
+            packages: Packages::default(),
+        },
+        title: None,
+        metadata: BTreeMap::new(),
+        vault_ids: Vec::new(),
+        resources: Vec::new(),
+        created_at: now,
+        updated_at: now,
+        archived_at: None,
     }
 }

@@ -7,6 +7,7 @@
 //! - [`density`]: many idle sessions and open streams on one server; beside an empty one.
 //! - [`failover`]: how long sessions stand still when their brain ends; beside the lease's length.
 //! - [`first_tool`]: the time to the first result of a tool under each policy; beside a design that has its container first.
+//! - [`git`]: a session's repository cold and kept, and requests through the exit; beside git itself.
 //! - [`log`]: durable appends, slices, subscribers, reopening; beside the disk's own synced appends.
 //! - [`mcp`]: a call of an MCP server's tool; beside a bare connection to the same server.
 //! - [`sandbox`]: provisioning, executing, memory, and with [`room`] pools and how many fit; beside a bare process in the
@@ -25,6 +26,7 @@ mod density;
 mod failover;
 mod first_token;
 mod first_tool;
+mod git;
 mod history;
 mod log;
 mod machine;
@@ -63,6 +65,7 @@ enum Which {
     /// Provisioning, executing and memory of sandboxes, beside bare namespaces.
     Sandbox(sandbox::SandboxOptions),
     Density(density::DensityOptions),
+    Git(git::GitOptions),
     Wake(wake::WakeOptions),
     Vault(vault::VaultOptions),
     Brains(brains::BrainsOptions),
@@ -105,6 +108,7 @@ pub(crate) fn bench(options: BenchOptions) -> anyhow::Result<()> {
         Which::Log(options) => (log::measure(&options)?, options.common.json),
         Which::Sandbox(options) => (sandbox::measure(&options)?, options.common.json),
         Which::Density(options) => (density::measure(&options)?, options.common.json),
+        Which::Git(options) => (git::measure(&options)?, options.common.json),
         Which::Wake(options) => (wake::measure(&options)?, options.common.json),
         Which::Vault(options) => (vault::measure(&options)?, options.common.json),
         Which::Brains(options) => (brains::measure(&options)?, options.common.json),

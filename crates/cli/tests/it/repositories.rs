@@ -21,19 +21,24 @@ struct World {
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    async fn start_with(more: &[(&'static str, String)]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (git, models) = (GitServer::start().await, ModelServer::start().await);
         git.commit(REPOSITORY, "main", &[("README.md", b"hello\n")]);
         git.allow(TOKEN, REPOSITORY, Right::Write);
         let authority = dir.path().join("authority.pem");
         std::fs::write(&authority, git.authority()).expect("written");
-        let variables = [
+        let mut variables = vec![
             ("ANTHROPIC_API_KEY", "sk-ant-test".to_owned()),
             ("ANTHROPIC_BASE_URL", models.url()),
             ("POSTHOUSE_ALLOW_PRIVATE_HOSTS", git.host()),
             ("POSTHOUSE_GIT_ALLOW_HOSTS", git.host()),
             ("POSTHOUSE_GIT_CA_FILE", authority.to_str().expect("text").to_owned()),
         ];
+        variables.extend_from_slice(more);
         let server = Server::start(&dir.path().join("data"), &variables).await;
         Self { dir, git, models, server }
     }
@@ -92,12 +97,13 @@ async fn an_agent_finds_its_repository_and_works_with_its_host_without_a_token()
     let work = "cd /workspace/project && git config user.name a && git config user.email a@b && git pull -q && cat theirs && \
                 git checkout -q -b feature && echo ours > ours && git add -A && git commit -q -m ours && \
                 git push -q -u origin feature && git ls-remote origin feature | cut -f 2 && git fetch -q && git remote get-url origin";
+    // What the search itself says is not what it finds.
+    let pattern = TOKEN.replace("ghp", "gh[p]");
     let search = format!(
-        "cd /; found=; for place in /proc/*/environ /proc/*/cmdline /workspace /root /tmp /run /etc /var /mnt; do \
-         grep -rslaF {TOKEN} $place 2>/dev/null; done; env | grep -c ghp_; git -C /workspace/project config --list | grep -ci authoriz"
+        "cd /; for place in /proc/*/environ /proc/*/cmdline /workspace /root /tmp /run /etc /var /mnt; do \
+         grep -rslaE '{pattern}' $place 2>/dev/null; done; env | grep -c 'gh[p]_'; \
+         git -C /workspace/project config --list | grep -ci authoriz"
     );
-    // What the search itself says must not be what it finds.
-    let search = search.replace("ghp_token", "gh''p_token").replace("-c ghp_", "-c gh''p_");
     let resources = json!([world.resource(REPOSITORY, TOKEN)]);
     let session = world.session("claude-git", json!({}), resources, &[look, work, &search]).await;
     let (seen, errors) = world.next(&session).await;
@@ -145,16 +151,21 @@ async fn lazy_sandboxes_and_those_of_a_pool_get_it_as_well() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repository_that_does_not_fit_a_sandbox_is_said_and_leaves_nothing() {
-    let world = World::start().await;
-    // More than all files of a sandbox may take, and nothing in a pack.
-    let zeros = vec![0; 900 << 20];
-    world.git.commit("team/huge", "main", &[("zeros", &zeros), ("more", &zeros[..700 << 20])]);
-    drop(zeros);
+    let disk = ("POSTHOUSE_SANDBOX_DISK_BYTES", (32_u64 << 20).to_string());
+    let world = World::start_with(&[disk]).await;
+    let noise: Vec<u8> =
+        (0..12_u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    world.git.commit("team/huge", "main", &[("noise", &noise)]);
     world.git.allow(TOKEN, "team/huge", Right::Read);
     let resources = json!([world.resource("team/huge", TOKEN)]);
-    let session = world.session("claude-huge", json!({}), resources, &["ls -A /workspace"]).await;
+    let session = world.session("claude-huge", json!({}), resources, &["ls -A /workspace; echo $?"]).await;
     let (seen, errors) = world.next(&session).await;
-    assert_eq!(seen, "");
+    assert_eq!(seen, "0");
     let [error] = errors.as_slice() else { panic!("{errors:?}") };
     assert_eq!(error["type"], "repository_clone_error");
+    let message = error["message"].as_str().expect("text");
+    assert!(
+        message.contains("could not be put into the sandbox") && message.contains("No space left"),
+        "{message}"
+    );
 }
