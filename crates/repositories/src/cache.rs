@@ -112,11 +112,16 @@ impl Cache {
 
 impl Held {
     /// Others may read it from now on, too.
-    pub(crate) fn share(self) -> io::Result<Self> {
+    pub(crate) async fn share(self) -> io::Result<Self> {
         // The kernel changes the lock in one go only if nobody else waits for it; who is quicker only brings it up to date.
         self.file.unlock()?;
-        self.file.lock_shared()?;
-        Ok(self)
+        loop {
+            match self.file.try_lock_shared() {
+                Ok(()) => return Ok(self),
+                Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
     }
 }
 

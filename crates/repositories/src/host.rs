@@ -17,6 +17,7 @@ use hyper::body::Frame;
 use protocol::id::{AgentId, ResourceId, SessionId, WorkspaceId};
 use protocol::resource_request::RepositoryUrl;
 use reqwest::Url;
+use tokio::time::{Instant, sleep_until, timeout};
 use vault::{Credentials, Opened, Outcome, TokenUse};
 
 use crate::Unusable;
@@ -93,6 +94,7 @@ pub(crate) struct Hosts(Arc<Inner>);
 struct Inner {
     credentials: Credentials,
     client: Client,
+    silence_max: Duration,
     fetch_bytes_max: u64,
     push_bytes_max: u64,
     /// Hosts that want tokens in the other form.
@@ -111,7 +113,7 @@ impl Hosts {
             authorities.extend(reqwest::Certificate::from_pem_bundle(authority.as_bytes())?);
         }
         let configure = |builder: reqwest::ClientBuilder| {
-            let builder = builder.connect_timeout(CONNECT_TIME_MAX).read_timeout(limits.silence_max);
+            let builder = builder.connect_timeout(CONNECT_TIME_MAX);
             let builder = builder.https_only(true).user_agent("git/2 (posthouse)").http1_only();
             match authorities.is_empty() {
                 true => builder,
@@ -122,6 +124,7 @@ impl Hosts {
         Ok(Self(Arc::new(Inner {
             credentials,
             client,
+            silence_max: limits.silence_max,
             fetch_bytes_max: limits.fetch_bytes_max,
             push_bytes_max: limits.push_bytes_max,
             bearers: Mutex::default(),
@@ -173,7 +176,8 @@ impl Hosts {
     ) -> Result<Response<Body>, Fault> {
         let origin = Url::parse(&url.base()).map_err(|_| Fault::Unreachable)?.origin();
         let first = url.base();
-        let mut base = self.place(url);
+        // Always from where it was: a name may have been given to another repository since.
+        let mut base = first.clone();
         for _ in 0..=MOVES_MAX {
             let was_bearer = lock(&self.0.bearers).contains(url.host());
             let mut answer = self.once(&base, url, endpoint, headers, empty(), token).await?;
@@ -189,13 +193,16 @@ impl Hosts {
                 }
             }
             if !answer.status().is_redirection() {
-                if answer.status().is_success() && base != first {
-                    let mut moved = lock(&self.0.moved);
+                let mut moved = lock(&self.0.moved);
+                if base == first {
+                    moved.remove(&first);
+                } else if answer.status().is_success() {
                     if moved.len() >= MOVED_MAX {
                         moved.clear();
                     }
                     moved.insert(first, base);
                 }
+                drop(moved);
                 return self.passed_on(answer);
             }
             // Within the host only, and only to where the same is asked.
@@ -254,13 +261,18 @@ impl Hosts {
             let value = if is_bearer { token.authorization() } else { token.basic(USER) };
             request = request.header(header::AUTHORIZATION, value);
         }
+        // A push may take long before anything is answered to it: what counts is that it moves.
+        let moved = Arc::new(Mutex::new(Instant::now()));
         if let Endpoint::Rpc(_) = endpoint {
             if let Some(length) = headers.get(header::CONTENT_LENGTH) {
                 request = request.header(header::CONTENT_LENGTH, length);
             }
-            request = request.body(reqwest::Body::wrap_stream(body.into_data_stream()));
+            let sent = Arc::clone(&moved);
+            let body = body.into_data_stream().inspect(move |_| *lock(&sent) = Instant::now());
+            request = request.body(reqwest::Body::wrap_stream(body));
         }
-        request.send().await.map_err(|error| match Client::refusal(&error) {
+        let answered = self.patiently(request.send(), &moved).await.ok_or(Fault::Unreachable)?;
+        answered.map_err(|error| match Client::refusal(&error) {
             Some(refusal) => Fault::Refused(refusal.clone()),
             None => {
                 let error = error.without_url();
@@ -268,6 +280,19 @@ impl Hosts {
                 Fault::Unreachable
             }
         })
+    }
+
+    /// Waits as long as something moves; `None` if the host is silent for too long.
+    async fn patiently<T>(&self, act: impl Future<Output = T>, moved: &Mutex<Instant>) -> Option<T> {
+        let mut act = std::pin::pin!(act);
+        loop {
+            let deadline = *lock(moved) + self.0.silence_max;
+            tokio::select! {
+                biased;
+                done = &mut act => return Some(done),
+                () = sleep_until(deadline) => if *lock(moved) + self.0.silence_max <= Instant::now() { return None },
+            }
+        }
     }
 
     /// An answer as whoever asked may have it.
@@ -286,8 +311,15 @@ impl Hosts {
             }
         }
         let limit = usize::try_from(self.0.fetch_bytes_max).unwrap_or(usize::MAX);
-        let bytes =
-            answer.bytes_stream().map_ok(Frame::data).map(|frame| frame.map_err(|error| error.without_url()));
+        let silence_max = self.0.silence_max;
+        let pieces = futures_util::stream::unfold(Some(answer.bytes_stream()), move |stream| async move {
+            let mut stream = stream?;
+            match timeout(silence_max, stream.next()).await {
+                Ok(piece) => piece.map(|piece| (piece.map_err(|_| Fault::Unreachable), Some(stream))),
+                Err(_) => Some((Err(Fault::Unreachable), None)),
+            }
+        });
+        let bytes = Box::pin(pieces.map_ok(Frame::data));
         let body = Limited::new(StreamBody::new(bytes), limit).map_err(Into::into).boxed_unsync();
         Ok(response.map(|()| body))
     }

@@ -9,7 +9,6 @@ use protocol::resource::{Repository, Resource};
 use protocol::resource_request::RepositoryUrl;
 use session::Record;
 
-use crate::cache::Work;
 use crate::host::Asker;
 use crate::trouble::Trouble;
 use crate::{Repositories, tree};
@@ -48,7 +47,6 @@ impl Ready {
 
 impl std::fmt::Debug for Ready {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Work { path: _ } = &self.made.work;
         write!(f, "Ready({})", self.repository.id)
     }
 }

@@ -56,7 +56,7 @@ pub struct Limits {
     pub cache_bytes_max: u64,
     /// How long one is kept that nobody uses. By default two weeks.
     pub cache_time_max: Duration,
-    /// How many repositories are fetched at once. By default 8.
+    /// How many repositories are fetched at once; further ones wait. By default 32: most wait for their hosts.
     pub clones_max: usize,
 }
 
@@ -73,7 +73,7 @@ impl Default for Limits {
             history_commits: 100,
             cache_bytes_max: 20 << 30,
             cache_time_max: Duration::from_secs(14 * 24 * 3600),
-            clones_max: 8,
+            clones_max: 32,
         }
     }
 }

@@ -27,7 +27,8 @@ const PACKS_MAX: usize = 24;
 /// A repository as a session gets it.
 pub(crate) struct Made {
     pub(crate) archive: PathBuf,
-    pub(crate) work: Work,
+    /// Keeps the archive.
+    _work: Work,
 }
 
 /// Fetches a repository and makes the archive of it.
@@ -35,14 +36,15 @@ pub(crate) async fn make(inner: &Inner, asker: Asker, repository: &Repository) -
     let time_max = inner.settings.limits.time_max;
     let making = async {
         let _turn = inner.clones.acquire().await;
-        made(inner, asker, repository).await
+        // What is old goes meanwhile.
+        let ((), made) = tokio::join!(inner.cache.prune(), made(inner, asker, repository));
+        made
     };
     let made = tokio::time::timeout(time_max, making).await;
     made.unwrap_or_else(|_| Err(Trouble::Time(time_max.as_secs())))
 }
 
 async fn made(inner: &Inner, asker: Asker, repository: &Repository) -> Result<Made, Trouble> {
-    inner.cache.prune().await;
     let (resource, url) = (asker.resource.clone(), asker.url.clone());
     let pass = inner.door.pass(asker).await?;
     let held = inner.cache.hold(&url.base()).await?;
@@ -54,12 +56,12 @@ async fn made(inner: &Inner, asker: Asker, repository: &Repository) -> Result<Ma
         (Trouble::Git(_), Some(fault)) => Trouble::Host(fault),
         (trouble, _) => trouble,
     })?;
-    let held = held.share()?;
+    let held = held.share().await?;
     let tree = maker.clone(&held, &head, &origin(&resource, &url)).await?;
     drop(held);
     let archive = work.path.join("archive");
     pack_tree(tree, archive.clone()).await?;
-    Ok(Made { archive, work })
+    Ok(Made { archive, _work: work })
 }
 
 struct Maker<'a> {

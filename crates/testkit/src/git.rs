@@ -196,6 +196,11 @@ impl Server {
         self.rules().silent = true;
     }
 
+    /// It answers who asks from now on.
+    pub fn speak_again(&self) {
+        self.rules().silent = false;
+    }
+
     /// From now on its packs never end.
     pub fn never_end(&self) {
         self.rules().endless = true;

@@ -16,6 +16,7 @@ struct World {
     dir: tempfile::TempDir,
     git: GitServer,
     models: ModelServer,
+    variables: Vec<(&'static str, String)>,
     server: Server,
 }
 
@@ -40,7 +41,7 @@ impl World {
         ];
         variables.extend_from_slice(more);
         let server = Server::start(&dir.path().join("data"), &variables).await;
-        Self { dir, git, models, server }
+        Self { dir, git, models, variables, server }
     }
 
     fn resource(&self, repository: &str, token: &str) -> Value {
@@ -168,4 +169,46 @@ async fn a_repository_that_does_not_fit_a_sandbox_is_said_and_leaves_nothing() {
         message.contains("could not be put into the sandbox") && message.contains("No space left"),
         "{message}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_waits_for_a_repository_that_no_call_needs() {
+    let world = World::start().await;
+    world.git.fall_silent();
+    let resources = json!([world.resource(REPOSITORY, TOKEN)]);
+    let session = world.session("claude-talk", json!({}), resources, &[]).await;
+    world.models.script("claude-talk", vec![Reply::text("hello")]);
+    // The host answers nobody, so whoever waited for it would be told of that.
+    let (seen, errors) = world.next(&session).await;
+    assert_eq!((seen.as_str(), errors), ("", Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_while_it_fetches_is_followed_by_one_that_fetches_again() {
+    let mut world = World::start().await;
+    world.git.fall_silent();
+    let resources = json!([world.resource(REPOSITORY, TOKEN)]);
+    let session =
+        world.session("claude-death", json!({}), resources, &["cat /workspace/project/README.md"]).await;
+    world.server.client().send_message(&session, "go").await.expect("accepted");
+    while world.git.seen().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    world.server.child.kill().await.expect("killed");
+    world.git.speak_again();
+    world.server = Server::start(&world.dir.path().join("data"), &world.variables).await;
+    let client = world.server.client();
+    let mut stream =
+        client.stream(&session, Some(protocol::position::Position::START), &[]).await.expect("opens");
+    let told = loop {
+        let Some(client::Item::Event { event, .. }) = stream.next().await.expect("reads") else {
+            panic!("ended")
+        };
+        match event.body {
+            Body::AgentToolResult { content, is_error, .. } => break (content, is_error),
+            Body::Error { error } => panic!("{error:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(told, (vec![Content::text("hello")], false));
 }
