@@ -496,7 +496,8 @@ pub(crate) fn tree() -> tempfile::TempDir {
     fs::write(tree.join("run"), "#!/bin/sh\necho ran\n").unwrap();
     fs::set_permissions(tree.join("run"), fs::Permissions::from_mode(0o755)).unwrap();
     let mut archive = fs::File::create(folder.path().join("archive")).unwrap();
-    let scope = tools::archive::Scope::ALL;
-    tools::archive::pack(fs::File::open(&tree).unwrap().as_fd(), &scope, &mut archive).unwrap();
+    let root = fs::File::open(&tree).unwrap();
+    let place = tools::archive::Place { name: tools::wire::TREE, root: root.as_fd() };
+    tools::archive::pack_places(&[place], &mut archive).unwrap();
     folder
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tools::archive::{Scope, pack};
-use tools::wire::{Op, Refusal, Reply};
+use tools::archive::{Place, pack_places};
+use tools::wire::{Op, Refusal, Reply, TREE};
 
 use crate::hands::Hands;
 
@@ -20,7 +20,8 @@ fn archive() -> Vec<u8> {
     fs::set_permissions(tree.path().join("run"), fs::Permissions::from_mode(0o755)).unwrap();
     symlink("/etc", tree.path().join("out")).unwrap();
     let mut archive = Vec::new();
-    pack(fs::File::open(tree.path()).unwrap().as_fd(), &Scope::ALL, &mut archive).unwrap();
+    let root = fs::File::open(tree.path()).unwrap();
+    pack_places(&[Place { name: TREE, root: root.as_fd() }], &mut archive).unwrap();
     archive
 }
 

@@ -33,7 +33,7 @@ use super::report::{Aim, Bound, Report, Table};
 use super::samples::Samples;
 use super::sandbox::{FENCE, sandbox_id, supervised};
 use super::{Common, runtime};
-use server::{REPOSITORY, Server, git};
+use server::{REPOSITORY, Server};
 
 /// What is cloned: 50 MB that do not compress.
 const BYTES: usize = 50 << 20;
@@ -196,18 +196,14 @@ impl World {
     async fn clones(&self, place: &Place, count: usize) -> anyhow::Result<Clones> {
         let authority = place.join("authority.pem");
         std::fs::write(&authority, &self.server.authority)?;
-        let trust = format!("http.sslCAInfo={}", authority.display());
         let (mut plain, mut cold, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         let url = format!("https://{}/{REPOSITORY}.git", self.server.address);
         let usual = self.repositories(&place.join("kept"))?;
         self.prepared(&usual).await?;
         for number in 0..count {
-            let (folder, url, trust) = (place.path().to_owned(), url.clone(), trust.clone());
+            let (folder, authority, url) = (place.path().to_owned(), authority.clone(), url.clone());
             let asked = Instant::now();
-            tokio::task::spawn_blocking(move || {
-                git(&folder, &["-c", &trust, "clone", "--quiet", &url, "plain"])
-            })
-            .await??;
+            tokio::task::spawn_blocking(move || server::clone(&folder, &authority, &url)).await??;
             plain.push(asked.elapsed());
             std::fs::remove_dir_all(place.join("plain"))?;
             let folder = place.join(&format!("cold-{number}"));

@@ -72,8 +72,19 @@ fn make(folder: &Path, bytes: usize, seed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
-    let output = bare_git(folder).args(arguments).output().context("git cannot be run")?;
+fn git(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    run(bare_git(folder).args(arguments))
+}
+
+/// A clone as anybody makes it, who trusts this authority.
+pub(super) fn clone(folder: &Path, authority: &Path, url: &str) -> anyhow::Result<()> {
+    let mut git = bare_git(folder);
+    git.env("GIT_SSL_CAINFO", authority).env("NO_PROXY", "*").env("no_proxy", "*");
+    run(git.args(["clone", "--quiet", url, "plain"]))
+}
+
+fn run(git: &mut Command) -> anyhow::Result<()> {
+    let output = git.output().context("git cannot be run")?;
     ensure!(output.status.success(), "git: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
