@@ -403,9 +403,24 @@ pub enum SessionErrorKind {
 }
 
 impl SessionErrorKind {
-    /// Whether the session goes on as if nothing had happened, only with fewer tools.
-    pub fn is_about_mcp(self) -> bool {
-        matches!(self, Self::McpConnectionFailedError | Self::McpAuthenticationFailedError)
+    /// Whether the session goes on as if nothing had happened, only without something that it asked for.
+    pub fn is_aside(self) -> bool {
+        match self {
+            Self::CredentialHostUnreachableError
+            | Self::McpConnectionFailedError
+            | Self::McpAuthenticationFailedError
+            | Self::RepositoryAuthenticationError
+            | Self::RepositoryForbiddenError
+            | Self::RepositoryNotFoundError
+            | Self::RepositoryCheckoutError
+            | Self::RepositoryCloneError => true,
+            Self::UnknownError
+            | Self::ModelOverloadedError
+            | Self::ModelRateLimitedError
+            | Self::ModelRequestFailedError
+            | Self::BillingError
+            | Self::ToolUseLimitReachedError => false,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::agent::{Agent, AgentSpec, McpServer, SessionAgent, Tool};
-use crate::agent_request::{AgentOverrides, check_pairs, empty_list, mcp_servers, tools};
+use crate::agent_request::{AgentOverrides, check_pairs, mcp_servers, tools};
 use crate::event::Body;
 use crate::id::{AgentId, EnvironmentId, SessionId, VaultId};
 use crate::metadata::{Metadata, MetadataPatch};
