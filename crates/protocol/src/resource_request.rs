@@ -249,7 +249,7 @@ impl RepositoryUrl {
         let is_name = |name: &&str| {
             !matches!(*name, "" | "." | "..") && name.len() <= 255 && name.bytes().all(is_letter)
         };
-        if !names.iter().all(|name| is_name(name)) {
+        if !names.iter().all(is_name) {
             return Err("must have plain names as its path: letters, digits, `-`, `_` and `.`".to_owned());
         }
         let path = match path.strip_suffix(".git") {

@@ -148,6 +148,10 @@ struct Kept {
 }
 
 fn prune(folder: &Path, limits: &Limits) -> io::Result<()> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "files are dated by this machine's clock, not by the store's"
+    )]
     let now = SystemTime::now();
     let is_older = |time: SystemTime, age: Duration| now.duration_since(time).is_ok_and(|since| since > age);
     for entry in entries(&folder.join("work"))? {

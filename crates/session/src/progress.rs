@@ -17,7 +17,7 @@ pub fn is_progress(body: &Body) -> bool {
         | Body::StatusIdle { .. }
         | Body::StatusTerminated {} => true,
         // Said before the turn goes on, and again by each brain that tries to connect.
-        Body::Error { error } => !error.kind.is_about_mcp(),
+        Body::Error { error } => !error.kind.is_aside(),
         Body::UserMessage { .. }
         | Body::UserInterrupt { .. }
         | Body::UserToolConfirmation { .. }

@@ -362,8 +362,8 @@ impl State {
                 self.status = Status::Terminated;
                 self.terminated_at = Some(at);
             }
-            // The turn goes on without that server's tools.
-            Body::Error { error } if error.kind.is_about_mcp() => {}
+            // The turn goes on without that server's tools, or that repository.
+            Body::Error { error } if error.kind.is_aside() => {}
             Body::Error { error } => match error.retry_status {
                 RetryStatus::Retrying => self.failures += 1,
                 RetryStatus::Exhausted => self.give_up(Ended::Exhausted),
