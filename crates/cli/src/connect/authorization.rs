@@ -112,6 +112,8 @@ impl<'a> Authorization<'a> {
         form.append_pair("grant_type", "authorization_code")
             .append_pair("code", code)
             .append_pair("redirect_uri", &self.redirect)
+            // With HTTP Basic it is said twice: some look for it here only.
+            .append_pair("client_id", id)
             .append_pair("code_verifier", &self.verifier)
             .append_pair("resource", &self.found.resource);
         let mut request = web
@@ -119,12 +121,10 @@ impl<'a> Authorization<'a> {
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         match auth {
-            TokenEndpointAuth::None {} => _ = form.append_pair("client_id", id),
-            TokenEndpointAuth::ClientSecretPost {} => {
-                form.append_pair("client_id", id).append_pair("client_secret", secret);
-            }
+            TokenEndpointAuth::None {} => {}
+            TokenEndpointAuth::ClientSecretPost {} => _ = form.append_pair("client_secret", secret),
             TokenEndpointAuth::ClientSecretBasic {} => {
-                request = request.header(AUTHORIZATION, basic(id, secret)?)
+                request = request.header(AUTHORIZATION, basic(id, secret)?);
             }
         }
         let endpoint = &self.found.token_endpoint;

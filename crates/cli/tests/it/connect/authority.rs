@@ -271,6 +271,10 @@ impl Book {
         let refuse =
             |error: &str| respond(400, &json!({"error": error, "error_description": format!("{form:?}")}));
         let Some(client) = self.proven(headers, form) else { return refuse("invalid_client") };
+        // As the servers of MCP's own Python library want it.
+        if form.get("client_id") != Some(&client) {
+            return refuse("invalid_client");
+        }
         if form.get("resource") != Some(&format!("{base}/mcp")) {
             return refuse("invalid_target");
         }

@@ -257,7 +257,7 @@ async fn what_the_servers_do_wrong_is_said_by_its_step_and_stores_nothing() {
     for (vault, words, expected) in [
         ("nobody", &[][..], "no vault has the name `nobody`"),
         ("twice", &[], "2 vaults have the name `twice`"),
-        ("vlt_nobody", &[], "not"),
+        ("vlt_nobody", &[], "Vault not found"),
         ("v", &["--timeout", "1"], "no browser came back within 1 seconds"),
     ] {
         let mut connecting = world.connect(vault, words, "").await;
