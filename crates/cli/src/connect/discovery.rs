@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::web::{Web, address, send, words};
+use super::web::{Web, named_by, send, words};
 
 /// What we say we speak; servers answer with what they do.
 const MCP_VERSION: &str = "2025-06-18";
@@ -70,7 +70,7 @@ pub(super) async fn discover(web: &Web, server: &Url, scope: Option<String>) -> 
     let issuer = resource.authorization_servers.first().context(
         "its metadata names no authorization server: get a token elsewhere and use `posthouse vaults add`",
     )?;
-    let authorizer = authorizer(web, issuer).await?;
+    let authorizer = authorizer(web, server, issuer).await?;
     let is_named = |methods: &[String], method: &str| methods.iter().any(|named| named == method);
     ensure!(
         is_named(&authorizer.code_challenge_methods_supported, "S256"),
@@ -94,7 +94,7 @@ pub(super) async fn discover(web: &Web, server: &Url, scope: Option<String>) -> 
     });
     let endpoint = |what: &str, text: Option<&String>| {
         let text = text.with_context(|| format!("{} names no {what}", words(&authorizer.issuer)))?;
-        address(text).with_context(|| format!("its {what} cannot be used"))
+        named_by(server, text).with_context(|| format!("its {what} cannot be used"))
     };
     Ok(Found {
         resource: resource.resource,
@@ -158,7 +158,7 @@ async fn challenge(web: &Web, server: &Url) -> anyhow::Result<Challenge> {
 
 async fn resource(web: &Web, server: &Url, challenge: &Challenge) -> anyhow::Result<Resource> {
     let places = match &challenge.metadata {
-        Some(place) => vec![address(place).context("the place of its metadata cannot be used")?],
+        Some(place) => vec![named_by(server, place).context("the place of its metadata cannot be used")?],
         None => {
             let mut places = vec![well_known(server, "oauth-protected-resource")];
             places.extend((server.path() != "/").then(|| {
@@ -182,8 +182,8 @@ async fn resource(web: &Web, server: &Url, challenge: &Challenge) -> anyhow::Res
     )
 }
 
-async fn authorizer(web: &Web, issuer: &str) -> anyhow::Result<Authorizer> {
-    let url = address(issuer).context("its authorization server cannot be used")?;
+async fn authorizer(web: &Web, server: &Url, issuer: &str) -> anyhow::Result<Authorizer> {
+    let url = named_by(server, issuer).context("its authorization server cannot be used")?;
     let mut behind = url.clone();
     behind.set_query(None);
     behind.set_path(&format!("{}/.well-known/openid-configuration", url.path().trim_end_matches('/')));

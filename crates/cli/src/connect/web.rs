@@ -133,8 +133,54 @@ pub(super) fn address(text: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
+/// The same for an address that a server names: one elsewhere must not send us to what listens on the operator's machine.
+pub(super) fn named_by(server: &Url, text: &str) -> anyhow::Result<Url> {
+    let url = address(text)?;
+    ensure!(
+        is_loopback(server) || !is_loopback(&url),
+        "{url} is an address of this machine, named by a server elsewhere"
+    );
+    Ok(url)
+}
+
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_on_the_way_can_read_is_asked() {
+        for text in ["https://a.example/x", "http://127.0.0.1:1", "http://[::1]/", "http://localhost:1/x"] {
+            assert!(address(text).is_ok(), "{text}");
+        }
+        for text in [
+            "http://a.example",
+            "http://10.0.0.1",
+            "https://u:p@a.example",
+            "ftp://a.example",
+            "a.example",
+            "file:///x",
+        ] {
+            assert!(address(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_elsewhere_does_not_lead_to_this_machine() {
+        let (here, elsewhere) = ("http://127.0.0.1:1/mcp", "https://a.example/mcp");
+        let leads = |from: &str, to: &str| named_by(&Url::parse(from).expect("an address"), to).is_ok();
+        assert!(
+            leads(here, "http://127.0.0.1:2/")
+                && leads(here, elsewhere)
+                && leads(elsewhere, "https://b.example")
+        );
+        for to in ["http://127.0.0.1:2/", "https://localhost/", "https://[::1]:3/"] {
+            assert!(!leads(elsewhere, to), "{to}");
+        }
+    }
 }
