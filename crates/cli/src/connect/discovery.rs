@@ -83,8 +83,8 @@ pub(super) async fn discover(web: &Web, server: &Url, scope: Option<String>) -> 
         "{} does not know the authorization code flow",
         words(&authorizer.issuer)
     );
-    let scope = scope.or(challenge.scope).or_else(|| joined(&resource.scopes_supported)).map(|mut scope| {
-        // Without it some give no refresh token. What the server itself asks for does not include it.
+    let usual = challenge.scope.or_else(|| joined(&resource.scopes_supported)).map(|mut scope| {
+        // Without it some give no refresh token, and what an MCP server asks for seldom includes it.
         let has_it = scope.split(' ').any(|word| word == OFFLINE);
         if !has_it && is_named(&authorizer.scopes_supported, OFFLINE) {
             scope.push(' ');
@@ -109,7 +109,7 @@ pub(super) async fn discover(web: &Web, server: &Url, scope: Option<String>) -> 
             .map(|text| endpoint("registration endpoint", Some(text)))
             .transpose()?,
         auth_methods: authorizer.token_endpoint_auth_methods_supported,
-        scope,
+        scope: scope.or(usual),
         names_issuer: authorizer.authorization_response_iss_parameter_supported,
         issuer: authorizer.issuer,
     })
