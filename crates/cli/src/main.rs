@@ -5,6 +5,7 @@
 mod args;
 mod bench;
 mod client_options;
+mod connect;
 mod database;
 mod demo;
 mod descriptors;

@@ -13,10 +13,11 @@ use protocol::credential::{Credential, CredentialAuth, CredentialNetworking};
 use protocol::secret::Secret;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use vault::{Book, Rotation, Source};
 
 use crate::client_options::ClientOptions;
+use crate::connect::{ConnectOptions, connect};
 use crate::out;
 use crate::server;
 use crate::settings::{PlaceOptions, ServerOptions, Settings};
@@ -114,6 +115,8 @@ enum Command {
     },
     /// Put a secret into a vault: a token for an MCP server, or the value of an environment variable.
     Add(AddOptions),
+    /// Get OAuth tokens for an MCP server, with your consent in a browser, and put them into a vault.
+    Connect(ConnectOptions),
     /// Archive a vault, or one of its credentials: the secrets are gone for good.
     Archive {
         /// The vault's id.
@@ -179,6 +182,7 @@ pub(crate) async fn vaults(options: VaultsOptions) -> anyhow::Result<()> {
         Command::List { archived, server } => list(&server, archived).await,
         Command::Show { vault, archived, server } => show(&server, &vault, archived).await,
         Command::Add(options) => add(options).await,
+        Command::Connect(options) => connect(options).await,
         Command::Archive { vault, credential, server } => {
             let client = server.client()?;
             match credential {
@@ -291,8 +295,8 @@ async fn add(options: AddOptions) -> anyhow::Result<()> {
     if server.json { show_json(&credential) } else { out::line(credential.id.as_str()) }
 }
 
-/// The secret as JSON text, without the end of its last line.
-fn read_secret(file: Option<&Path>) -> anyhow::Result<Value> {
+/// A secret out of a file or standard input, without the end of its last line.
+pub(crate) fn read_secret(file: Option<&Path>) -> anyhow::Result<String> {
     let mut text = String::new();
     match file {
         Some(path) => {
@@ -314,7 +318,7 @@ fn read_secret(file: Option<&Path>) -> anyhow::Result<Value> {
     let secret =
         text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
     ensure!(!secret.is_empty(), "the secret is empty");
-    Ok(Value::String(secret.to_owned()))
+    Ok(secret.to_owned())
 }
 
 /// A terminal that does not show what is typed, until this is dropped.

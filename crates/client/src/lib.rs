@@ -12,6 +12,7 @@ mod stream;
 
 use protocol::agent::Agent;
 use protocol::credential::Credential;
+use protocol::credential_validation::CredentialValidation;
 use protocol::environment::Environment;
 use protocol::event::{Event, PreviewKind};
 use protocol::model::ModelPage;
@@ -146,6 +147,11 @@ impl Client {
     /// Deletes a credential.
     pub async fn delete_credential(&self, vault: &str, id: &str) -> Result<Deleted, Error> {
         self.delete(&["v1", "vaults", vault, "credentials", id]).await
+    }
+
+    /// Tries a credential of the type `mcp_oauth` out at its server.
+    pub async fn validate_credential(&self, vault: &str, id: &str) -> Result<CredentialValidation, Error> {
+        self.post(&["v1", "vaults", vault, "credentials", id, "mcp_oauth_validate"], &json!({})).await
     }
 
     /// Makes a session.

@@ -3,6 +3,7 @@
 mod chaos;
 mod cleaning;
 mod commands;
+mod connect;
 mod credentials;
 mod database;
 mod fleet;
