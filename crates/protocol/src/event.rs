@@ -355,8 +355,7 @@ pub struct SessionError {
 impl SessionError {
     /// An error that is about the session itself.
     pub fn new(kind: SessionErrorKind, message: String, retry_status: RetryStatus) -> Self {
-        let (credential, mcp_server_name, repository_url) = (None, None, None);
-        Self { kind, message, retry_status, credential, mcp_server_name, repository_url }
+        Self { kind, message, retry_status, credential: None, mcp_server_name: None, repository_url: None }
     }
 }
 
@@ -404,9 +403,24 @@ pub enum SessionErrorKind {
 }
 
 impl SessionErrorKind {
-    /// Whether the session goes on as if nothing had happened, only with fewer tools.
-    pub fn is_about_mcp(self) -> bool {
-        matches!(self, Self::McpConnectionFailedError | Self::McpAuthenticationFailedError)
+    /// Whether the session goes on as if nothing had happened, only without something that it asked for.
+    pub fn is_aside(self) -> bool {
+        match self {
+            Self::CredentialHostUnreachableError
+            | Self::McpConnectionFailedError
+            | Self::McpAuthenticationFailedError
+            | Self::RepositoryAuthenticationError
+            | Self::RepositoryForbiddenError
+            | Self::RepositoryNotFoundError
+            | Self::RepositoryCheckoutError
+            | Self::RepositoryCloneError => true,
+            Self::UnknownError
+            | Self::ModelOverloadedError
+            | Self::ModelRateLimitedError
+            | Self::ModelRequestFailedError
+            | Self::BillingError
+            | Self::ToolUseLimitReachedError => false,
+        }
     }
 }
 
