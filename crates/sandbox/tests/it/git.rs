@@ -124,6 +124,8 @@ async fn serve(folder: &Path) -> (Child, u16) {
         .current_dir(folder)
         .env("GIT_CONFIG_NOSYSTEM", "1")
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        // Whoever runs the tests may have no home of their own.
+        .env("HOME", folder)
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
