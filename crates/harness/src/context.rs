@@ -15,6 +15,7 @@ use protocol::environment::EnvironmentConfig;
 use protocol::event::{AnswerCall, Body, RetryStatus};
 use protocol::id::EventId;
 use protocol::position::Position;
+use protocol::resource::Resource;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -233,6 +234,7 @@ impl Transcript {
         &mut self,
         agent: &SessionAgent,
         environment: &EnvironmentConfig,
+        resources: &[Resource],
         web: WebTools,
         offer: &Offer,
     ) -> &Prompt {
@@ -240,7 +242,7 @@ impl Transcript {
         let messages = std::mem::take(&mut self.prompt.messages);
         self.prompt = Prompt {
             model: spec.model.id.clone(),
-            system: system_of(agent, environment),
+            system: system_of(agent, environment, resources),
             tools: toolset::specs(spec, web, offer),
             messages,
             effort: Some(spec.model.effort.level),
@@ -260,9 +262,15 @@ fn text_of(content: &[Content]) -> String {
 }
 
 /// The agent's own prompt and, where it has tools that work there, what it must know of the place they work in.
-fn system_of(agent: &SessionAgent, environment: &EnvironmentConfig) -> Option<String> {
-    let place = toolset::uses_sandbox(&agent.spec)
-        .then(|| toolset::place(environment, !agent.spec.mcp_servers.is_empty()));
+fn system_of(
+    agent: &SessionAgent,
+    environment: &EnvironmentConfig,
+    resources: &[Resource],
+) -> Option<String> {
+    let place = toolset::uses_sandbox(&agent.spec).then(|| {
+        let place = toolset::place(environment, !agent.spec.mcp_servers.is_empty());
+        place + &toolset::repositories(resources)
+    });
     let parts: Vec<&str> = agent
         .spec
         .system

@@ -423,7 +423,13 @@ impl Drive<'_> {
         };
         catch_up(self.brain, self.token, &mut self.transcript, self.view.state.head).await?;
         let offer = self.links.as_ref().and_then(Links::offer).unwrap_or_default();
-        let prompt = self.transcript.prompt(&record.agent, &record.environment, brain.web_tools(), &offer);
+        let prompt = self.transcript.prompt(
+            &record.agent,
+            &record.environment,
+            &record.resources,
+            brain.web_tools(),
+            &offer,
+        );
         self.brain.faults.reached(Point::BeforeModel).await;
         let mut asking = self.brain.models.ask(prompt);
         let mut speech = Speech::new(request, self.view.state.head);

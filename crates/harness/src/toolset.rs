@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::agent::{AgentSpec, BuiltinTool, PermissionPolicy, Tool};
 use protocol::environment::{EnvironmentConfig, Networking};
+use protocol::resource::{Repository, Resource};
 use serde_json::{Value, json};
 
 use crate::mcp_servers::Offer;
@@ -26,6 +27,22 @@ pub(crate) fn place(environment: &EnvironmentConfig, has_mcp_servers: bool) -> S
         "Your tools run in a private Linux sandbox. {network} The working directory is /workspace. Files that the user is \
          to receive go to /mnt/session/outputs/; everything else is lost when the sandbox ends."
     )
+}
+
+/// What it is told of the repositories that are there. The same for the whole life of a session.
+pub(crate) fn repositories(resources: &[Resource]) -> String {
+    let named = resources.iter().filter_map(Resource::repository).map(|repository| {
+        let Repository { url, mount_path, .. } = repository;
+        format!("\n- {mount_path}: {url}")
+    });
+    let named: String = named.collect();
+    match named.is_empty() {
+        true => String::new(),
+        false => format!(
+            "\n\nThese Git repositories are checked out, unless fetching them failed; fetch, pull and push work with their \
+             remote `origin` as it is set up, without a password:{named}"
+        ),
+    }
 }
 
 const NO_NETWORK: &str = "It has no network access.";

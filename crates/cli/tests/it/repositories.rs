@@ -108,6 +108,8 @@ async fn an_agent_finds_its_repository_and_works_with_its_host_without_a_token()
     let resources = json!([world.resource(REPOSITORY, TOKEN)]);
     let session = world.session("claude-git", json!({}), resources, &[look, work, &search]).await;
     let (seen, errors) = world.next(&session).await;
+    let told = world.models.requests("claude-git")[0].body["system"].to_string();
+    assert!(told.contains("- /workspace/project: https://"), "{told}");
     assert_eq!((seen.as_str(), errors), ("hello\n## main...origin/main\n1\n0 0", Vec::new()));
     world.git.commit(REPOSITORY, "main", &[("theirs", b"theirs\n")]);
     let (seen, _) = world.next(&session).await;

@@ -7,9 +7,10 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use protocol::event::Body;
+use protocol::time::Timestamp;
 use serde_json::{Value, json};
 use testkit::git::{Right, Server as GitServer};
-use testkit::mcp::McpServer;
+use testkit::mcp::{McpServer, Reply as Answer};
 use testkit::model::{Reply, Server as ModelServer};
 
 use crate::hunt::{Hunt, Needle, own_folders, sandboxed};
@@ -20,6 +21,14 @@ const MODEL: &str = "claude-secrets";
 const VARIABLE: &str = "variable/secret+of the sandbox=17";
 const BEARER: &str = "bearer.secret.of-the-server_18";
 const REPOSITORY: &str = "repository_secret_of_the_host_19";
+/// What an OAuth credential has at first, and what it is renewed to.
+const OAUTH: [(&str, &str); 5] = [
+    ("access token", "oauth.first-access-token.of-the-server_20"),
+    ("refresh token", "oauth.first-refresh-token.of-the-server_21"),
+    ("client secret", "oauth.client-secret.of-the-server_22"),
+    ("renewed access token", "oauth.renewed-access-token.of-the-server_24"),
+    ("renewed refresh token", "oauth.renewed-refresh-token.of-the-server_25"),
+];
 /// Not secret: it goes everywhere that a secret must not.
 const PLANTED: &str = "planted/secret+for all to see=23";
 
@@ -87,6 +96,28 @@ async fn save(client: &client::Client, session: &str) {
     tokio::time::timeout(Duration::from_secs(60), saved).await.expect("it is never saved");
 }
 
+/// An MCP server that renews tokens, too.
+async fn renewing() -> McpServer {
+    McpServer::start(|asked| match asked.path.as_str() {
+        "/token" => {
+            let token = json!({
+                "access_token": OAUTH[3].1, "refresh_token": OAUTH[4].1, "token_type": "Bearer", "expires_in": 3600,
+            });
+            Answer::Http(200, vec![("content-type", "application/json".to_owned())], token.to_string())
+        }
+        _ => Answer::Usual,
+    })
+    .await
+}
+
+fn port_of(server: &McpServer) -> String {
+    server.url().trim_start_matches("http://127.0.0.1:").split('/').next().map(str::to_owned).expect("a port")
+}
+
+fn was_spent(server: &McpServer, token: &str) -> bool {
+    server.asked().iter().any(|asked| asked.authorization.as_deref() == Some(&format!("Bearer {token}")))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     if !rustix::process::geteuid().is_root() {
@@ -97,13 +128,12 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     let data = dir.path().join("data");
     let site = Site::start().await;
     let models = ModelServer::start().await;
-    let (git, mcp) = (GitServer::start().await, McpServer::usual().await);
+    let (git, mcp, oauth) = (GitServer::start().await, McpServer::usual().await, renewing().await);
     git.commit("team/project", "main", &[("README.md", b"hello\n")]);
     git.allow(REPOSITORY, "team/project", Right::Write);
     let (trusted, authority) = (dir.path().join("trusted.pem"), dir.path().join("authority.pem"));
     std::fs::write(&trusted, &site.certificate).expect("writes");
     std::fs::write(&authority, git.authority()).expect("writes");
-    let mcp_port = mcp.url().trim_start_matches("http://127.0.0.1:").split('/').next().map(str::to_owned);
     let log = dir.path().join("log");
     let mut command = posthouse();
     command
@@ -113,7 +143,7 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         .env("ANTHROPIC_API_KEY", "sk-ant-test")
         .env("ANTHROPIC_BASE_URL", models.url())
         .env("POSTHOUSE_ALLOW_PRIVATE_HOSTS", format!("localhost,127.0.0.1,{}", git.host()))
-        .env("POSTHOUSE_ALLOW_PORTS", format!("{},{}", site.port, mcp_port.expect("a port")))
+        .env("POSTHOUSE_ALLOW_PORTS", format!("{},{},{}", site.port, port_of(&mcp), port_of(&oauth)))
         .env("POSTHOUSE_GIT_ALLOW_HOSTS", git.host())
         .env("POSTHOUSE_GIT_CA_FILE", &authority)
         .env("POSTHOUSE_TLS_PORTS", site.port.to_string())
@@ -129,7 +159,19 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     });
     client.create_credential(&vault, json!({"auth": variable})).await.expect("made");
     let bearer = json!({"type": "static_bearer", "token": BEARER, "mcp_server_url": mcp.url()});
-    client.create_credential(&vault, json!({"auth": bearer})).await.expect("made");
+    let now = client.create_credential(&vault, json!({"auth": bearer})).await.expect("made").created_at;
+    let [(_, access), (_, refresh), (_, client_secret), ..] = OAUTH;
+    // It ends so soon that it is renewed before it is spent.
+    let expires_at = Timestamp::from_micros(now.as_micros() + 30_000_000);
+    let renewal = json!({
+        "refresh_token": refresh, "client_id": "c", "token_endpoint": oauth.url().replace("/mcp", "/token"),
+        "token_endpoint_auth": {"type": "client_secret_basic", "client_secret": client_secret},
+    });
+    let auth = json!({
+        "type": "mcp_oauth", "mcp_server_url": oauth.url(), "access_token": access,
+        "expires_at": expires_at, "refresh": renewal,
+    });
+    client.create_credential(&vault, json!({"auth": auth})).await.expect("made");
     let send = format!(
         "curl -sS --noproxy '' -H \"x-token: $SITE_TOKEN\" -u \"user:$SITE_TOKEN\" -d \"$SITE_TOKEN\" https://localhost:{}/",
         site.port
@@ -141,14 +183,18 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     let snoop = "env; history; cat ~/.bash_history /run/session/* 2>&1";
     let calls = [send.as_str(), push, snoop, &plant];
     let calls = calls.map(|command| Reply::tool("bash", json!({"command": command})));
-    let echo = Reply::tool("mcp__m__echo", json!({"x": "1"}));
-    models.script(MODEL, calls.into_iter().chain([echo, Reply::text("done")]));
+    let echo = |server: &str| Reply::tool(&format!("mcp__{server}__echo"), json!({"x": "1"}));
+    models.script(MODEL, calls.into_iter().chain([echo("m"), echo("o"), Reply::text("done")]));
     let allow = json!({"permission_policy": {"type": "always_allow"}});
     let tools = json!([
         {"type": "agent_toolset_20260401"},
         {"type": "mcp_toolset", "mcp_server_name": "m", "default_config": allow},
+        {"type": "mcp_toolset", "mcp_server_name": "o", "default_config": allow},
     ]);
-    let servers = json!([{"type": "url", "name": "m", "url": mcp.url()}]);
+    let servers = json!([
+        {"type": "url", "name": "m", "url": mcp.url()},
+        {"type": "url", "name": "o", "url": oauth.url()},
+    ]);
     let agent = json!({"name": "a", "model": MODEL, "tools": tools, "mcp_servers": servers});
     let agent = client.create_agent(agent).await.expect("made");
     let environment =
@@ -171,7 +217,8 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     save(&client, &session).await;
 
     let needles = [("variable", VARIABLE), ("bearer", BEARER), ("repository", REPOSITORY)];
-    let needles = needles.map(|(name, secret)| Needle::new(name, secret));
+    let needles: Vec<Needle> =
+        needles.into_iter().chain(OAUTH).map(|(name, secret)| Needle::new(name, secret)).collect();
     let secrets = look(&needles, &data, &log, &server.url, &session, &vault, &models).await;
     assert_eq!(secrets.found, Default::default(), "a secret lies about");
     assert!(secrets.bytes > 4 << 20, "only {} bytes were looked through", secrets.bytes);
