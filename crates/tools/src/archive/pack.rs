@@ -139,7 +139,8 @@ impl<'a, W: Write> Packer<'a, W> {
             if !self.scope.holds(&child) {
                 continue;
             }
-            if child.len() + self.name.len() >= PATH_BYTES_MAX {
+            let before = if self.name.is_empty() { 0 } else { self.name.len() + 1 };
+            if before + child.len() > PATH_BYTES_MAX {
                 self.packed.left_out += 1;
                 continue;
             }

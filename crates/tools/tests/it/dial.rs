@@ -13,7 +13,7 @@ use std::process::{Child, Command};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::json;
 use tempfile::TempDir;
-use tools::wire::dial::{CONTROL, EXIT, FILTER, GO};
+use tools::wire::dial::{CARGO, CONTROL, EXIT, FILTER, GO};
 use tools::wire::{self, PROTOCOL, REQUEST_BYTES_MAX, RESPONSE_BYTES_MAX, Reply, Request, Response};
 
 use crate::hands::{execute, text};
@@ -24,6 +24,8 @@ const ALLOW: [u8; 8] = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
 struct Door {
     folder: TempDir,
     listener: UnixListener,
+    /// The line for files, which it needs to find.
+    _cargo: UnixListener,
 }
 
 impl Door {
@@ -34,7 +36,8 @@ impl Door {
         }
         fs::write(folder.path().join(FILTER), ALLOW).unwrap();
         let listener = UnixListener::bind(folder.path().join(CONTROL)).unwrap();
-        Self { folder, listener }
+        let cargo = UnixListener::bind(folder.path().join(CARGO)).unwrap();
+        Self { folder, listener, _cargo: cargo }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
