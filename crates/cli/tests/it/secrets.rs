@@ -183,7 +183,7 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     let snoop = "env; history; cat ~/.bash_history /run/session/* 2>&1";
     let calls = [send.as_str(), push, snoop, &plant];
     let calls = calls.map(|command| Reply::tool("bash", json!({"command": command})));
-    let echo = |server: &str| Reply::tool(&format!("mcp__{server}__echo"), json!({"x": "1"}));
+    let echo = |server: &str| Reply::tool(format!("mcp__{server}__echo"), json!({"x": "1"}));
     models.script(MODEL, calls.into_iter().chain([echo("m"), echo("o"), Reply::text("done")]));
     let allow = json!({"permission_policy": {"type": "always_allow"}});
     let tools = json!([
@@ -206,9 +206,8 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     let session = client.create_session(body).await.expect("made").id.to_string();
     turn(&client, &session, "go").await;
     assert!(site.last().contains(VARIABLE), "the secret was spent: {}", site.last());
-    let was_asked =
-        mcp.asked().iter().any(|asked| asked.authorization.as_deref() == Some(&format!("Bearer {BEARER}")));
-    assert!(was_asked, "the bearer was spent: {:?}", mcp.asked());
+    assert!(was_spent(&mcp, BEARER), "the bearer was spent: {:?}", mcp.asked());
+    assert!(was_spent(&oauth, OAUTH[3].1), "the renewed token was spent: {:?}", oauth.asked());
     assert_eq!(
         git.git("team/project", &["log", "--format=%s", "-1", "main"]).trim(),
         "more",
