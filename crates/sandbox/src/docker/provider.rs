@@ -84,17 +84,6 @@ impl Docker {
         result
     }
 
-    /// Removes the containers of this data directory that its supervisor does not know, and says how many. For the start of a
-    /// server; [`Provider::list`] does it too.
-    pub async fn sweep(&self) -> Result<usize, Error> {
-        let engine = self.engine().await?;
-        // In this order: a container is made after its door, so one that is seen here and is not listed after that is no
-        // one's.
-        let containers = self.noted(engine.labelled(&self.keeper.instance()?).await).await?;
-        let living = if containers.is_empty() { Vec::new() } else { self.keeper.list_all().await? };
-        self.clear(&engine, containers, &living).await
-    }
-
     /// The engine's name for the container of a sandbox.
     pub(super) fn name(&self, id: &SandboxId) -> Result<String, Error> {
         Ok(container::name(&self.keeper.instance()?, id))
@@ -359,7 +348,8 @@ impl Provider for Docker {
     /// Removes, by the way, what the engine still has of sandboxes that live no more.
     async fn list(&self) -> Result<Vec<SandboxInfo>, Error> {
         let instance = self.keeper.instance()?;
-        // As in `sweep`: the engine before the supervisor.
+        // In this order: a container is made after its door, so one that is seen here and is not listed after that is no
+        // one's.
         let seen = async {
             let engine = self.engine().await?;
             let containers = self.noted(engine.labelled(&instance).await).await?;
