@@ -140,7 +140,8 @@ async fn a_sandbox_stands_still_from_its_snapshot_until_it_is_used_again() {
     let (host, folder) = (Host::new(), snapshots());
     let sandbox = host.sandbox(Resources::default()).await;
     sandbox.bash("(while :; do echo tick >> ticks; sleep 0.01; done) > /dev/null 2>&1 &").await;
-    sandbox.bash("(kill -STOP $BASHPID; echo woken > woken) > /dev/null 2>&1 &").await;
+    let stops = "(kill -STOP $BASHPID; echo woken > woken) > /dev/null 2>&1 &";
+    sandbox.bash(&format!("{stops} until grep -q 'State:.T' /proc/$!/status; do sleep 0.01; done")).await;
     let (first, _) = save(&sandbox, folder.path()).await;
     let (second, _) = (folder.path().join("second"), ());
     sandbox.provider.save(&sandbox.id, 1, &second).await.unwrap();
