@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use egress::{Host, Policy};
 use protocol::credential::CredentialNetworking;
-use protocol::environment::{EnvironmentConfig, Networking};
+use protocol::environment::EnvironmentConfig;
 use protocol::id::{CredentialId, VaultId, WorkspaceId};
 use session::Record;
 use vault::Spendable;
@@ -47,9 +47,13 @@ impl Broker {
         if found.is_empty() {
             return Ok(Belongings::default());
         }
+        let policy = Policy::new(networking, &record.agent.spec.mcp_servers).ok();
         let mut belongings = Belongings {
             trusted: Some(self.authority(workspace, session).await?.certificate().to_owned()),
-            unreachable: found.iter().filter_map(|spendable| unreachable(networking, spendable)).collect(),
+            unreachable: found
+                .iter()
+                .filter_map(|spendable| unreachable(policy.as_ref(), spendable))
+                .collect(),
             ..Belongings::default()
         };
         for spendable in &found {
@@ -62,9 +66,9 @@ impl Broker {
 }
 
 /// The hosts of a credential that the environment keeps from it.
-fn unreachable(networking: &Networking, spendable: &Spendable) -> Option<Unreachable> {
+fn unreachable(policy: Option<&Policy>, spendable: &Spendable) -> Option<Unreachable> {
     let (_, CredentialNetworking::Limited { allowed_hosts }, _) = spendable.variable()? else { return None };
-    let hosts = forbidden(networking, allowed_hosts);
+    let hosts = forbidden(policy, allowed_hosts);
     (!hosts.is_empty()).then(|| Unreachable {
         credential: spendable.id().clone(),
         vault: spendable.vault().clone(),
@@ -72,8 +76,9 @@ fn unreachable(networking: &Networking, spendable: &Spendable) -> Option<Unreach
     })
 }
 
-fn forbidden(networking: &Networking, hosts: &[String]) -> Vec<String> {
-    let Ok(policy) = Policy::new(networking, []) else { return hosts.to_vec() };
+/// Without a policy nothing is reached.
+fn forbidden(policy: Option<&Policy>, hosts: &[String]) -> Vec<String> {
+    let Some(policy) = policy else { return hosts.to_vec() };
     let is_forbidden = |host: &&String| {
         // Any host below stands for all of them: a policy's patterns have no finer grain.
         let one = match host.strip_prefix("*.") {
@@ -87,19 +92,35 @@ fn forbidden(networking: &Networking, hosts: &[String]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::agent::McpServer;
+    use protocol::environment::Networking;
+
     use super::*;
 
     #[test]
     fn a_host_is_missed_if_the_environment_does_not_let_it_out() {
         let limited = Networking::Limited {
             allowed_hosts: vec!["api.example.com".to_owned(), "*.example.org".to_owned()],
-            allow_mcp_servers: false,
+            allow_mcp_servers: true,
             allow_package_managers: true,
         };
-        let hosts =
-            ["api.example.com", "x.example.org", "*.example.org", "example.org", "*.example.com", "pypi.org"];
+        let hosts = [
+            "api.example.com",
+            "x.example.org",
+            "*.example.org",
+            "example.org",
+            "*.example.com",
+            "pypi.org",
+            "mcp.example.net",
+        ];
         let hosts = hosts.map(str::to_owned);
-        assert_eq!(forbidden(&limited, &hosts), ["example.org", "*.example.com"]);
-        assert_eq!(forbidden(&Networking::Unrestricted {}, &hosts), [""; 0]);
+        let server: McpServer = serde_json::from_value(serde_json::json!({
+            "type": "url", "name": "tools", "url": "https://mcp.example.net/mcp",
+        }))
+        .unwrap();
+        let policy =
+            |networking: &Networking| Policy::new(networking, std::slice::from_ref(&server)).unwrap();
+        assert_eq!(forbidden(Some(&policy(&limited)), &hosts), ["example.org", "*.example.com"]);
+        assert_eq!(forbidden(Some(&policy(&Networking::Unrestricted {})), &hosts), [""; 0]);
     }
 }

@@ -134,7 +134,8 @@ impl Edge for SessionEdge {
         };
         let outcome = match outcome {
             Spent::Answered(401 | 403) => Outcome::Rejected,
-            Spent::Answered(_) | Spent::Unanswered | Spent::Sent => Outcome::Spent,
+            Spent::Answered(_) | Spent::Sent => Outcome::Spent,
+            Spent::Unanswered => Outcome::Unanswered,
         };
         Use {
             session: &self.session,

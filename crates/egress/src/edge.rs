@@ -60,7 +60,8 @@ pub enum Spent {
 #[error("the credentials cannot be had: {0}")]
 pub struct Unavailable(pub String);
 
-/// What one sandbox may spend. Asked anew for each connection, so that what changes outside takes effect here.
+/// What one sandbox may spend. Asked anew for each connection and each request on it, so that what changes outside takes
+/// effect with the next.
 #[async_trait]
 pub trait Edge: fmt::Debug + Send + Sync {
     /// What is replaced in requests to this host; nothing, for most.

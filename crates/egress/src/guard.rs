@@ -4,7 +4,7 @@
 //! nobody again: a name that is public now and private a moment later gains nothing by it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -137,13 +137,13 @@ fn judge(
 ) -> Result<Vec<IpAddr>, Refusal> {
     let mut good = Vec::new();
     for &address in addresses {
-        if good.len() < ADDRESSES_MAX && !good.contains(&address) && is_good(kind(address), address) {
+        if good.len() < ADDRESSES_MAX && !good.contains(&address) && is_good(kind_here(address), address) {
             good.push(address);
         }
     }
     match (good.is_empty(), addresses.first()) {
         (true, Some(&address)) => {
-            let (kind, can_be_allowed) = match kind(address) {
+            let (kind, can_be_allowed) = match kind_here(address) {
                 Kind::Public => (PUBLIC, true),
                 Kind::Special(kind) => (kind, true),
                 Kind::Metadata => ("a cloud's metadata service", false),
@@ -152,5 +152,45 @@ fn judge(
             Err(Refusal::Address { host: host.clone(), address, kind, can_be_allowed })
         }
         (true, None) | (false, _) => Ok(good),
+    }
+}
+
+/// The kind of an address as seen from this machine: its own are reached past whatever stands before them for others.
+fn kind_here(address: IpAddr) -> Kind {
+    match kind(address) {
+        Kind::Public if is_own(address) => Kind::Special("an address of this machine"),
+        kind => kind,
+    }
+}
+
+/// Whether an address is one of this machine's: then it is where packets to it would come from. Sends nothing.
+fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    // What has no route is not here.
+    source.is_ok_and(|source| source.ip() == address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_this_machine_is_told_from_others() {
+        for (address, expected) in [("127.0.0.1", true), ("8.8.8.8", false), ("2001:4860:4860::8888", false)]
+        {
+            assert_eq!(is_own(address.parse().unwrap()), expected, "{address}");
+        }
+        let route = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+            socket.connect("8.8.8.8:9")?;
+            socket.local_addr()
+        });
+        if let Ok(ours) = route {
+            assert!(is_own(ours.ip()), "{ours}");
+        }
     }
 }

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::LazyLock;
 
+use protocol::agent::McpServer;
 use protocol::environment::Networking;
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::host::{Host, Pattern, PatternError};
 use crate::refusal::Refusal;
@@ -32,7 +34,7 @@ pub enum Policy {
 /// ever added, with a default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
-    /// The session's id, for the log only.
+    /// The session's id: whose credentials are spent by this exit, and for the log.
     #[serde(default)]
     pub session: Option<String>,
     /// What it may reach.
@@ -73,19 +75,18 @@ impl Policy {
     pub const NOTHING: Self =
         Self::Limited { allowed_hosts: Vec::new(), mcp_hosts: Vec::new(), allow_package_managers: false };
 
-    /// The policy of a sandbox in an environment. `mcp_hosts` are the hosts of the agent's MCP servers, without scheme
-    /// and port; they count only if the environment allows them. Fails on an entry that is no host pattern.
-    pub fn new<'a>(
-        networking: &Networking,
-        mcp_hosts: impl IntoIterator<Item = &'a str>,
-    ) -> Result<Self, PatternError> {
+    /// The policy of a sandbox in an environment. The hosts of the agent's MCP servers count only if the environment allows
+    /// them. Fails on an entry that is no host pattern.
+    pub fn new(networking: &Networking, mcp_servers: &[McpServer]) -> Result<Self, PatternError> {
         match networking {
             Networking::Unrestricted {} => Ok(Self::Unrestricted {}),
             Networking::Limited { allowed_hosts, allow_mcp_servers, allow_package_managers } => {
-                let mcp_hosts = mcp_hosts.into_iter().filter(|_| *allow_mcp_servers);
+                let mcp_servers = mcp_servers.iter().filter(|_| *allow_mcp_servers);
+                let mcp_hosts =
+                    mcp_servers.filter_map(|server| Url::parse(&server.url).ok()?.host_str().map(str::parse));
                 Ok(Self::Limited {
                     allowed_hosts: allowed_hosts.iter().map(|host| host.parse()).collect::<Result<_, _>>()?,
-                    mcp_hosts: mcp_hosts.map(str::parse).collect::<Result<_, _>>()?,
+                    mcp_hosts: mcp_hosts.collect::<Result<_, _>>()?,
                     allow_package_managers: *allow_package_managers,
                 })
             }

@@ -15,7 +15,6 @@ use protocol::environment::{EnvironmentConfig, Networking, Packages};
 use protocol::event::{Body, RetryStatus, SessionError, SessionErrorKind, Snapshot};
 use protocol::hands::HandsSettings;
 use protocol::id::{EventId, SandboxId, SessionId};
-use reqwest::Url;
 use sandbox::{Base, Call, Error, Network, Provider, Resources, Rights};
 use serde_json::{Map, Value};
 use session::Record;
@@ -84,11 +83,7 @@ pub(crate) fn resources_of(
 
 /// What the egress proxy is to let out of the sandbox.
 fn network(session: &SessionId, networking: &Networking, servers: &[McpServer]) -> Network {
-    let hosts: Vec<String> = servers
-        .iter()
-        .filter_map(|server| Url::parse(&server.url).ok()?.host_str().map(str::to_owned))
-        .collect();
-    let policy = Policy::new(networking, hosts.iter().map(String::as_str)).unwrap_or_else(|error| {
+    let policy = Policy::new(networking, servers).unwrap_or_else(|error| {
         // The door has checked each host; what the proxy cannot read all the same opens nothing.
         tracing::error!(session.id = %session, %error, "the environment's hosts cannot be read; nothing is allowed");
         Policy::NOTHING

@@ -19,6 +19,19 @@ pub struct Use<'a> {
     pub outcome: Outcome,
 }
 
+/// A use of a credential that is no session's own: it is renewed, or tried out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Upkeep<'a> {
+    /// Of which vault.
+    pub(crate) vault: &'a VaultId,
+    /// Which credential.
+    pub(crate) credential: &'a CredentialId,
+    /// On the way to which host; without port, path or query.
+    pub(crate) host: &'a str,
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+}
+
 /// What came of a use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -26,6 +39,8 @@ pub enum Outcome {
     Spent,
     /// The other side did not accept it.
     Rejected,
+    /// It left, or part of the request did, and no answer came.
+    Unanswered,
     /// It was renewed.
     Renewed,
     /// It could not be renewed, and will not be: somebody must authorize anew.
@@ -44,6 +59,7 @@ impl Outcome {
         match self {
             Self::Spent => "spent",
             Self::Rejected => "rejected",
+            Self::Unanswered => "unanswered",
             Self::Renewed => "renewed",
             Self::RenewalRefused => "renewal_refused",
             Self::RenewalFailed => "renewal_failed",
@@ -76,6 +92,18 @@ impl TokenUse<'_> {
             target: "audit",
             { session.id = %session, agent.id = %agent, resource.id = %resource, host, outcome = outcome.as_str() },
             "a token of a resource was used"
+        );
+    }
+}
+
+impl Upkeep<'_> {
+    /// Writes the line.
+    pub(crate) fn record(&self) {
+        let Self { vault, credential, host, outcome } = self;
+        tracing::info!(
+            target: "audit",
+            { vault.id = %vault, credential.id = %credential, host, outcome = outcome.as_str() },
+            "a credential was used without a session"
         );
     }
 }

@@ -17,10 +17,11 @@ use session::Refusal;
 use store::ChangeError;
 
 use crate::answer::Answer;
+use crate::audit::Outcome;
 use crate::credentials::{Credentials, Spendable};
 use crate::error::Error;
 use crate::opened::Opened;
-use crate::renewal::RenewalError;
+use crate::renewal::{RenewalError, host_of};
 
 /// How long one step may take.
 const STEP_MAX: Duration = Duration::from_secs(20);
@@ -103,6 +104,18 @@ impl Credentials {
 
     async fn speak(&self, spendable: &Spendable, url: &str) -> Result<Result<(), Failed>, Error> {
         let token = self.open(spendable).await?;
+        let spoken = self.speak_with(&token, url).await;
+        let outcome = match &spoken {
+            Ok(()) => Outcome::Spent,
+            Err(Failed { status: Some(401 | 403), .. }) => Outcome::Rejected,
+            Err(Failed { status: Some(_), .. }) => Outcome::Spent,
+            Err(Failed { status: None, .. }) => Outcome::Unanswered,
+        };
+        spendable.upkeep(&host_of(url), outcome).record();
+        Ok(spoken)
+    }
+
+    async fn speak_with(&self, token: &Opened, url: &str) -> Result<(), Failed> {
         let hello = json!({
             "jsonrpc": "2.0", "id": 1, "method": INITIALIZE,
             "params": {
@@ -110,16 +123,13 @@ impl Credentials {
                 "clientInfo": {"name": "posthouse", "version": env!("CARGO_PKG_VERSION")},
             },
         });
-        let answer = match self.step(url, &token, None, &hello, INITIALIZE).await {
-            Ok(answer) => answer,
-            Err(failed) => return Ok(Err(failed)),
-        };
+        let answer = self.step(url, token, None, &hello, INITIALIZE).await?;
         let session = answer.headers.get(SESSION).cloned();
         let said = json!({"jsonrpc": "2.0", "method": "notifications/initialized"});
         // Servers may ignore it, and what they answer is nobody's business.
-        let _ = self.post(url, &token, session.as_ref(), &said).await;
+        let _ = self.post(url, token, session.as_ref(), &said).await;
         let ask = json!({"jsonrpc": "2.0", "id": 2, "method": TOOLS, "params": {}});
-        Ok(self.step(url, &token, session.as_ref(), &ask, TOOLS).await.map(drop))
+        self.step(url, token, session.as_ref(), &ask, TOOLS).await.map(drop)
     }
 
     async fn step(

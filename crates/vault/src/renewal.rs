@@ -1,8 +1,9 @@
 //! Renewing an OAuth access token: one at a time for each credential, over all processes.
 //!
 //! Refresh tokens may be good for one use only. So whoever renews holds the right to (`Store::claim_refresh`), looks again
-//! whether somebody else has done it meanwhile, asks once, and keeps all of the answer in one write. A process that dies
-//! between the answer and the write takes the new tokens with it: no order of these steps avoids that.
+//! whether somebody else has done it meanwhile, asks once, and keeps all of the answer in one write. Whoever wanted the token may
+//! give up meanwhile: what has been begun goes on without them. A process that dies between the answer and the write takes the
+//! new tokens with it: no order of these steps avoids that.
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::answer::{Answer, form_urlencoded};
+use crate::audit::Outcome;
 use crate::credentials::{Credentials, Renewed, Spendable};
 use crate::error::Error;
 use crate::opened::Opened;
@@ -109,12 +111,10 @@ impl Credentials {
             if let Some(renewed) = self.renewed_meanwhile(spendable).await? {
                 return Ok(renewed);
             }
-            let claimed = self.store().claim_refresh(spendable.id(), holder.as_str(), HELD).await;
-            if claimed.map_err(Error::from)? {
-                let outcome = self.renew_alone(spendable).await;
-                if let Err(error) = self.store().release_refresh(spendable.id(), holder.as_str()).await {
-                    tracing::debug!(%error, "the right to renew a credential lapses by itself");
-                }
+            let (credentials, wanted, holder) = (self.clone(), spendable.clone(), holder.clone());
+            let renewing = tokio::spawn(async move { credentials.renew_if_free(&wanted, &holder).await });
+            // It ends early only with a fault of ours, which has been reported where it happened.
+            if let Some(outcome) = renewing.await.unwrap_or(Some(Err(RenewalError::Failed(None)))) {
                 return outcome;
             }
             if began.elapsed() > PATIENCE {
@@ -122,6 +122,24 @@ impl Credentials {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// `None` if somebody else is at it.
+    async fn renew_if_free(
+        &self,
+        spendable: &Spendable,
+        holder: &EventId,
+    ) -> Option<Result<Spendable, RenewalError>> {
+        match self.store().claim_refresh(spendable.id(), holder.as_str(), HELD).await {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(Err(Error::from(error).into())),
+        }
+        let outcome = self.renew_alone(spendable).await;
+        if let Err(error) = self.store().release_refresh(spendable.id(), holder.as_str()).await {
+            tracing::debug!(%error, "the right to renew a credential lapses by itself");
+        }
+        Some(outcome)
     }
 
     /// What somebody else has made of the credential since; `None` if it is as it was.
@@ -135,7 +153,16 @@ impl Credentials {
         if let Some(renewed) = self.renewed_meanwhile(spendable).await? {
             return Ok(renewed);
         }
-        let renewed = self.exchange(spendable).await?;
+        let exchanged = self.exchange(spendable).await;
+        if let CredentialAuth::McpOauth { refresh: Some(refresh), .. } = &spendable.credential().auth {
+            let outcome = match &exchanged {
+                Ok(_) => Outcome::Renewed,
+                Err(RenewalError::Refused(_)) => Outcome::RenewalRefused,
+                Err(_) => Outcome::RenewalFailed,
+            };
+            spendable.upkeep(&host_of(&refresh.token_endpoint), outcome).record();
+        }
+        let renewed = exchanged?;
         match self.save_renewed(spendable, renewed).await {
             // A client has put other tokens there: they are as good.
             Err(Error::Change(ChangeError::Conflict(_))) => {

@@ -97,10 +97,14 @@ fn parent(pid: u32) -> Option<u32> {
     rest.split(' ').nth(1)?.parse().ok()
 }
 
-/// The supervisor of a data directory: it works in a folder below it.
+/// The supervisor of a data directory: it works in a folder below it, as do those of its children that have no program of
+/// their own yet.
 fn supervisor(data: &Path) -> Option<u32> {
     let work = data.join("supervisor/work").canonicalize().ok()?;
-    pids().find(|pid| link(*pid, "cwd").as_deref() == Some(&work) && parent(*pid) != Some(0))
+    let works_there = |pid: u32| link(pid, "cwd").as_deref() == Some(&work);
+    pids().find(|pid| {
+        works_there(*pid) && parent(*pid).is_some_and(|parent| parent != 0 && !works_there(parent))
+    })
 }
 
 fn family(root: u32) -> Vec<u32> {

@@ -157,9 +157,10 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         "type": "environment_variable", "secret_name": "SITE_TOKEN", "secret_value": VARIABLE,
         "networking": {"type": "limited", "allowed_hosts": ["localhost"]},
     });
-    client.create_credential(&vault, json!({"auth": variable})).await.expect("made");
+    let variable = client.create_credential(&vault, json!({"auth": variable})).await.expect("made").id;
     let bearer = json!({"type": "static_bearer", "token": BEARER, "mcp_server_url": mcp.url()});
-    let now = client.create_credential(&vault, json!({"auth": bearer})).await.expect("made").created_at;
+    let bearer = client.create_credential(&vault, json!({"auth": bearer})).await.expect("made");
+    let (now, bearer) = (bearer.created_at, bearer.id);
     let [(_, access), (_, refresh), (_, client_secret), ..] = OAUTH;
     // It ends so soon that it is renewed before it is spent.
     let expires_at = Timestamp::from_micros(now.as_micros() + 30_000_000);
@@ -171,7 +172,7 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         "type": "mcp_oauth", "mcp_server_url": oauth.url(), "access_token": access,
         "expires_at": expires_at, "refresh": renewal,
     });
-    client.create_credential(&vault, json!({"auth": auth})).await.expect("made");
+    let renewed = client.create_credential(&vault, json!({"auth": auth})).await.expect("made").id;
     let send = format!(
         "curl -sS --noproxy '' -H \"x-token: $SITE_TOKEN\" -u \"user:$SITE_TOKEN\" -d \"$SITE_TOKEN\" https://localhost:{}/",
         site.port
@@ -226,12 +227,18 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
     for place in PLACES {
         assert!(found.iter().any(|one| one.starts_with(place)), "nothing was found in {place}: {found:?}");
     }
-    let audit = std::fs::read_to_string(&log).expect("readable");
-    let is_use = |line: &&str| line.contains("audit") && line.contains("vcrd_") && line.contains("outcome");
-    assert!(
-        audit.lines().any(|line| is_use(&line) && line.contains(&session)),
-        "each use is a line of the log"
-    );
+    let log = std::fs::read_to_string(&log).expect("readable");
+    let audit: Vec<&str> = log.lines().filter(|line| line.contains(" audit: ")).collect();
+    for (who, which, outcome) in [
+        (session.as_str(), variable.as_str(), "spent"),
+        (&session, bearer.as_str(), "spent"),
+        (&session, renewed.as_str(), "spent"),
+        (&session, "resource.id=sesrsc_", "spent"),
+        ("without a session", renewed.as_str(), "renewed"),
+    ] {
+        let is_it = |line: &&&str| [who, which, outcome].iter().all(|word| line.contains(word));
+        assert!(audit.iter().any(|line| is_it(&line)), "{which} {outcome}: {audit:#?}");
+    }
 }
 
 async fn look<'a>(

@@ -6,7 +6,8 @@
 //!
 //! The far side is asked first, and speaks to us what the near side offered (HTTP/1.1 or HTTP/2), so nothing is translated.
 //! Every request must be for the host of the tunnel; requests and answers pass through hyper and are written anew. Secrets
-//! take the place of their placeholders in the request only. After an upgrade (a WebSocket) bytes pass as they are.
+//! take the place of their placeholders in the request only; they are asked for anew with each, so that one which is rotated or
+//! archived is so for connections that are open, too. After an upgrade (a WebSocket) bytes pass as they are.
 //!
 //! | what is spoken | what happens |
 //! |---|---|
@@ -17,7 +18,7 @@
 use std::convert::Infallible;
 use std::io::Cursor;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, copy_bidirectional, split};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::task::AbortOnDropHandle;
@@ -50,8 +53,12 @@ use crate::host::Host;
 /// Bodies of a known length up to this are replaced as a whole, so that their new length can be told. Longer ones are sent in
 /// chunks.
 const BODY_KEPT_MAX: u64 = 1024 * 1024;
+/// How long such a body may become by its secrets.
+const BODY_SPLICED_MAX: usize = 8 * 1024 * 1024;
+/// How much of a body is searched at a time, because what comes out may be many times as long.
+const PIECE_BYTES: usize = 4 * 1024;
 /// How many requests may be on their way at once over one connection, where it can carry several.
-const STREAMS_MAX: u32 = 100;
+const STREAMS_MAX: u32 = 32;
 
 /// The protocols in which placeholders can be found.
 pub(super) const HTTP2: &[u8] = b"h2";
@@ -61,7 +68,6 @@ pub(super) const HTTP1: &[u8] = b"http/1.1";
 #[derive(Clone)]
 pub(super) struct Intercept {
     pub(super) edge: Arc<dyn Edge>,
-    pub(super) replacements: Arc<[Replacement]>,
     pub(super) certified: Arc<CertifiedKey>,
     /// What the near side offered, of [`HTTP2`] and [`HTTP1`], in its order; empty if it named none.
     pub(super) offered: Vec<Vec<u8>>,
@@ -121,7 +127,6 @@ async fn carry(
     };
     let is_http2 = protocol.as_deref() == Some(HTTP2);
     let near = TokioIo::new(near);
-    let speaking = Speaking { far: Mutex::new(None), intercept, visit };
     match far {
         Err(answer) => {
             let refuse = service_fn(move |_: Request<Incoming>| {
@@ -142,7 +147,15 @@ async fn carry(
                     .await;
             }
         }
-        Ok(far) => speak(&served, near, far, is_http2, Arc::new(speaking)).await,
+        Ok(far) => {
+            let upgraded = Mutex::new(JoinSet::new());
+            let speaking = Speaking { served, far: Mutex::new(None), intercept, visit, upgraded };
+            let speaking = Arc::new(speaking);
+            speak(near, far, is_http2, &speaking).await;
+            // What a connection has become is still this tunnel, with its place among others and its bounds.
+            let mut upgraded = std::mem::take(&mut *locked(&speaking.upgraded));
+            while upgraded.join_next().await.is_some() {}
+        }
     }
     Ok(())
 }
@@ -200,18 +213,20 @@ enum Far {
 
 /// One connection on which requests are made.
 struct Speaking {
+    served: Arc<Served>,
     far: Mutex<Option<Far>>,
     intercept: Intercept,
     visit: Arc<Visit>,
+    /// What carries bytes after an upgrade.
+    upgraded: Mutex<JoinSet<()>>,
 }
 
 /// Serves the near side until either side ends.
 async fn speak(
-    served: &Served,
     near: TokioIo<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>,
     far: tokio_rustls::client::TlsStream<Metered>,
     is_http2: bool,
-    speaking: Arc<Speaking>,
+    speaking: &Arc<Speaking>,
 ) {
     let far = TokioIo::new(far);
     let (sender, driver) = if is_http2 {
@@ -230,9 +245,9 @@ async fn speak(
             AbortOnDropHandle::new(tokio::spawn(async move { drop(connection.with_upgrades().await) }));
         (Far::Http1(Arc::new(tokio::sync::Mutex::new(sender))), driver)
     };
-    *speaking.far.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+    *locked(&speaking.far) = Some(sender);
     let service = {
-        let speaking = Arc::clone(&speaking);
+        let speaking = Arc::clone(speaking);
         service_fn(move |request| {
             let speaking = Arc::clone(&speaking);
             async move {
@@ -259,7 +274,7 @@ async fn speak(
     } else {
         let serving = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(served.limits.idle_time_max)
+            .header_read_timeout(speaking.served.limits.idle_time_max)
             .max_buf_size(HEAD_BYTES_MAX * 2)
             .serve_connection(near, service)
             .with_upgrades();
@@ -282,24 +297,23 @@ impl Speaking {
             return Err(Answer::malformed("a tunnel within a tunnel is not served"));
         }
         self.check_authority(&parts.uri, &parts.headers)?;
+        let replacements = self.replacements().await?;
         let is_http2 = parts.version == Version::HTTP_2;
         let upgrade =
             is_upgrade(&parts.headers).then(|| parts.headers.get(header::UPGRADE).cloned()).flatten();
         strip(&mut parts.headers);
-        let made = splice::headers(&mut parts.headers, &self.intercept.replacements).map_err(
-            |splice::NoHeader| {
-                Answer::new(
-                    StatusCode::BAD_REQUEST,
-                    "secret",
-                    "the secret behind a placeholder has a character that no header can have",
-                )
-            },
-        )?;
+        let made = splice::headers(&mut parts.headers, &replacements).map_err(|splice::NoHeader| {
+            Answer::new(
+                StatusCode::BAD_REQUEST,
+                "secret",
+                "the secret behind a placeholder has a character that no header can have",
+            )
+        })?;
         let mut account = Account::new(self);
-        for (replacement, _) in self.intercept.replacements.iter().zip(&made).filter(|(_, made)| **made) {
+        for (replacement, _) in replacements.iter().zip(&made).filter(|(_, made)| **made) {
             account.add(&replacement.credential);
         }
-        let (body, account) = self.body(&mut parts.headers, body, account).await?;
+        let (body, account) = self.body(&mut parts.headers, body, &replacements, is_http2, account).await?;
         let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let authority = self.authority();
         if is_http2 {
@@ -339,8 +353,7 @@ impl Speaking {
                 return Err(Answer::new(StatusCode::BAD_GATEWAY, "broken", reason));
             };
             let far = hyper::upgrade::on(&mut response);
-            // Ends with either side: both are connections of this tunnel.
-            tokio::spawn(async move {
+            locked(&self.upgraded).spawn(async move {
                 if let (Ok(near), Ok(far)) = tokio::join!(near, far) {
                     let _ = copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(far)).await;
                 }
@@ -356,10 +369,30 @@ impl Speaking {
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 
+    /// What may be spent to the host by now.
+    async fn replacements(&self) -> Result<Vec<Replacement>, Answer> {
+        self.intercept.edge.replacements(&self.visit.host).await.map_err(|error| {
+            let Visit { host, port, address, .. } = &*self.visit;
+            let answer =
+                Answer::new(StatusCode::SERVICE_UNAVAILABLE, "credentials_unavailable", error.to_string());
+            self.served.log_denial("CONNECT", Some((host, *port)), &answer, Some(*address));
+            answer
+        })
+    }
+
+    /// A place among the bodies that are held as a whole. `None`: it is better sent as it comes.
+    async fn place(&self, is_http2: bool) -> Option<OwnedSemaphorePermit> {
+        let bodies = Arc::clone(&self.served.bodies);
+        if is_http2 {
+            // Needs no length, and those who wait would take the window of those who have a place.
+            return bodies.try_acquire_owned().ok();
+        }
+        bodies.acquire_owned().await.ok()
+    }
+
     async fn send(&self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         let sender = {
-            let far = self.far.lock().unwrap_or_else(PoisonError::into_inner);
-            match far.as_ref().expect("requests come after the far side was met") {
+            match locked(&self.far).as_ref().expect("requests come after the far side was met") {
                 Far::Http1(sender) => Ok(Arc::clone(sender)),
                 Far::Http2(sender) => Err(sender.clone()),
             }
@@ -411,9 +444,11 @@ impl Speaking {
         &'a self,
         headers: &mut HeaderMap,
         body: Incoming,
+        replacements: &[Replacement],
+        is_http2: bool,
         mut account: Account<'a>,
     ) -> Result<(Body, Account<'a>), Answer> {
-        let splicer = Splicer::new(&self.intercept.replacements);
+        let splicer = Splicer::new(replacements);
         // What is compressed holds no placeholder that could be seen.
         let is_coded = headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity");
         if body.is_end_stream() || is_coded || splicer.is_empty() {
@@ -421,23 +456,38 @@ impl Speaking {
         }
         let mut splicer = splicer;
         match body.size_hint().exact() {
-            Some(length) if length <= BODY_KEPT_MAX => {
+            Some(length)
+                if length <= BODY_KEPT_MAX
+                    && let Some(place) = self.place(is_http2).await =>
+            {
                 let limit = usize::try_from(BODY_KEPT_MAX).unwrap_or(usize::MAX);
                 let kept = Limited::new(body, limit).collect().await;
                 let kept = kept.map_err(|_| Answer::malformed("the body broke off"))?.to_bytes();
-                let mut out = splicer.push(&kept);
+                let mut out = Vec::with_capacity(kept.len());
+                for piece in kept.chunks(PIECE_BYTES) {
+                    out.extend(splicer.push(piece));
+                    if out.len() > BODY_SPLICED_MAX {
+                        let reason = "the body has too many placeholders for so long a secret";
+                        return Err(Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "body_size", reason));
+                    }
+                }
                 out.extend(splicer.finish());
                 for credential in splicer.spent() {
                     account.add(credential);
                 }
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from(out.len()));
-                let body = Full::new(Bytes::from(out)).map_err(|never| match never {});
-                Ok((body.boxed_unsync(), account))
+                // The place is free once the body has left.
+                let body = Full::new(Bytes::from(out)).map_frame(move |frame| {
+                    let _place = &place;
+                    frame
+                });
+                Ok((body.map_err(|never| match never {}).boxed_unsync(), account))
             }
             _ => {
                 headers.remove(header::CONTENT_LENGTH);
                 let spliced = Spliced {
                     body,
+                    pending: Bytes::new(),
                     splicer,
                     edge: Arc::clone(&self.intercept.edge),
                     host: self.visit.host.clone(),
@@ -485,6 +535,10 @@ impl Drop for Account<'_> {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn is_upgrade(headers: &HeaderMap) -> bool {
     let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     headers.contains_key(header::UPGRADE)
@@ -494,6 +548,8 @@ fn is_upgrade(headers: &HeaderMap) -> bool {
 /// A body whose placeholders are replaced as it passes.
 struct Spliced {
     body: Incoming,
+    /// What has come of it and was not searched yet.
+    pending: Bytes,
     splicer: Splicer,
     edge: Arc<dyn Edge>,
     host: Host,
@@ -513,6 +569,15 @@ impl hyper::body::Body for Spliced {
             if self.is_over {
                 return Poll::Ready(self.trailers.take().map(Ok));
             }
+            if !self.pending.is_empty() {
+                let length = self.pending.len().min(PIECE_BYTES);
+                let piece = self.pending.split_to(length);
+                let out = self.splicer.push(&piece);
+                if !out.is_empty() {
+                    return Poll::Ready(Some(Ok(Frame::data(out.into()))));
+                }
+                continue;
+            }
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
@@ -525,8 +590,8 @@ impl hyper::body::Body for Spliced {
                     return Poll::Ready(Some(Ok(Frame::data(rest.into()))));
                 }
             };
-            let data = match frame.into_data() {
-                Ok(data) => data,
+            match frame.into_data() {
+                Ok(data) => self.pending = data,
                 Err(trailers) => {
                     // They end a body. What was held back comes first.
                     self.is_over = true;
@@ -537,10 +602,6 @@ impl hyper::body::Body for Spliced {
                     self.trailers = Some(trailers);
                     return Poll::Ready(Some(Ok(Frame::data(rest.into()))));
                 }
-            };
-            let out = self.splicer.push(&data);
-            if !out.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(out.into()))));
             }
         }
     }

@@ -45,6 +45,8 @@ use crate::policy::Policy;
 const TLS_PORTS_DEFAULT: [u16; 1] = [443];
 /// How many lookups of one sandbox may run at once, so that it cannot take those of all.
 const LOOKUPS_MAX: usize = 8;
+/// How many bodies of one sandbox may be held as a whole at once, while secrets are put into them.
+const BODIES_MAX: usize = 16;
 /// How long to wait after the system refused a connection, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -122,6 +124,7 @@ struct Served {
     policy: Policy,
     edge: Option<Arc<dyn Edge>>,
     lookups: Semaphore,
+    bodies: Arc<Semaphore>,
 }
 
 impl Proxy {
@@ -171,6 +174,7 @@ impl Proxy {
             policy,
             edge,
             lookups: Semaphore::new(LOOKUPS_MAX),
+            bodies: Arc::new(Semaphore::new(BODIES_MAX)),
         });
         let mut connections = JoinSet::new();
         loop {

@@ -130,8 +130,7 @@ async fn interception(
         );
         Refused { rule: "credentials_unavailable", is_tls: true }
     };
-    let replacements = edge.replacements(host).await.map_err(|error| unavailable(&error))?;
-    if replacements.is_empty() {
+    if edge.replacements(host).await.map_err(|error| unavailable(&error))?.is_empty() {
         return Ok(None);
     }
     let offered: Vec<Vec<u8>> = match &hello.protocols {
@@ -148,7 +147,7 @@ async fn interception(
     }
     let authority = edge.authority().await.map_err(|error| unavailable(&error))?;
     let certified = authority.certified(host).map_err(|error| unavailable(&error))?;
-    Ok(Some(Intercept { edge: Arc::clone(edge), replacements: replacements.into(), certified, offered }))
+    Ok(Some(Intercept { edge: Arc::clone(edge), certified, offered }))
 }
 
 /// Reads how the near side begins and judges it. Returns what was read.

@@ -1,6 +1,7 @@
 //! Which names a policy allows.
 
 use egress::{Allowed, Host, PACKAGE_REGISTRIES, Pattern, Policy};
+use protocol::agent::{McpServer, McpServerTag};
 use protocol::environment::Networking;
 
 use crate::common::limited;
@@ -52,14 +53,13 @@ fn a_policy_is_made_from_the_environment_and_survives_json() {
         (Networking::Unrestricted {}, [true, true, true, true]),
     ];
     for (networking, expected) in cases {
-        let made = Policy::new(&networking, ["mcp.example.net"]).unwrap();
+        let made = Policy::new(&networking, &[server()]).unwrap();
         let json = serde_json::to_string(&made).unwrap();
         let policy: Policy = serde_json::from_str(&json).unwrap();
         assert_eq!(policy, made);
         let hosts = ["api.example.com", "mcp.example.net", "files.pythonhosted.org", "other.example.org"];
         assert_eq!(hosts.map(|host| allows(&policy, host)), expected, "{json}");
     }
-    assert!(Policy::new(&limited(true, false), ["https://mcp.example.net"]).is_err());
     assert!(serde_json::from_str::<Policy>(r#"{"type":"limited","allowed_hosts":[]}"#).is_err());
 }
 
@@ -73,4 +73,9 @@ fn every_registry_is_a_pattern_and_says_so_when_it_allows() {
     for host in ["upload.pypi.org", "github.com", "storage.googleapis.com", "crates.io", "ubuntu.com"] {
         assert!(!allows(&policy, host), "{host}");
     }
+}
+
+fn server() -> McpServer {
+    let tag = McpServerTag::Url;
+    McpServer { tag, name: "tools".to_owned(), url: "https://mcp.example.net:8443/mcp".to_owned() }
 }

@@ -33,10 +33,12 @@ struct Purse {
     in_headers: bool,
     in_body: bool,
     authority: Arc<Authority>,
+    /// What the vault has by now; `None` while it is sealed.
+    secret: Mutex<Option<Vec<String>>>,
     spent: Mutex<Vec<(String, String, Spent)>>,
 }
 
-struct Word(&'static str);
+struct Word(String);
 
 impl Secret for Word {
     fn write_to(&self, into: &mut Vec<u8>) {
@@ -47,17 +49,16 @@ impl Secret for Word {
 #[async_trait]
 impl Edge for Purse {
     async fn replacements(&self, host: &Host) -> Result<Vec<Replacement>, Unavailable> {
-        if self.host == "unavailable" {
-            return Err(Unavailable("the vault is sealed".to_owned()));
-        }
-        let replacement = Replacement {
+        let kept = self.secret.lock().unwrap().clone();
+        let Some(kept) = kept else { return Err(Unavailable("the vault is sealed".to_owned())) };
+        let replacement = |secret| Replacement {
             credential: "vcrd_one".to_owned(),
             placeholder: PLACEHOLDER.to_owned(),
-            secret: Arc::new(Word(SECRET)),
+            secret: Arc::new(Word(secret)),
             in_headers: self.in_headers,
             in_body: self.in_body,
         };
-        Ok((host.to_string() == self.host).then_some(replacement).into_iter().collect())
+        Ok(kept.into_iter().filter(|_| host.to_string() == self.host).map(replacement).collect())
     }
 
     async fn authority(&self) -> Result<Arc<Authority>, Unavailable> {
@@ -79,7 +80,8 @@ impl Edge for Purse {
 
 fn purse(host: &'static str, in_headers: bool, in_body: bool) -> Arc<Purse> {
     let authority = Arc::new(Authority::from_seed("sbx_test", &[7; 32]).unwrap());
-    Arc::new(Purse { host, in_headers, in_body, authority, spent: Mutex::default() })
+    let secret = Mutex::new(Some(vec![SECRET.to_owned()]));
+    Arc::new(Purse { host, in_headers, in_body, authority, secret, spent: Mutex::default() })
 }
 
 /// A web server behind TLS that answers with what it was sent.
@@ -129,6 +131,10 @@ impl Mirror {
     }
 
     fn way(&self, policy: Policy, purse: &Arc<Purse>) -> Way {
+        self.way_within(policy, purse, Limits { hello_time_max: Duration::from_secs(5), ..Limits::default() })
+    }
+
+    fn way_within(&self, policy: Policy, purse: &Arc<Purse>, limits: Limits) -> Way {
         let port = self.port;
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
@@ -138,7 +144,7 @@ impl Mirror {
             private: &format!("web.test:{port} other.test:{port}"),
             table: table(&[("web.test", LOOPBACK), ("other.test", LOOPBACK)]),
             tls_ports: vec![port],
-            limits: Limits { hello_time_max: Duration::from_secs(5), ..Limits::default() },
+            limits,
             edge: Some(edge),
             roots,
             ..Setup::default()
@@ -306,6 +312,81 @@ async fn http2_is_spoken_where_both_sides_offer_it() {
 }
 
 #[tokio::test]
+async fn what_the_vault_has_by_now_is_spent_on_an_open_connection_too() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let way = mirror.way(Policy::Unrestricted {}, &purse);
+    let tls = mirror.tls(&way, &purse, "web.test", &[b"h2"]).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut ask = async || {
+        let request = Request::get(format!("https://web.test:{}/", mirror.port));
+        let request = request.header("x-key", PLACEHOLDER).body(Full::<Bytes>::default()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    };
+    assert!(ask().await.1.contains(&format!("x-key: {SECRET}\n")));
+    *purse.secret.lock().unwrap() = Some(vec!["rotated".to_owned()]);
+    assert!(ask().await.1.contains("x-key: rotated\n"));
+    *purse.secret.lock().unwrap() = None;
+    assert_eq!(ask().await.0, 503);
+    *purse.secret.lock().unwrap() = Some(Vec::new());
+    assert!(ask().await.1.contains(&format!("x-key: {PLACEHOLDER}\n")));
+}
+
+#[tokio::test]
+async fn a_body_does_not_grow_without_bounds_by_its_secrets() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let way = mirror.way(Policy::Unrestricted {}, &purse);
+    *purse.secret.lock().unwrap() = Some(vec!["s".repeat(4_096)]);
+    let body = PLACEHOLDER.repeat(10_000);
+    let length = body.len();
+    let kept = format!("content-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    let kept = format!("POST / HTTP/1.1\r\nhost: web.test:PORT\r\n{kept}");
+    let answer = mirror.ask(&way, &purse, "web.test", &kept).await;
+    assert!(answer.starts_with("HTTP/1.1 413 egress: the body has too many placeholders"), "{answer:.200}");
+    // As it passes, it may become as long as it likes: nobody keeps it.
+    let passing =
+        format!("transfer-encoding: chunked\r\nconnection: close\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n");
+    let passing = format!("POST / HTTP/1.1\r\nhost: web.test:PORT\r\n{passing}");
+    let answer = mirror.ask(&way, &purse, "web.test", &passing).await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let sent = body.rsplit("\n\n").next().unwrap();
+    assert_eq!((sent.len(), sent.trim_matches('s')), (10_000 * 4_096, ""));
+}
+
+#[tokio::test]
+async fn more_slow_bodies_than_are_kept_at_once_are_all_answered() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let way = mirror.way(Policy::Unrestricted {}, &purse);
+    let request = format!(
+        "POST / HTTP/1.1\r\nhost: web.test:{}\r\ncontent-length: 3\r\nconnection: close\r\n\r\nab",
+        mirror.port
+    );
+    let mut slow = Vec::new();
+    for _ in 0..17 {
+        let mut tls = mirror.tls(&way, &purse, "web.test", &[b"http/1.1"]).await.unwrap();
+        tls.write_all(request.as_bytes()).await.unwrap();
+        slow.push(tls);
+    }
+    // Of those who wait for the last byte one has no place; which one is not known. With all bytes there, all have their turn.
+    for tls in &mut slow {
+        tls.write_all(b"c").await.unwrap();
+    }
+    for mut tls in slow {
+        let mut answer = Vec::new();
+        let reading = tokio::time::timeout(Duration::from_secs(20), tls.read_to_end(&mut answer));
+        let _ = reading.await.expect("each is answered");
+        assert!(answer.ends_with(b"\n\nabc"), "{}", String::from_utf8_lossy(&answer));
+    }
+}
+
+#[tokio::test]
 async fn a_request_within_the_tunnel_must_be_for_its_host() {
     let mirror = Mirror::start().await;
     let purse = purse("web.test", true, true);
@@ -384,18 +465,16 @@ async fn what_is_not_http_is_refused() {
 #[tokio::test]
 async fn without_the_vault_nothing_passes_that_could_need_it() {
     let mirror = Mirror::start().await;
-    let purse = purse("unavailable", true, true);
+    let purse = purse("web.test", true, true);
+    *purse.secret.lock().unwrap() = None;
     let way = mirror.way(Policy::Unrestricted {}, &purse);
     let refused = mirror.tls(&way, &purse, "web.test", &[b"http/1.1"]).await.unwrap_err();
     assert!(refused.contains("AccessDenied"), "{refused}");
 }
 
-#[tokio::test]
-async fn an_upgraded_connection_carries_bytes_both_ways() {
-    let mirror = Mirror::start().await;
-    let purse = purse("web.test", true, true);
-    let way = mirror.way(Policy::Unrestricted {}, &purse);
-    let mut tls = mirror.tls(&way, &purse, "web.test", &[b"http/1.1"]).await.unwrap();
+/// A connection that is no longer one for requests.
+async fn upgraded(mirror: &Mirror, way: &Way, purse: &Purse) -> TlsStream<TcpStream> {
+    let mut tls = mirror.tls(way, purse, "web.test", &[b"http/1.1"]).await.unwrap();
     let head = format!(
         "GET / HTTP/1.1\r\nhost: web.test:{}\r\nconnection: Upgrade\r\nupgrade: shout\r\n\r\n",
         mirror.port
@@ -406,6 +485,38 @@ async fn an_upgraded_connection_carries_bytes_both_ways() {
         answer.push(tls.read_u8().await.unwrap());
     }
     assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    tls
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_keeps_to_the_bounds_of_others() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let limits =
+        Limits { connections_max: 1, idle_time_max: Duration::from_millis(500), ..Limits::default() };
+    let way = mirror.way_within(Policy::Unrestricted {}, &purse, limits);
+    let mut first = upgraded(&mirror, &way, &purse).await;
+    // It has the only place, until it has been quiet for too long.
+    let (ended, _second) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(20), async {
+            let _ = first.read_u8().await;
+            std::time::Instant::now()
+        }),
+        async {
+            let second = upgraded(&mirror, &way, &purse).await;
+            (second, std::time::Instant::now())
+        }
+    );
+    let (_, begun) = _second;
+    assert!(ended.expect("it is cut off") <= begun + Duration::from_millis(100), "both at the same time");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_carries_bytes_both_ways() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let way = mirror.way(Policy::Unrestricted {}, &purse);
+    let mut tls = upgraded(&mirror, &way, &purse).await;
     tls.write_all(b"hello").await.unwrap();
     let mut echo = [0; 5];
     tls.read_exact(&mut echo).await.unwrap();

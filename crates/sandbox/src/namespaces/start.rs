@@ -91,6 +91,9 @@ impl Drop for Process {
     }
 }
 
+/// How long a process may take from its last word to the end of its sockets. Waited for only after a failure.
+const GOING_TIME_MAX: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// The namespaces that are made at birth; the control group one follows when the process is in its group.
 pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
@@ -125,7 +128,7 @@ pub(crate) fn start(
     match equipped {
         Ok(()) => {}
         // It has given up before it got all it needs, and says why itself.
-        Err(_) if is_closed(&sync) => {}
+        Err(_) if closes(&sync) => {}
         Err(failure) => return Err(failure),
     }
     Ok(Started { pid, process, control, sync })
@@ -144,11 +147,11 @@ fn bring_lowers(pid: i32, profile: &Profile, plan: &Plan, sync: &UnixStream) -> 
     Ok(())
 }
 
-/// Whether the other end is gone.
-fn is_closed(sync: &UnixStream) -> bool {
+/// Whether the other end is gone, or is going: a process that ends loses its memory, and with it the owner of its files in
+/// `/proc`, some time before its sockets are closed.
+fn closes(sync: &UnixStream) -> bool {
     let mut polled = [PollFd::new(sync, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
+    poll(&mut polled, Some(&GOING_TIME_MAX)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// The user namespace of a process whose ids are mapped.

@@ -62,7 +62,15 @@ fn repeat_attacks(arguments: &[&str], variables: &[&str]) {
 
 /// What a repetition that passed has printed. Of one that failed, what failed is shown, and not what passed before.
 fn passes(repetition: &mut Command) -> String {
-    let output = repetition.output().unwrap();
+    let output = loop {
+        match repetition.output() {
+            // A copy is busy while a child of another test, born as it was written, has not come to its own program yet.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            output => break output.unwrap(),
+        }
+    };
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let failures = printed.split_once("\nfailures:").map_or(&*printed, |(_, failures)| failures);
     assert!(

@@ -192,6 +192,32 @@ async fn tokens_that_a_client_puts_there_meanwhile_win() {
     assert_eq!(token.as_deref(), Some("at-new"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_nobody_waits_for_any_more_is_kept_all_the_same() {
+    let world = World::new().await;
+    let (arrived, mut arrives) = tokio::sync::mpsc::unbounded_channel();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let server = Server::start(move |_| {
+        arrived.send(()).expect("somebody listens");
+        tokio::task::block_in_place(|| wait.lock().expect("not poisoned").recv().expect("told to go on"));
+        (200, tokens(1))
+    })
+    .await;
+    let vault = world.vault().await;
+    world.add(&vault, oauth(&server, json!({"type": "none"}))).await;
+    let spendable = found(&world, &vault, &server).await;
+    tokio::select! {
+        _ = world.credentials.renew(&spendable) => panic!("the endpoint holds its answer back"),
+        asked = arrives.recv() => asked.expect("asked"),
+    }
+    go.send(()).expect("it waits");
+    // The refresh token is used up: what came for it is there, and the next finds it without asking.
+    let renewed = soon(world.credentials.renew(&spendable)).await.expect("renewed");
+    assert_eq!(world.credentials.open(&renewed).await.expect("opens").expose(str::to_owned), "at-1");
+    assert_eq!(server.asked().len(), 1);
+}
+
 fn speaks(good: &'static str) -> impl Fn(&Asked) -> (u16, Value) + Send + Sync + 'static {
     let endpoint = rotating();
     move |asked| {

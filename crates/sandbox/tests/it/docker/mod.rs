@@ -52,13 +52,13 @@ fn image(name: &str) -> Base {
 async fn containers_keep_the_contract() {
     let Some(engine) = engine("containers_keep_the_contract") else { return };
     let host = host(engine);
-    conformance::suite(&*host.provider, "suite").await;
+    conformance::suite(&*host.provider, "containers").await;
     if !is_walled_in() {
-        conformance::exits_suite(&*host.provider, "suite").await;
+        conformance::exits_suite(&*host.provider, "containers").await;
         let authority = egress::Authority::from_seed("suite", &[1; 32]).unwrap();
-        conformance::equipment_suite(&*host.provider, "suite", authority.certificate()).await;
+        conformance::equipment_suite(&*host.provider, "containers", authority.certificate()).await;
         let tree = crate::host::tree();
-        conformance::trees_suite(&*host.provider, "suite", &tree.path().join("archive")).await;
+        conformance::trees_suite(&*host.provider, "containers", &tree.path().join("archive")).await;
     }
     assert_eq!(host.containers(), [""; 0]);
     host.end().await;
