@@ -1,13 +1,14 @@
 //! Trees of files that a session brings: each comes as an archive, piece by piece, and is a folder when all of it is there.
 //!
 //! A thread unpacks beside the main loop, into a folder of another name, which gets its own when it is whole. A tree that is
-//! broken off, or cannot be unpacked, leaves nothing.
+//! broken off, or cannot be unpacked, leaves nothing. Whoever begins anew need not wait for that: no two attempts share a folder.
 
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -78,9 +79,10 @@ impl Trees {
 fn begin(desk: &Arc<Desk>, at: &str) -> Result<Current, String> {
     let place = PathBuf::from(at);
     let name = place.file_name().filter(|_| place.is_absolute()).ok_or("the tree has no place")?;
+    static ATTEMPT: AtomicU64 = AtomicU64::new(0);
     let mut partial = std::ffi::OsString::from(".");
     partial.push(name);
-    partial.push(".partial");
+    partial.push(format!(".partial-{}", ATTEMPT.fetch_add(1, Ordering::Relaxed)));
     let partial = place.with_file_name(partial);
     let (sender, receiver) = sync_channel(1);
     let desk = Arc::clone(desk);

@@ -11,11 +11,14 @@ use std::os::unix::fs::MetadataExt;
 /// As many processes as are looked at; more than a sandbox may have.
 const PROCESSES_MAX: usize = 10_000;
 
+/// As many descriptors as are looked at in one sandbox, some microseconds each.
+const DESCRIPTORS_MAX: usize = 20_000;
+
 /// The memory of the process `first`, its children and theirs, their memory files, and the files that the sandbox has written. Shared
 /// pages count for each process at first; if the sum is over `limit`, they are counted once, as far as the kernel tells.
 pub(crate) fn memory_bytes(first: i32, limit: u64) -> u64 {
     let family = family(first);
-    let files = written(first) + memory_files(&family);
+    let files = written(first).saturating_add(memory_files(&family, DESCRIPTORS_MAX));
     let quick: u64 = family.iter().map(|pid| resident(*pid)).sum();
     if files + quick <= limit {
         return files + quick;
@@ -36,12 +39,18 @@ fn written(first: i32) -> u64 {
 /// The kernel's number for the kind of file system.
 const TMPFS: u64 = 0x0102_1994;
 
-/// Memory files that are open somewhere, each once.
-fn memory_files(family: &[i32]) -> u64 {
+/// Memory files that are open somewhere, each once. So many descriptors that looking at them would keep all other sandboxes
+/// waiting count as too much memory.
+fn memory_files(family: &[i32], looks_max: usize) -> u64 {
     let mut seen = HashSet::new();
     let mut sum = 0;
+    let mut looked_at = 0;
     for pid in family {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            looked_at += 1;
+            if looked_at > looks_max {
+                return u64::MAX / 2;
+            }
             let is_one = fs::read_link(entry.path())
                 .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:"));
             if let Some(found) = is_one.then(|| fs::metadata(entry.path()).ok()).flatten()
@@ -96,6 +105,13 @@ mod tests {
     fn the_figures_are_added_up() {
         let status = "Name:\tx\nVmPTE:\t      10 kB\nRssAnon:\t     100 kB\nRssFile:\t    1000 kB\nRssShmem:\t       1 kB\n";
         assert_eq!(kilobytes(status, &["RssAnon:", "RssShmem:", "VmPTE:"]), 111 << 10);
+    }
+
+    #[test]
+    fn more_descriptors_than_can_be_looked_at_are_too_much() {
+        let own = [i32::try_from(std::process::id()).unwrap()];
+        assert_eq!(memory_files(&own, DESCRIPTORS_MAX), 0);
+        assert!(memory_files(&own, 2) > 1 << 60);
     }
 
     #[test]

@@ -368,8 +368,15 @@ impl Supervised {
         Place::open(&self.settings.data_dir).map(|place| place.instance()).map_err(Error::unavailable)
     }
 
-    /// Brings one tree, piece by piece.
+    /// Brings one tree, piece by piece; once more from the beginning if a piece was lost on the way and taken all the same.
     async fn bring_tree(&self, id: &SandboxId, fence: u64, tree: &Tree) -> Result<(), Error> {
+        match self.bring_pieces(id, fence, tree).await {
+            Err(Error::Refused { .. }) => self.bring_pieces(id, fence, tree).await,
+            brought => brought,
+        }
+    }
+
+    async fn bring_pieces(&self, id: &SandboxId, fence: u64, tree: &Tree) -> Result<(), Error> {
         let unreadable = |error: io::Error| Error::refused(format!("the tree cannot be read: {error}"));
         let mut archive = tokio::fs::File::open(&tree.archive).await.map_err(unreadable)?;
         let length = archive.metadata().await.map_err(unreadable)?.len();

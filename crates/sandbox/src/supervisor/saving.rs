@@ -175,6 +175,8 @@ fn pack(mut sync: &UnixStream, stage: &OwnedFd, into: &File, groups: sys::ClearG
         return;
     }
     conclude(sync, || {
+        // Or the files of sandboxes that end meanwhile would stay until this has.
+        sys::close_all_but(&[sync.as_raw_fd(), stage.as_raw_fd(), into.as_raw_fd()])?;
         sys::become_namespace_root(groups)?;
         sys::die_with_parent()?;
         snapshot::pack(stage, into).map_err(io::Error::other)

@@ -86,6 +86,10 @@ fn what_is_broken_off_or_broken_leaves_nothing_and_can_be_brought_again() {
     refused(bring(&mut hands, &text, &broken, 1000));
     refused(bring(&mut hands, "relative", &archive, archive.len()));
     assert_eq!(fs::read_dir(hands.path("work")).unwrap().count(), 0);
+    // Nobody waits for the end of what was broken off.
+    for _ in 0..20 {
+        assert_eq!(hands.ask(piece(&text, 0, &archive[..5000], false)), Reply::Unpacked);
+    }
     assert_eq!(bring(&mut hands, &text, &archive, 3000), Reply::Unpacked);
     assert_eq!(hands.sh("echo still here"), "still here");
 }
