@@ -161,6 +161,22 @@ async fn a_placeholder_that_goes_elsewhere_is_worth_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_for_a_secret_is_worth_nothing_in_another_session() {
+    let world = World::start().await;
+    let (vault, _) = world.vault(json!(["localhost"])).await;
+    let unrestricted = || json!({"type": "unrestricted"});
+    let first = world.session("claude-first", unrestricted(), &vault, &["printenv SITE_TOKEN"]).await;
+    let others = world.next(&first).await.0.trim().to_owned();
+    assert!(others.starts_with("phsec_"), "{others}");
+    let send = world.send().replacen("$SITE_TOKEN", &others, 1);
+    let second = world.session("claude-second", unrestricted(), &vault, &[&send]).await;
+    assert_eq!(world.next(&second).await.0, "hello");
+    let request = world.site.last();
+    assert!(request.contains(&format!("x-token: {others}\r\n")), "{request}");
+    assert!(request.ends_with(&format!("body={FIRST}")), "its own it may spend: {request}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_the_environment_forbids_is_said_and_kept_out() {
     let world = World::start().await;
     let (vault, _) = world.vault(json!(["localhost"])).await;

@@ -126,7 +126,7 @@ async fn attack_15_a_connection_by_the_exit_cannot_be_handed_to_another_sandbox(
 import threading
 def give(address):
     server = socket.socket(socket.AF_UNIX); server.bind(address); server.listen()
-    print("ready", flush=True)
+    print("ready\n", end="", flush=True)
     while True:
         to, _ = server.accept()
         with socket.create_connection(EXIT) as s: socket.send_fds(to, [b"x"], [s.fileno()])
@@ -137,7 +137,7 @@ give("/tmp/given")
     let prelude = "import socket\nEXIT = ('127.0.0.1', 3128)";
     let start = format!(
         "cat > /tmp/giver.py <<'END'\n{prelude}\n{giver}\nEND\n(setsid python3 /tmp/giver.py > /tmp/ready 2>&1 &)\n\
-         while [ \"$(grep -c ready /tmp/ready)\" != 2 ]; do sleep 0.02; done; echo given"
+         while [ \"$(grep -c ready /tmp/ready 2>/dev/null)\" != 2 ]; do sleep 0.02; done; echo given"
     );
     assert_eq!(free.bash(&start).await, "given");
     let take = r#"
