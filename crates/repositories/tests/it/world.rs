@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use egress::{Guard, PrivateHosts};
 use http_body_util::BodyExt as _;
@@ -169,6 +169,15 @@ impl World {
     pub(crate) fn cache(&self) -> PathBuf {
         self.folder.path().join("repositories/cache")
     }
+
+    /// Processes of this test's own git.
+    pub(crate) fn processes(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir("/proc").expect("processes").flatten().map(|process| process.path());
+        let is_own = |process: &PathBuf| {
+            std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()))
+        };
+        all.filter(is_own).collect()
+    }
 }
 
 fn agent() -> SessionAgent {
@@ -290,6 +299,11 @@ pub(crate) async fn good(folder: &Path, arguments: &[&str]) -> String {
     text
 }
 
+/// If there is only one subscriber, whether anybody listens to a line is asked of the thread that comes to it first, which may
+/// be another test's.
+static ANOTHER: LazyLock<tracing::Dispatch> =
+    LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+
 /// Everything that is logged while this is held, on this thread.
 pub(crate) fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     struct Writer(Arc<Mutex<Vec<u8>>>);
@@ -302,6 +316,7 @@ pub(crate) fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuar
             Ok(())
         }
     }
+    LazyLock::force(&ANOTHER);
     let lines = Arc::<Mutex<Vec<u8>>>::default();
     let kept = Arc::clone(&lines);
     let subscriber = tracing_subscriber::fmt()
