@@ -122,6 +122,7 @@ impl Git<'_> {
         if files {
             config.push(("protocol.file.allow", "always"));
         }
+        let around = self.folder.parent().unwrap_or(self.folder);
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut all: Vec<(OsString, OsString)> = vec![
             ("PATH".into(), path),
@@ -132,6 +133,8 @@ impl Git<'_> {
             ("GIT_CONFIG_SYSTEM".into(), "/dev/null".into()),
             ("GIT_CONFIG_GLOBAL".into(), "/dev/null".into()),
             ("GIT_ATTR_NOSYSTEM".into(), "1".into()),
+            // No repository is looked for in what lies around the server's folder.
+            ("GIT_CEILING_DIRECTORIES".into(), around.into()),
             ("GIT_TERMINAL_PROMPT".into(), "0".into()),
             ("GIT_ASKPASS".into(), "/bin/false".into()),
             ("GIT_LFS_SKIP_SMUDGE".into(), "1".into()),
@@ -181,9 +184,24 @@ fn own_word(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     let lines = said.lines().rev().filter_map(|line| {
         let word = line.strip_prefix("fatal: ").or_else(|| line.strip_prefix("error: "))?;
-        (!word.contains("remote") && !word.contains("127.0.0.1")).then(|| word.chars().take(200).collect())
+        (!word.contains("remote") && !word.contains("127.0.0.1"))
+            .then(|| without_paths(word).chars().take(200).collect())
     });
     lines.take(1).next()
+}
+
+/// Without paths of this machine, which git quotes or not. Names in the repository stay: they begin with no slash.
+fn without_paths(word: &str) -> String {
+    let is_path = |text: &str| text.trim_start_matches(['"', '(']).starts_with('/') || text.contains(":/");
+    let plain = |text: &str| {
+        let words = text.split(' ').map(|word| if is_path(word) { "…" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    // What follows a quotation mark goes as a whole: a path may have spaces.
+    let mut parts = word.split('\'');
+    let first = parts.next().map(plain);
+    let others = parts.map(|part| if is_path(part) { "…".to_owned() } else { plain(part) });
+    first.into_iter().chain(others).collect::<Vec<_>>().join("'")
 }
 
 /// A path as an argument.

@@ -1,8 +1,11 @@
 //! What a hostile agent or a hostile host could try.
 
+use std::fs::{File, TryLockError};
+
+use protocol::resource::Checkout;
 use testkit::git::{Right, Server};
 
-use crate::world::{REPOSITORY, TOKEN, Wanted, World};
+use crate::world::{REPOSITORY, TOKEN, Wanted, World, good};
 
 #[tokio::test]
 async fn only_the_sessions_own_repositories_are_answered_in_one_spelling() {
@@ -211,4 +214,66 @@ async fn nobody_gets_through_the_door_of_our_own_git_without_its_word() {
         tried = trying => tried,
     };
     assert!(!ok && said.contains("403"), "{said}");
+}
+
+#[tokio::test]
+async fn a_branch_that_is_called_like_a_commit_is_not_taken_for_it() {
+    let world = World::start().await;
+    let pinned = world.git.git(REPOSITORY, &["rev-parse", "main"]).trim().to_owned();
+    let sha = |sha: &str| Wanted {
+        checkout: Some(Checkout::Commit { sha: sha.to_owned() }),
+        ..Wanted::new(REPOSITORY, TOKEN)
+    };
+    let trap = world.git.commit(REPOSITORY, &pinned[..7], &[("src/a.txt", b"evil\n")]);
+    world.git.git(REPOSITORY, &["update-ref", &format!("refs/tags/{}", &pinned[..8]), &trap]);
+    world.git.git(REPOSITORY, &["update-ref", &format!("refs/heads/{pinned}"), &trap]);
+    for name in [&pinned[..7], &pinned[..8], &pinned] {
+        let tree = world.checkout(&world.session(sha(name)).await).await;
+        assert_eq!(good(tree.path(), &["rev-parse", "HEAD"]).await.trim(), pinned, "{name}");
+    }
+    // Nor where there is no such commit.
+    world.git.commit(REPOSITORY, "abcdef1", &[("src/a.txt", b"evil\n")]);
+    let (kind, _) = world.trouble(&world.session(sha("abcdef1")).await).await;
+    assert_eq!(kind, "repository_checkout_error");
+}
+
+#[tokio::test]
+async fn nobody_elses_fetch_comes_between_a_sessions_own_and_its_reading() {
+    let world = World::with_git(
+        r#"case "$*" in *clone*/cache/*) touch $world/reads; while [ ! -e $world/on ]; do sleep 0.01; done;; esac"#,
+    )
+    .await;
+    let record = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
+    let trying = async {
+        while !world.folder.path().join("reads").exists() {
+            tokio::task::yield_now().await;
+        }
+        // Another token may see more than this session's.
+        let other = File::open(world.kept().join("lock")).unwrap().try_lock_shared();
+        std::fs::write(world.folder.path().join("on"), "").unwrap();
+        other
+    };
+    let (_, other) = tokio::join!(world.checkout(&record), trying);
+    assert!(matches!(other, Err(TryLockError::WouldBlock)), "{other:?}");
+}
+
+#[tokio::test]
+async fn a_repository_around_the_servers_folder_is_not_read() {
+    let world = World::start().await;
+    let around = world.folder.path();
+    good(around, &["init", "--quiet"]).await;
+    good(around, &["config", "url.http://127.0.0.1:1/.insteadOf", "http://127.0.0.1"]).await;
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+}
+
+#[tokio::test]
+async fn the_client_is_told_no_path_of_the_server() {
+    let world = World::start().await;
+    let record = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
+    world.checkout(&record).await;
+    std::fs::write(world.kept().join("git/HEAD"), "rubbish\n").unwrap();
+    let (kind, message) = world.trouble(&record).await;
+    assert_eq!(kind, "repository_clone_error");
+    assert!(message.contains("not a git repository: '…'"), "{message}");
+    assert!(!message.contains(world.folder.path().to_str().unwrap()), "{message}");
 }
