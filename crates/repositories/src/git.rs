@@ -51,7 +51,8 @@ pub(crate) struct Allowed<'a> {
     pub(crate) header: Option<&'a str>,
     /// Whether it may read another repository's files.
     pub(crate) files: bool,
-    /// The largest file that it may write.
+    /// The largest file that it may write, and the largest piece of memory that it may take: a few bytes of a pack may be
+    /// an object of many gigabytes.
     pub(crate) file_bytes_max: Option<u64>,
 }
 
@@ -113,7 +114,7 @@ impl Git<'_> {
     }
 
     fn environment(&self, allowed: Allowed<'_>) -> Vec<(OsString, OsString)> {
-        let Allowed { header, files, file_bytes_max: _ } = allowed;
+        let Allowed { header, files, file_bytes_max } = allowed;
         let mut config: Vec<(&str, &str)> = CONFIG.to_vec();
         if let Some(header) = header {
             config.push(("protocol.http.allow", "always"));
@@ -140,6 +141,9 @@ impl Git<'_> {
             ("GIT_LFS_SKIP_SMUDGE".into(), "1".into()),
             ("GIT_CONFIG_COUNT".into(), config.len().to_string().into()),
         ];
+        if let Some(bytes) = file_bytes_max {
+            all.push(("GIT_ALLOC_LIMIT".into(), bytes.to_string().into()));
+        }
         for (index, (key, value)) in config.into_iter().enumerate() {
             all.push((format!("GIT_CONFIG_KEY_{index}").into(), key.into()));
             all.push((format!("GIT_CONFIG_VALUE_{index}").into(), value.into()));

@@ -341,6 +341,15 @@ async fn a_checkout_that_would_be_too_large_is_not_begun() {
 }
 
 #[tokio::test]
+async fn a_few_bytes_do_not_become_an_object_beyond_all_bounds() {
+    let world = World::bounded(Limits { fetch_bytes_max: 16 << 20, ..Limits::default() }).await;
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    world.git.commit(REPOSITORY, "main", &[("zeros", &vec![0; 24 << 20])]);
+    let (kind, _) = world.trouble(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    assert_eq!(kind, "repository_clone_error");
+}
+
+#[tokio::test]
 async fn the_cache_loses_what_is_beyond_its_bound() {
     let limits = Limits { cache_bytes_max: 0, ..Limits::default() };
     let world = World::bounded(limits.clone()).await;
