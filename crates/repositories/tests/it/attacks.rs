@@ -173,10 +173,11 @@ async fn a_repository_of_tricks_does_nothing_on_the_server() {
     // A link out of the tree, and a file that would lie behind it.
     let bare = world.git.path(REPOSITORY);
     let script = format!(
-        "set -e; cd $(mktemp -d); git init -q; git fetch -q {0} main; git reset -q --hard FETCH_HEAD; ln -s /etc out; ln -s {1} mark; \
+        "set -e; mkdir {2}; cd {2}; git init -q; git fetch -q {0} main; git reset -q --hard FETCH_HEAD; ln -s /etc out; ln -s {1} mark; \
          git add -A; git -c user.name=a -c user.email=a@b commit -q -m links; git push -q {0} HEAD:refs/heads/main",
         bare.display(),
-        mark.display()
+        mark.display(),
+        world.folder.path().join("links").display()
     );
     assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
     let tree = world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
