@@ -1,18 +1,19 @@
 //! What was fetched, kept on this machine: one bare repository for each address, which the next session only brings up to date.
 //!
 //! ```text
-//! <folder>/cache/<hash of the address>/   lock · git (the bare repository) · address
+//! <folder>/cache/<hash of the address>/   lock · git (the bare repository) · before · address
 //! <folder>/work/<random>/                 what is being made for one session
 //! ```
 //!
 //! It is never read on the strength of having been fetched by somebody else: each session asks the host first, with its own
-//! token, and gets nothing if the host says no. What no branch or tag leads to any more is removed before anybody reads.
+//! token, and gets nothing if the host says no. What no branch or tag leads to any more is removed before anybody reads, and
+//! nobody else's fetch comes between a session's own and its reading.
 //!
 //! The lock is the kernel's, on a file: several processes may share the folder.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -32,16 +33,22 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// What a killed server left of what it was making.
 const WORK_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// Stands among what led to something before, if there may be more to which nothing ever led.
+pub(crate) const UNKNOWN: &str = "unknown";
+
 pub(crate) struct Cache {
     folder: PathBuf,
     limits: Limits,
     pruned: Mutex<Option<Instant>>,
 }
 
-/// A repository that nobody else changes, or of which nobody changes anything.
+/// A repository that nobody else reads or changes.
 pub(crate) struct Held {
     pub(crate) git: PathBuf,
-    file: File,
+    /// What its branches and tags led to before a fetch that is not over, or was broken off: such a one may have taken some
+    /// away, and what they led to is still there.
+    before: PathBuf,
+    lock: File,
 }
 
 /// A folder for what is made for one session. Removed with this.
@@ -70,12 +77,10 @@ impl Cache {
                 }
             }
             // It may have been removed while it was waited for.
-            let is_it = fs::metadata(&path)
-                .is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()));
-            if is_it {
+            if is_at(&file, &path) {
                 // For operators, and for whoever looks for what is old.
                 fs::write(folder.join("address"), format!("{address}\n"))?;
-                return Ok(Held { git: folder.join("git"), file });
+                return Ok(Held { git: folder.join("git"), before: folder.join("before"), lock: file });
             }
         }
     }
@@ -111,17 +116,33 @@ impl Cache {
 }
 
 impl Held {
-    /// Others may read it from now on, too.
-    pub(crate) async fn share(self) -> io::Result<Self> {
-        // The kernel changes the lock in one go only if nobody else waits for it; who is quicker only brings it up to date.
-        self.file.unlock()?;
-        loop {
-            match self.file.try_lock_shared() {
-                Ok(()) => return Ok(self),
-                Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE).await,
-                Err(TryLockError::Error(error)) => return Err(error),
-            }
-        }
+    /// Removes what a git that was killed left: locks, or nothing could be changed any more; and packs that never became
+    /// whole or would be kept for ever, which each clone would link.
+    pub(crate) async fn sweep(&self) -> io::Result<()> {
+        // It is held until this is over, even if nobody waits for it any more: another's locks are none that were left.
+        let held = Self { git: self.git.clone(), before: self.before.clone(), lock: self.lock.try_clone()? };
+        spawn_blocking(move || sweep(&held)).await.map_err(io::Error::other)?
+    }
+
+    /// Says that there may be what nothing ever led to.
+    pub(crate) fn doubt(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).append(true).open(&self.before)?;
+        writeln!(file, "{UNKNOWN}")
+    }
+
+    /// Keeps what led to something before a fetch, until that is over. Gives it with what was kept before.
+    pub(crate) fn remember(&self, leads: BTreeSet<String>) -> io::Result<BTreeSet<String>> {
+        let mut before = leads;
+        before.extend(fs::read_to_string(&self.before).unwrap_or_default().lines().map(str::to_owned));
+        let new = self.before.with_extension("new");
+        fs::write(&new, before.iter().flat_map(|name| [name, "\n"]).collect::<String>())?;
+        fs::rename(&new, &self.before)?;
+        Ok(before)
+    }
+
+    /// The fetch is over, and what it made unreachable is gone.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        fs::remove_file(&self.before)
     }
 }
 
@@ -135,6 +156,11 @@ impl Drop for Work {
             Err(_) => remove(),
         }
     }
+}
+
+/// Whether an open file is the one of that name.
+fn is_at(file: &File, path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|own| own.ino() == there.ino()))
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {
@@ -172,8 +198,8 @@ fn prune(folder: &Path, limits: &Limits) -> io::Result<()> {
             continue;
         }
         let Ok(lock) = OpenOptions::new().write(true).open(old.join("lock")) else { continue };
-        // Somebody is at it, so it is not old.
-        if lock.try_lock().is_err() {
+        // Somebody is at it, so it is not old; or another server has removed it, and it may be somebody's new one.
+        if lock.try_lock().is_err() || !is_at(&lock, &old.join("lock")) {
             continue;
         }
         // In one go; whoever waited for the lock sees that it is another now.
@@ -194,6 +220,29 @@ fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+fn sweep(held: &Held) -> io::Result<()> {
+    let objects = held.git.join("objects");
+    let mut folders = vec![held.git.clone()];
+    while let Some(folder) = folders.pop() {
+        let is_of_objects = folder.starts_with(&objects);
+        for entry in entries(&folder)? {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.as_encoded_bytes();
+            let is_kept = is_of_objects && name.ends_with(b".keep");
+            if entry.file_type()?.is_dir() {
+                folders.push(path);
+            } else if is_kept || name.ends_with(b".lock") || is_of_objects && name.starts_with(b"tmp_") {
+                if is_kept {
+                    // It came, and perhaps nothing was made to lead to it.
+                    held.doubt()?;
+                }
+                fs::remove_file(path)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What a tree takes. What cannot be read counts as nothing.

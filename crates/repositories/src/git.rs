@@ -51,7 +51,8 @@ pub(crate) struct Allowed<'a> {
     pub(crate) header: Option<&'a str>,
     /// Whether it may read another repository's files.
     pub(crate) files: bool,
-    /// The largest file that it may write.
+    /// The largest file that it may write, and the largest piece of memory that it may take: a few bytes of a pack may be
+    /// an object of many gigabytes.
     pub(crate) file_bytes_max: Option<u64>,
 }
 
@@ -113,7 +114,7 @@ impl Git<'_> {
     }
 
     fn environment(&self, allowed: Allowed<'_>) -> Vec<(OsString, OsString)> {
-        let Allowed { header, files, file_bytes_max: _ } = allowed;
+        let Allowed { header, files, file_bytes_max } = allowed;
         let mut config: Vec<(&str, &str)> = CONFIG.to_vec();
         if let Some(header) = header {
             config.push(("protocol.http.allow", "always"));
@@ -122,6 +123,7 @@ impl Git<'_> {
         if files {
             config.push(("protocol.file.allow", "always"));
         }
+        let around = self.folder.parent().unwrap_or(self.folder);
         let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut all: Vec<(OsString, OsString)> = vec![
             ("PATH".into(), path),
@@ -132,11 +134,16 @@ impl Git<'_> {
             ("GIT_CONFIG_SYSTEM".into(), "/dev/null".into()),
             ("GIT_CONFIG_GLOBAL".into(), "/dev/null".into()),
             ("GIT_ATTR_NOSYSTEM".into(), "1".into()),
+            // No repository is looked for in what lies around the server's folder.
+            ("GIT_CEILING_DIRECTORIES".into(), around.into()),
             ("GIT_TERMINAL_PROMPT".into(), "0".into()),
             ("GIT_ASKPASS".into(), "/bin/false".into()),
             ("GIT_LFS_SKIP_SMUDGE".into(), "1".into()),
             ("GIT_CONFIG_COUNT".into(), config.len().to_string().into()),
         ];
+        if let Some(bytes) = file_bytes_max {
+            all.push(("GIT_ALLOC_LIMIT".into(), bytes.to_string().into()));
+        }
         for (index, (key, value)) in config.into_iter().enumerate() {
             all.push((format!("GIT_CONFIG_KEY_{index}").into(), key.into()));
             all.push((format!("GIT_CONFIG_VALUE_{index}").into(), value.into()));
@@ -181,9 +188,24 @@ fn own_word(said: &[u8]) -> Option<String> {
     let said = String::from_utf8_lossy(said);
     let lines = said.lines().rev().filter_map(|line| {
         let word = line.strip_prefix("fatal: ").or_else(|| line.strip_prefix("error: "))?;
-        (!word.contains("remote") && !word.contains("127.0.0.1")).then(|| word.chars().take(200).collect())
+        (!word.contains("remote") && !word.contains("127.0.0.1"))
+            .then(|| without_paths(word).chars().take(200).collect())
     });
     lines.take(1).next()
+}
+
+/// Without paths of this machine, which git quotes or not. Names in the repository stay: they begin with no slash.
+fn without_paths(word: &str) -> String {
+    let is_path = |text: &str| text.trim_start_matches(['"', '(']).starts_with('/') || text.contains(":/");
+    let plain = |text: &str| {
+        let words = text.split(' ').map(|word| if is_path(word) { "…" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    // What follows a quotation mark goes as a whole: a path may have spaces.
+    let mut parts = word.split('\'');
+    let first = parts.next().map(plain);
+    let others = parts.map(|part| if is_path(part) { "…".to_owned() } else { plain(part) });
+    first.into_iter().chain(others).collect::<Vec<_>>().join("'")
 }
 
 /// A path as an argument.

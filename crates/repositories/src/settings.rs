@@ -35,7 +35,7 @@ impl Settings {
 /// Bounds of time and size.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// How long fetching one repository may take, waiting for others at the same one included. By default 10 minutes.
+    /// How long fetching one repository may take, and how long others are waited for before that. By default 10 minutes.
     pub time_max: Duration,
     /// How long a host may be silent. By default 2 minutes: it may be packing.
     pub silence_max: Duration,

@@ -1,6 +1,7 @@
 //! From a repository to an archive of what a session gets: fetched into the cache with the session's own token, cloned from
 //! there, checked out, packed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::os::fd::AsFd as _;
@@ -8,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use protocol::resource::{Checkout, Repository};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tools::archive::{Place, pack_places};
 use tools::wire::TREE;
 
 use crate::Inner;
-use crate::cache::{Held, Work};
+use crate::cache::{Held, UNKNOWN, Work};
 use crate::door::Pass;
 use crate::git::{self, Allowed, Git, argument};
 use crate::host::Asker;
@@ -23,6 +25,8 @@ use crate::trouble::Trouble;
 const BUFFER_BYTES: usize = 1 << 20;
 /// Packs beyond which a repository's are made one.
 const PACKS_MAX: usize = 24;
+/// Objects that are named to git at once: a command line has an end.
+const ARGUMENTS_MAX: usize = 10_000;
 
 /// A repository as a session gets it.
 pub(crate) struct Made {
@@ -34,20 +38,22 @@ pub(crate) struct Made {
 /// Fetches a repository and makes the archive of it.
 pub(crate) async fn make(inner: &Inner, asker: Asker, repository: &Repository) -> Result<Made, Trouble> {
     let time_max = inner.settings.limits.time_max;
-    let making = async {
-        let _turn = inner.clones.acquire().await;
-        // What is old goes meanwhile.
-        let ((), made) = tokio::join!(inner.cache.prune(), made(inner, asker, repository));
-        made
+    let late = |_| Trouble::Time(time_max.as_secs());
+    // First the repository, then the turn: or whoever waits for a slow repository would take the turns of all others. Each of
+    // those who are waited for has a bound of its own, so waiting takes nothing of this one's time.
+    let waiting = async {
+        let held = inner.cache.hold(&asker.url.base()).await?;
+        Ok::<_, Trouble>((held, inner.clones.acquire().await))
     };
-    let made = tokio::time::timeout(time_max, making).await;
-    made.unwrap_or_else(|_| Err(Trouble::Time(time_max.as_secs())))
+    let (held, _turn) = timeout(time_max, waiting).await.map_err(late)??;
+    // What is old goes meanwhile.
+    let making = async { tokio::join!(inner.cache.prune(), made(inner, held, asker, repository)).1 };
+    timeout(time_max, making).await.map_err(late)?
 }
 
-async fn made(inner: &Inner, asker: Asker, repository: &Repository) -> Result<Made, Trouble> {
+async fn made(inner: &Inner, held: Held, asker: Asker, repository: &Repository) -> Result<Made, Trouble> {
     let (resource, url) = (asker.resource.clone(), asker.url.clone());
     let pass = inner.door.pass(asker).await?;
-    let held = inner.cache.hold(&url.base()).await?;
     let work = inner.cache.work()?;
     let maker = Maker { inner, work: &work.path, pass: &pass, checkout: repository.checkout.as_ref() };
     let fetched = maker.fetch(&held).await;
@@ -56,9 +62,9 @@ async fn made(inner: &Inner, asker: Asker, repository: &Repository) -> Result<Ma
         (Trouble::Git(_), Some(fault)) => Trouble::Host(fault),
         (trouble, _) => trouble,
     })?;
-    let held = held.share().await?;
-    let tree = maker.clone(&held, &head, &origin(&resource, &url)).await?;
+    let linked = maker.link(&held).await?;
     drop(held);
+    let tree = maker.clone(&linked, &head, &origin(&resource, &url)).await?;
     let archive = work.path.join("archive");
     pack_tree(tree, archive.clone()).await?;
     Ok(Made { archive, _work: work })
@@ -75,8 +81,10 @@ struct Maker<'a> {
 enum Head {
     /// A branch that is there.
     Branch(String),
-    /// A commit that is there, and the branch that is named where there is none.
+    /// A commit that is there.
     Commit(String),
+    /// A commit to which no branch leads, by its whole name. It is asked for once there is a clone.
+    Apart(String),
     /// Nothing: the repository is empty.
     Nothing,
 }
@@ -97,6 +105,7 @@ impl Maker<'_> {
             ..Allowed::default()
         };
         let (git, cache, url) = (self.git(), Cached { git: self.git(), at: &held.git }, self.pass.url());
+        held.sweep().await?;
         if !held.git.join("HEAD").exists() {
             // What a killed server left.
             let _ = std::fs::remove_dir_all(&held.git);
@@ -106,7 +115,9 @@ impl Maker<'_> {
             )
             .await?;
         }
-        let before = cache.commits().await?;
+        let before = held.remember(cache.leads().await?)?;
+        // Earlier servers kept commits so that are of no branch.
+        let _ = std::fs::remove_dir_all(held.git.join("refs/posthouse"));
         let fetch = cache.run(
             over_http,
             [
@@ -124,9 +135,13 @@ impl Maker<'_> {
         );
         let (head, fetched) =
             tokio::join!(git.run(over_http, ["ls-remote", "--symref", "--", url.as_str(), "HEAD"]), fetch);
+        if fetched.is_err() && self.pass.fault().is_none() {
+            held.doubt()?;
+        }
         let head = String::from_utf8_lossy(&head?).into_owned();
         fetched?;
         cache.tidy(&before).await?;
+        held.forget()?;
         let default =
             head.lines().find_map(|line| line.strip_prefix("ref: refs/heads/")?.strip_suffix("\tHEAD"));
         if let Some(default) = default {
@@ -147,33 +162,50 @@ impl Maker<'_> {
                 true => Ok(Head::Branch(name.clone())),
                 false => Err(Trouble::Checkout(format!("branch `{name}`"))),
             },
-            Some(Checkout::Commit { sha }) => {
-                if let Some(commit) = cache.commit(sha).await {
-                    return Ok(Head::Commit(commit));
-                }
-                let missing = || Trouble::Checkout(format!("commit `{sha}`"));
-                // No branch leads there. Some hosts give it all the same, if all of its name is known.
-                if !matches!(sha.len(), 40 | 64) {
-                    return Err(missing());
-                }
-                let keep = format!("+{sha}:refs/posthouse/{sha}");
-                let args =
-                    ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", url.as_str(), keep.as_str()];
-                let fetched = cache.run(over_http, args).await;
-                match (fetched, self.pass.fault()) {
-                    (Ok(_), _) => cache.commit(sha).await.map(Head::Commit).ok_or_else(missing),
-                    (Err(_), Some(fault)) => Err(Trouble::Host(fault)),
-                    (Err(_), None) => Err(missing()),
-                }
-            }
+            Some(Checkout::Commit { sha }) => match cache.named(sha).await {
+                Some(commit) => Ok(Head::Commit(commit)),
+                // Some hosts give it all the same, if all of its name is known.
+                None if matches!(sha.len(), 40 | 64) => Ok(Head::Apart(sha.clone())),
+                None => Err(missing(sha)),
+            },
+        }
+    }
+
+    /// What was fetched, as a repository of this session alone, of linked packs.
+    async fn link(&self, held: &Held) -> Result<PathBuf, Trouble> {
+        let linked = self.work.join("git");
+        let args = ["clone", "--quiet", "--bare", "--local", "--no-recurse-submodules", "--"];
+        let places = [argument(&held.git), argument(&linked)];
+        let args = args.into_iter().map(std::ffi::OsString::from).chain(places);
+        self.git().run(Allowed { files: true, ..Allowed::default() }, args).await?;
+        Ok(linked)
+    }
+
+    /// Asks for a commit to which no branch or tag leads. Only the session's own clone gets it: nobody would notice when it
+    /// is taken back, so in the cache it would be for ever, and for everybody.
+    async fn fetch_apart(&self, own: &Cloned<'_>, sha: &str) -> Result<(), Trouble> {
+        let (header, url) = (self.pass.header(), self.pass.url());
+        let file_bytes_max = Some(self.inner.settings.limits.fetch_bytes_max);
+        let over_http = Allowed { header: Some(&header), file_bytes_max, ..Allowed::default() };
+        let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"];
+        let fetched = own.run(over_http, args.into_iter().chain(["--", url.as_str(), sha])).await;
+        match (fetched, self.pass.fault()) {
+            (Ok(_), _) => {}
+            (Err(_), Some(fault)) => return Err(Trouble::Host(fault)),
+            (Err(_), None) => return Err(missing(sha)),
+        }
+        // What has that name may be a tag, or a file.
+        match own.run(Allowed::default(), ["cat-file", "-t", sha]).await?.as_slice() {
+            b"commit\n" => Ok(()),
+            _ => Err(missing(sha)),
         }
     }
 
     /// Makes the session's own clone, and gives its folder.
-    async fn clone(&self, held: &Held, head: &Head, origin: &str) -> Result<PathBuf, Trouble> {
+    async fn clone(&self, linked: &Path, head: &Head, origin: &str) -> Result<PathBuf, Trouble> {
         let limits = &self.inner.settings.limits;
         let (git, tree) = (self.git(), self.work.join("tree"));
-        let source = held.git.clone();
+        let source = linked.to_owned();
         let is_large =
             spawn_blocking(move || crate::cache::size(&source)).await.unwrap_or(0) > limits.history_bytes_max;
         let from_files = Allowed { files: true, ..Allowed::default() };
@@ -181,12 +213,12 @@ impl Maker<'_> {
             ["clone", "--quiet", "--no-checkout", "--no-recurse-submodules"].map(Into::into).into();
         let branch = match head {
             Head::Branch(branch) => Some(branch),
-            Head::Commit(_) | Head::Nothing => None,
+            Head::Commit(_) | Head::Apart(_) | Head::Nothing => None,
         };
         if let Some(branch) = branch {
             args.extend(["--branch".into(), branch.into()]);
         }
-        let mut source = argument(&held.git);
+        let mut source = argument(linked);
         // What is only named by its commit may be anywhere in the history.
         if is_large && branch.is_some() {
             args.extend(["--depth".into(), limits.history_commits.to_string().into(), "--no-tags".into()]);
@@ -206,17 +238,22 @@ impl Maker<'_> {
             let all = "+refs/heads/*:refs/remotes/origin/*";
             own.run(Allowed::default(), ["config", "remote.origin.fetch", all]).await?;
         }
+        if let Head::Apart(sha) = head {
+            self.fetch_apart(&own, sha).await?;
+        }
         let commit = match head {
             Head::Branch(_) => "HEAD",
-            Head::Commit(commit) => commit.as_str(),
+            Head::Commit(commit) | Head::Apart(commit) => commit.as_str(),
             Head::Nothing => return Ok(tree),
         };
         self.check_size(&own, commit).await?;
         let write = Allowed { file_bytes_max: Some(limits.tree_bytes_max), ..Allowed::default() };
         match head {
             Head::Branch(_) | Head::Nothing => own.run(write, ["reset", "--quiet", "--hard"]).await?,
-            Head::Commit(commit) => {
-                own.run(write, ["checkout", "--quiet", "--force", "--detach", commit]).await?
+            Head::Commit(commit) | Head::Apart(commit) => {
+                // A branch may have the name of a commit, but not this one.
+                let commit = format!("{commit}^0");
+                own.run(write, ["checkout", "--quiet", "--force", "--detach", &commit]).await?
             }
         };
         Ok(tree)
@@ -273,7 +310,7 @@ impl Cached<'_> {
         self.commit(name).await.is_some()
     }
 
-    /// The whole name of a commit.
+    /// The commit that a name leads to.
     async fn commit(&self, name: &str) -> Option<String> {
         let name = format!("{name}^{{commit}}");
         let args = ["rev-parse", "--quiet", "--verify", "--end-of-options", &name];
@@ -282,27 +319,35 @@ impl Cached<'_> {
         (!found.is_empty()).then_some(found)
     }
 
-    /// What its branches and tags lead to.
-    async fn commits(&self) -> Result<Vec<String>, git::Error> {
+    /// The only commit whose own name begins so. A branch may be called like that, which says nothing.
+    async fn named(&self, sha: &str) -> Option<String> {
+        let objects =
+            self.run(Allowed::default(), ["rev-parse", &format!("--disambiguate={sha}")]).await.ok()?;
+        let objects = String::from_utf8(objects).ok()?;
+        let args = ["rev-list", "--no-walk", "--end-of-options"].into_iter().chain(objects.lines());
+        let commits = String::from_utf8(self.run(Allowed::default(), args).await.ok()?).ok()?;
+        // A tag of that name stands for another commit.
+        let mut named = commits.lines().filter(|commit| commit.starts_with(sha));
+        named.next().filter(|_| named.next().is_none()).map(str::to_owned)
+    }
+
+    /// What its branches and tags, and whatever else, lead to.
+    async fn leads(&self) -> Result<BTreeSet<String>, git::Error> {
         let listed = self.run(Allowed::default(), ["for-each-ref", "--format=%(objectname)"]).await?;
-        let mut commits: Vec<String> = String::from_utf8_lossy(&listed).lines().map(str::to_owned).collect();
-        commits.sort();
-        commits.dedup();
-        Ok(commits)
+        Ok(String::from_utf8_lossy(&listed).lines().map(str::to_owned).collect())
     }
 
     /// Removes what nothing leads to any more, if there may be such, and keeps the packs few.
-    async fn tidy(&self, before: &[String]) -> Result<(), git::Error> {
-        let after = self.commits().await?;
-        let mut is_lost = false;
-        for gone in before.iter().filter(|commit| after.binary_search(commit).is_err()) {
-            let args = ["for-each-ref", "--count=1", "--contains", gone.as_str(), "--format=%(refname)"];
-            // Of a tag on what is no commit that cannot be said.
-            let leads = self.run(Allowed::default(), args).await.unwrap_or_default();
-            if leads.is_empty() {
-                is_lost = true;
-                break;
-            }
+    async fn tidy(&self, before: &BTreeSet<String>) -> Result<(), git::Error> {
+        let after = self.leads().await?;
+        let mut is_lost = before.contains(UNKNOWN);
+        let gone = before.difference(&after).map(String::as_str).filter(|name| *name != UNKNOWN);
+        let gone: Vec<&str> = gone.collect();
+        for gone in gone.chunks(ARGUMENTS_MAX) {
+            let args = ["rev-list", "--objects", "--max-count=1"].into_iter().chain(gone.iter().copied());
+            let args = args.chain(["--not", "--branches", "--tags"]);
+            // What is not there any more cannot be asked about.
+            is_lost |= !self.run(Allowed::default(), args).await.is_ok_and(|alone| alone.is_empty());
         }
         let packs = std::fs::read_dir(self.at.join("objects/pack")).map_or(0, Iterator::count) / 2;
         if is_lost {
@@ -331,6 +376,10 @@ impl Cloned<'_> {
         all.extend(args.into_iter().map(Into::into));
         self.git.run(allowed, all).await
     }
+}
+
+fn missing(sha: &str) -> Trouble {
+    Trouble::Checkout(format!("commit `{sha}`"))
 }
 
 async fn pack_tree(tree: PathBuf, archive: PathBuf) -> Result<(), Trouble> {

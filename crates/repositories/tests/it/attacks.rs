@@ -1,8 +1,11 @@
 //! What a hostile agent or a hostile host could try.
 
+use std::fs::{File, TryLockError};
+
+use protocol::resource::Checkout;
 use testkit::git::{Right, Server};
 
-use crate::world::{REPOSITORY, TOKEN, Wanted, World};
+use crate::world::{REPOSITORY, TOKEN, Wanted, World, good};
 
 #[tokio::test]
 async fn only_the_sessions_own_repositories_are_answered_in_one_spelling() {
@@ -123,29 +126,25 @@ async fn while_a_repository_is_fetched_no_process_shows_the_token() {
         while world.git.seen().is_empty() {
             tokio::task::yield_now().await;
         }
-        let mut shown = Vec::new();
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
-            for file in ["cmdline", "environ"] {
-                shown.extend(std::fs::read(process.path().join(file)).unwrap_or_default());
-            }
+        let (mut arguments, mut environment) = (Vec::new(), Vec::new());
+        for process in world.processes() {
+            arguments.extend(std::fs::read(process.join("cmdline")).unwrap_or_default());
+            environment.extend(std::fs::read(process.join("environ")).unwrap_or_default());
         }
-        String::from_utf8_lossy(&shown).into_owned()
+        [arguments, environment].map(|shown| String::from_utf8_lossy(&shown).into_owned())
     };
-    let shown = tokio::select! {
+    let [arguments, environment] = tokio::select! {
         _ = fetching => panic!("nobody answered"),
         shown = looking => shown,
     };
-    assert!(shown.contains("ls-remote"), "git runs");
+    assert!(arguments.contains("ls-remote"), "git runs");
     let encoded =
         base64::Engine::encode(&base64::engine::general_purpose::STANDARD, format!("x-access-token:{TOKEN}"));
-    assert!(!shown.contains(TOKEN) && !shown.contains(&encoded));
+    for shown in [&arguments, &environment] {
+        assert!(!shown.contains(TOKEN) && !shown.contains(&encoded));
+    }
     // The word for our own socket is no argument either.
-    let arguments: Vec<u8> = std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .flat_map(|process| std::fs::read(process.path().join("cmdline")).unwrap_or_default())
-        .collect();
-    assert!(!String::from_utf8_lossy(&arguments).contains("x-posthouse-fetch"));
+    assert!(environment.contains("x-posthouse-fetch") && !arguments.contains("x-posthouse-fetch"));
 }
 
 #[tokio::test]
@@ -174,10 +173,11 @@ async fn a_repository_of_tricks_does_nothing_on_the_server() {
     // A link out of the tree, and a file that would lie behind it.
     let bare = world.git.path(REPOSITORY);
     let script = format!(
-        "set -e; cd $(mktemp -d); git init -q; git fetch -q {0} main; git reset -q --hard FETCH_HEAD; ln -s /etc out; ln -s {1} mark; \
+        "set -e; mkdir {2}; cd {2}; git init -q; git fetch -q {0} main; git reset -q --hard FETCH_HEAD; ln -s /etc out; ln -s {1} mark; \
          git add -A; git -c user.name=a -c user.email=a@b commit -q -m links; git push -q {0} HEAD:refs/heads/main",
         bare.display(),
-        mark.display()
+        mark.display(),
+        world.folder.path().join("links").display()
     );
     assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
     let tree = world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
@@ -201,11 +201,9 @@ async fn nobody_gets_through_the_door_of_our_own_git_without_its_word() {
             tokio::task::yield_now().await;
         }
         // The port is no secret: it is on the command line.
-        let port = std::fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
-            let line = String::from_utf8(std::fs::read(process.path().join("cmdline")).ok()?).ok()?;
-            let is_ours = std::fs::read_link(process.path().join("cwd"))
-                .is_ok_and(|cwd| cwd.starts_with(world.folder.path()));
-            let (_, rest) = line.split_once("http://127.0.0.1:").filter(|_| is_ours)?;
+        let port = world.processes().into_iter().find_map(|process| {
+            let line = String::from_utf8(std::fs::read(process.join("cmdline")).ok()?).ok()?;
+            let (_, rest) = line.split_once("http://127.0.0.1:")?;
             rest.split('/').next()?.parse::<u16>().ok()
         });
         let port = port.expect("git runs");
@@ -217,4 +215,66 @@ async fn nobody_gets_through_the_door_of_our_own_git_without_its_word() {
         tried = trying => tried,
     };
     assert!(!ok && said.contains("403"), "{said}");
+}
+
+#[tokio::test]
+async fn a_branch_that_is_called_like_a_commit_is_not_taken_for_it() {
+    let world = World::start().await;
+    let pinned = world.git.git(REPOSITORY, &["rev-parse", "main"]).trim().to_owned();
+    let sha = |sha: &str| Wanted {
+        checkout: Some(Checkout::Commit { sha: sha.to_owned() }),
+        ..Wanted::new(REPOSITORY, TOKEN)
+    };
+    let trap = world.git.commit(REPOSITORY, &pinned[..7], &[("src/a.txt", b"evil\n")]);
+    world.git.git(REPOSITORY, &["update-ref", &format!("refs/tags/{}", &pinned[..8]), &trap]);
+    world.git.git(REPOSITORY, &["update-ref", &format!("refs/heads/{pinned}"), &trap]);
+    for name in [&pinned[..7], &pinned[..8], &pinned] {
+        let tree = world.checkout(&world.session(sha(name)).await).await;
+        assert_eq!(good(tree.path(), &["rev-parse", "HEAD"]).await.trim(), pinned, "{name}");
+    }
+    // Nor where there is no such commit.
+    world.git.commit(REPOSITORY, "abcdef1", &[("src/a.txt", b"evil\n")]);
+    let (kind, _) = world.trouble(&world.session(sha("abcdef1")).await).await;
+    assert_eq!(kind, "repository_checkout_error");
+}
+
+#[tokio::test]
+async fn nobody_elses_fetch_comes_between_a_sessions_own_and_its_reading() {
+    let world = World::with_git(
+        r#"case "$*" in *clone*/cache/*) touch $world/reads; while [ ! -e $world/on ]; do sleep 0.01; done;; esac"#,
+    )
+    .await;
+    let record = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
+    let trying = async {
+        while !world.folder.path().join("reads").exists() {
+            tokio::task::yield_now().await;
+        }
+        // Another token may see more than this session's.
+        let other = File::open(world.kept().join("lock")).unwrap().try_lock_shared();
+        std::fs::write(world.folder.path().join("on"), "").unwrap();
+        other
+    };
+    let (_, other) = tokio::join!(world.checkout(&record), trying);
+    assert!(matches!(other, Err(TryLockError::WouldBlock)), "{other:?}");
+}
+
+#[tokio::test]
+async fn a_repository_around_the_servers_folder_is_not_read() {
+    let world = World::start().await;
+    let around = world.folder.path();
+    good(around, &["init", "--quiet"]).await;
+    good(around, &["config", "url.http://127.0.0.1:1/.insteadOf", "http://127.0.0.1"]).await;
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+}
+
+#[tokio::test]
+async fn the_client_is_told_no_path_of_the_server() {
+    let world = World::start().await;
+    let record = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
+    world.checkout(&record).await;
+    std::fs::write(world.kept().join("git/HEAD"), "rubbish\n").unwrap();
+    let (kind, message) = world.trouble(&record).await;
+    assert_eq!(kind, "repository_clone_error");
+    assert!(message.contains("not a git repository: '…'"), "{message}");
+    assert!(!message.contains(world.folder.path().to_str().unwrap()), "{message}");
 }

@@ -149,6 +149,113 @@ async fn what_was_taken_back_upstream_is_not_in_later_clones() {
 }
 
 #[tokio::test]
+async fn a_commit_apart_is_asked_for_anew_each_time_and_is_in_nobody_elses_clone() {
+    let world = World::start().await;
+    let secret = world.git.commit(REPOSITORY, "passing", &[("secret.txt", b"a secret\n")]);
+    world.git.git(REPOSITORY, &["branch", "-D", "passing"]);
+    let pinned = || Wanted {
+        checkout: Some(Checkout::Commit { sha: secret.clone() }),
+        ..Wanted::new(REPOSITORY, TOKEN)
+    };
+    let plain = || Wanted::new(REPOSITORY, TOKEN);
+    let first = world.checkout(&world.session(pinned()).await).await;
+    assert_eq!(read(first.path(), "secret.txt"), "a secret\n");
+    assert!(!first.path().join(".git/FETCH_HEAD").exists());
+    // Of a server that kept it.
+    let (kept, host) = (world.kept().join("git"), world.git.path(REPOSITORY));
+    let refspec = format!("{secret}:refs/posthouse/{secret}");
+    good(&kept, &["fetch", "--quiet", host.to_str().unwrap(), &refspec]).await;
+    let other = world.checkout(&world.session(plain()).await).await;
+    let (is_there, _) = crate::world::git(other.path(), &["cat-file", "-e", &secret]).await;
+    assert!(!is_there);
+    let again = world.checkout(&world.session(pinned()).await).await;
+    assert_eq!(read(again.path(), "secret.txt"), "a secret\n");
+    let other = world.checkout(&world.session(plain()).await).await;
+    let (is_there, _) = crate::world::git(other.path(), &["cat-file", "-e", &secret]).await;
+    assert!(!is_there);
+    // Once the host has it no more, nobody has.
+    world.git.git(REPOSITORY, &["prune", "--expire=now"]);
+    let (kind, _) = world.trouble(&world.session(pinned()).await).await;
+    assert_eq!(kind, "repository_checkout_error");
+}
+
+#[tokio::test]
+async fn what_was_taken_back_goes_even_if_the_fetch_that_noticed_was_broken_off() {
+    let world = World::with_git(r#"case "$*" in *ls-remote*) [ ! -e $world/broken ] || exit 1;; esac"#).await;
+    let secret = world.git.commit(REPOSITORY, "mistake", &[("secret.txt", b"a secret in a branch\n")]);
+    world.git.git(REPOSITORY, &["tag", "--annotate", "-m", "a secret in a tag", "slip", "main"]);
+    let tag = world.git.git(REPOSITORY, &["rev-parse", "slip"]).trim().to_owned();
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    world.git.git(REPOSITORY, &["branch", "-D", "mistake"]);
+    std::fs::write(world.folder.path().join("broken"), "").unwrap();
+    world.trouble(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    std::fs::remove_file(world.folder.path().join("broken")).unwrap();
+    let later = world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    let (is_there, _) = crate::world::git(later.path(), &["cat-file", "-e", &secret]).await;
+    assert!(!is_there, "no object of the deleted branch is left");
+    good(later.path(), &["cat-file", "-e", &tag]).await;
+    world.git.git(REPOSITORY, &["tag", "--delete", "slip"]);
+    let later = world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    let (is_there, _) = crate::world::git(later.path(), &["cat-file", "-e", &tag]).await;
+    assert!(!is_there, "nor of the deleted tag, whose commit is still there");
+}
+
+#[tokio::test]
+async fn what_a_killed_git_left_hinders_nobody_and_reaches_nobody() {
+    let world = World::start().await;
+    let secret = world.git.commit(REPOSITORY, "mistake", &[("secret.txt", b"a secret in a branch\n")]);
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    let kept = world.kept().join("git");
+    // Killed after it had a whole pack, before anything led to it.
+    let unled = world.git.commit(REPOSITORY, "slip", &[("secret.txt", b"another\n")]);
+    let host = world.git.path(REPOSITORY);
+    let fetch = ["-c", "fetch.unpackLimit=1", "fetch", "--quiet", "--no-write-fetch-head"];
+    good(&kept, &[&fetch[..], &[host.to_str().unwrap(), "slip"]].concat()).await;
+    good(&kept, &["cat-file", "-e", &unled]).await;
+    let packs = kept.join("objects/pack");
+    for pack in std::fs::read_dir(&packs).unwrap().flatten() {
+        std::fs::write(pack.path().with_extension("keep"), "fetch-pack 1 on a machine\n").unwrap();
+    }
+    for left in ["objects/pack/tmp_pack_x", "packed-refs.lock", "HEAD.lock", "refs/heads/main.lock"] {
+        std::fs::write(kept.join(left), "left").unwrap();
+    }
+    for (branch, commit) in [("slip", &unled), ("mistake", &secret)] {
+        world.git.git(REPOSITORY, &["branch", "-D", branch]);
+        world.git.commit(REPOSITORY, "main", &[("new.txt", branch.as_bytes())]);
+        let tree = world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+        assert_eq!(read(tree.path(), "new.txt"), branch);
+        let (is_there, _) = crate::world::git(tree.path(), &["cat-file", "-e", commit]).await;
+        assert!(!is_there, "no object of the deleted branch is left: {branch}");
+        let files = std::fs::read_dir(tree.path().join(".git/objects/pack")).unwrap().flatten();
+        let names: Vec<String> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+        assert!(names.iter().all(|name| name.starts_with("pack-") && !name.ends_with(".keep")), "{names:?}");
+    }
+}
+
+#[tokio::test]
+async fn one_repository_that_is_waited_for_hinders_no_other() {
+    let limits = Limits { clones_max: 1, time_max: Duration::from_secs(20), ..Limits::default() };
+    let world = World::bounded(limits).await;
+    let slow = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
+    world.checkout(&slow).await;
+    // Another server fetches it.
+    let lock = std::fs::File::open(world.kept().join("lock")).unwrap();
+    lock.lock().unwrap();
+    world.git.commit("team/other", "main", &[("other.txt", b"other\n")]);
+    world.git.allow(TOKEN, "team/other", Right::Read);
+    let other = world.session(Wanted::new("team/other", TOKEN)).await;
+    let mut waiting = std::pin::pin!(world.checkout(&slow));
+    let tree = tokio::select! {
+        biased;
+        _ = &mut waiting => panic!("it is locked"),
+        tree = world.checkout(&other) => tree,
+    };
+    assert_eq!(read(tree.path(), "other.txt"), "other\n");
+    lock.unlock().unwrap();
+    assert_eq!(read(waiting.await.path(), "README.md"), "hello\n");
+}
+
+#[tokio::test]
 async fn sessions_that_start_at_once_share_one_cache() {
     let world = World::start().await;
     let mut records = Vec::new();
@@ -231,6 +338,15 @@ async fn a_checkout_that_would_be_too_large_is_not_begun() {
     let world = World::bounded(Limits { tree_files_max: 1, ..Limits::default() }).await;
     let (_, message) = world.trouble(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
     assert!(message.contains("2 files, where 1 are allowed"), "{message}");
+}
+
+#[tokio::test]
+async fn a_few_bytes_do_not_become_an_object_beyond_all_bounds() {
+    let world = World::bounded(Limits { fetch_bytes_max: 16 << 20, ..Limits::default() }).await;
+    world.checkout(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    world.git.commit(REPOSITORY, "main", &[("zeros", &vec![0; 24 << 20])]);
+    let (kind, _) = world.trouble(&world.session(Wanted::new(REPOSITORY, TOKEN)).await).await;
+    assert_eq!(kind, "repository_clone_error");
 }
 
 #[tokio::test]

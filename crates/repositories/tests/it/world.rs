@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use egress::{Guard, PrivateHosts};
 use http_body_util::BodyExt as _;
@@ -59,6 +60,15 @@ impl World {
     }
 
     pub(crate) async fn bounded(limits: Limits) -> Self {
+        Self::made(limits, None).await
+    }
+
+    /// With a git that does this before it is one. `$world` is the world's folder.
+    pub(crate) async fn with_git(script: &str) -> Self {
+        Self::made(Limits::default(), Some(script)).await
+    }
+
+    async fn made(limits: Limits, script: Option<&str>) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(&folder.path().join("data"), store::Options::default()).expect("opens");
         let workspace = store.ensure_workspace().await.expect("a workspace");
@@ -69,11 +79,18 @@ impl World {
         let private = git.host().parse::<PrivateHosts>().expect("a host");
         let guard = Arc::new(Guard::new(private, []));
         let hosts = git.host().parse().expect("a host");
-        let settings = Settings {
+        let mut settings = Settings {
             authorities: vec![git.authority().to_owned()],
             limits,
             ..Settings::new(folder.path().join("repositories"), hosts, guard)
         };
+        if let Some(script) = script {
+            settings.git = folder.path().join("a-git");
+            let script = format!("#!/bin/sh\nworld={}\n{script}\nexec git \"$@\"\n", folder.path().display());
+            std::fs::write(&settings.git, script).expect("written");
+            std::fs::set_permissions(&settings.git, std::fs::Permissions::from_mode(0o700))
+                .expect("a program");
+        }
         let repositories = Repositories::new(store.clone(), credentials.clone(), settings).expect("a client");
         Self { folder, store, credentials, workspace, git, repositories }
     }
@@ -168,6 +185,23 @@ impl World {
 
     pub(crate) fn cache(&self) -> PathBuf {
         self.folder.path().join("repositories/cache")
+    }
+
+    /// The folder of the only repository that is kept.
+    pub(crate) fn kept(&self) -> PathBuf {
+        let mut all = std::fs::read_dir(self.cache()).expect("a cache");
+        let kept = all.next().expect("one is kept").expect("read").path();
+        assert!(all.next().is_none(), "one alone");
+        kept
+    }
+
+    /// Processes of this test's own git.
+    pub(crate) fn processes(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir("/proc").expect("processes").flatten().map(|process| process.path());
+        let is_own = |process: &PathBuf| {
+            std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(self.folder.path()))
+        };
+        all.filter(is_own).collect()
     }
 }
 
@@ -290,6 +324,11 @@ pub(crate) async fn good(folder: &Path, arguments: &[&str]) -> String {
     text
 }
 
+/// If there is only one subscriber, whether anybody listens to a line is asked of the thread that comes to it first, which may
+/// be another test's.
+static ANOTHER: LazyLock<tracing::Dispatch> =
+    LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+
 /// Everything that is logged while this is held, on this thread.
 pub(crate) fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     struct Writer(Arc<Mutex<Vec<u8>>>);
@@ -302,6 +341,7 @@ pub(crate) fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuar
             Ok(())
         }
     }
+    LazyLock::force(&ANOTHER);
     let lines = Arc::<Mutex<Vec<u8>>>::default();
     let kept = Arc::clone(&lines);
     let subscriber = tracing_subscriber::fmt()
