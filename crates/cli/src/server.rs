@@ -311,7 +311,7 @@ fn saver_options(settings: &Settings) -> SaverOptions {
     let SnapshotSettings { idle, keep, session_bytes_max, total_bytes_max, scratch, .. } =
         &settings.snapshots;
     SaverOptions {
-        idle: idle.filter(|_| settings.sandboxes.can_be_saved()),
+        idle: *idle,
         keep: *keep,
         session_bytes_max: *session_bytes_max,
         total_bytes_max: *total_bytes_max,

@@ -321,13 +321,6 @@ pub(crate) enum Sandboxes {
     Docker(sandbox::docker::Settings),
 }
 
-impl Sandboxes {
-    /// Whether one that nobody uses can be put away.
-    pub(crate) fn can_be_saved(&self) -> bool {
-        matches!(self, Self::Namespaces)
-    }
-}
-
 impl SandboxOptions {
     fn sandboxes(&self, kind: Option<SandboxProvider>, file: DockerFile) -> Sandboxes {
         match self.sandbox_provider.or(kind).unwrap_or_default() {

@@ -54,12 +54,12 @@ pub(crate) struct Host {
 }
 
 fn engine_at(socket: String) -> docker::Settings {
-    let runtime = std::env::var(crate::docker::engine::RUNTIME).ok().filter(|runtime| runtime != "runc");
+    let runtime = std::env::var(testkit::engine::RUNTIME).ok().filter(|runtime| runtime != "runc");
     docker::Settings {
         host: socket,
-        image: crate::docker::engine::IMAGE.to_owned(),
+        image: testkit::engine::IMAGE.to_owned(),
         // Podman's service runs them with what it was started with.
-        runtime: runtime.filter(|_| !crate::docker::engine::is_podman()).map(|_| "test".to_owned()),
+        runtime: runtime.filter(|_| !testkit::engine::is_podman()).map(|_| "test".to_owned()),
         ..docker::Settings::default()
     }
 }
@@ -242,7 +242,7 @@ impl Host {
     /// The containers that an engine has of this data directory.
     pub(crate) fn containers(&self) -> Vec<String> {
         match &self.engine {
-            Some(engine) => crate::docker::engine::containers_of(&engine.host, &self.instance()),
+            Some(engine) => testkit::engine::containers_of(&engine.host, &self.instance()),
             None => Vec::new(),
         }
     }
@@ -255,7 +255,7 @@ impl Host {
     /// The layers that an engine has of this data directory.
     pub(crate) fn layers(&self) -> Vec<String> {
         match &self.engine {
-            Some(engine) => crate::docker::engine::layers_of(&engine.host, &self.instance()),
+            Some(engine) => testkit::engine::layers_of(&engine.host, &self.instance()),
             None => Vec::new(),
         }
     }
@@ -263,7 +263,7 @@ impl Host {
     /// Every process below the supervisor, and in the containers that it keeps.
     pub(crate) fn family(&self) -> Vec<Pid> {
         if let Some(engine) = &self.engine {
-            let first = crate::docker::engine::pids_of(&engine.host, &self.containers());
+            let first = testkit::engine::pids_of(&engine.host, &self.containers());
             let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
             // A runtime that is a kernel of its own shows one process, in the host's own namespace.
             let own = fs::read_link("/proc/self/ns/pid").ok();

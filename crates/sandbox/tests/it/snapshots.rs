@@ -59,13 +59,12 @@ async fn a_workspace_with_files_of_every_kind_is_restored() {
         mkdir -p $THIRD/top && echo top > $THIRD/top/file)"#
         .replace("$THIRD", third);
     // Podman's places belong to nobody in there.
-    let build =
-        if crate::docker::engine::is_podman() { build.replace("chmod 1777 /tmp", "true") } else { build };
+    let build = if testkit::engine::is_podman() { build.replace("chmod 1777 /tmp", "true") } else { build };
     assert_eq!(sandbox.bash(&build).await, "(no output)");
     // Files that nobody may read are summed up last, because an ordinary user has to open them for that.
     let list = r#"(cd /; PLACES="workspace $(echo $HOME | cut -c 2-) tmp $THIRD"; find $PLACES ! -name socket ! -type d -printf '%p %y %m %U:%G %s %T@ %n %l\n' 2>/dev/null | LC_ALL=C sort; find $PLACES -type d -printf '%p %m %U:%G %T@\n' 2>/dev/null | LC_ALL=C sort; stat -c '%b blocks' workspace/sparse; sha1sum workspace/hard) | sed "s/$(id -u):$(id -g)/own:own/""#;
     let list = &list.replace("$THIRD", third.trim_start_matches('/'));
-    let list = &match crate::docker::engine::is_podman() {
+    let list = &match testkit::engine::is_podman() {
         // Nor their times.
         true => list.replace("-type d", "-mindepth 1 -type d"),
         false => list.clone(),

@@ -9,9 +9,9 @@ use futures_util::future::join_all;
 use rustix::process::{Signal, kill_process};
 use sandbox::{Error, Resources, SandboxId};
 
-use super::engine::{ids_of, networks_of};
 use super::{call_of, engine, host};
 use crate::host::{Host, eventually, fresh_id};
+use testkit::engine::{ids_of, networks_of};
 
 const ROUNDS: usize = 4;
 /// At once.

@@ -3,7 +3,6 @@
 //! Each test says plainly if it was left out, past the test harness's capture, with the reason and what to do about it.
 
 mod cleaning;
-pub(crate) mod engine;
 mod packages;
 mod snapshots;
 
@@ -14,8 +13,8 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process};
 use sandbox::{Base, Capacity, Error, Limits, Network, Resources, Restore, conformance};
 use serde_json::json;
+use testkit::engine::{self, Engine, IMAGE, RUNTIME, SMALL_IMAGE};
 
-use self::engine::{Engine, IMAGE, RUNTIME, SMALL_IMAGE};
 use crate::host::{CONTAINERS, EXITS, Host, call, eventually, fresh_id, text};
 
 /// The shared engine; `None`, and told, where there is none.

@@ -4,11 +4,11 @@ use sandbox::images::Images;
 use sandbox::{Base, Error, Manager, Packages, Resources, Restore};
 use serde_json::json;
 
-use super::engine::RUNTIME;
 use super::{engine, is_walled_in, left_out};
 use crate::door::{Door, registries};
 use crate::host::{Host, call, fresh_id, text};
 use crate::packages::unreachable;
+use testkit::engine::RUNTIME;
 
 fn pip(packages: &[&str]) -> Base {
     let pip = packages.iter().map(|package| (*package).to_owned()).collect();

@@ -16,13 +16,13 @@ use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures_util::StreamExt as _;
 
 /// A runtime to run the containers with, instead of the engine's own: its program's name or path.
-pub(crate) const RUNTIME: &str = "POSTHOUSE_TEST_RUNTIME";
+pub const RUNTIME: &str = "POSTHOUSE_TEST_RUNTIME";
 /// Which engine: `docker`, or `podman`.
 const ENGINE: &str = "POSTHOUSE_TEST_ENGINE";
 /// The image with the host's own tools in it.
-pub(crate) const IMAGE: &str = "posthouse-test:tools";
+pub const IMAGE: &str = "posthouse-test:tools";
 /// An image with a busybox and nothing else.
-pub(crate) const SMALL_IMAGE: &str = "posthouse-test:small";
+pub const SMALL_IMAGE: &str = "posthouse-test:small";
 
 /// What brings an engine and runs these tests.
 const HOW: &str = "`cargo xtask containers` as root installs Debian's docker.io and runs them";
@@ -77,20 +77,28 @@ tar --create --file "$1" --exclude '*/test' --exclude '*/__pycache__' --exclude 
 "#;
 
 /// An engine of one's own. It and everything of it goes when this is dropped or the process ends.
-pub(crate) struct Engine {
+pub struct Engine {
     keeper: Child,
     folder: PathBuf,
 }
 
 impl Engine {
     /// The one that most tests share.
-    pub(crate) fn shared() -> Result<&'static Self, &'static str> {
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, and which command helps.
+    pub fn shared() -> Result<&'static Self, &'static str> {
         static SHARED: OnceLock<Result<Engine, String>> = OnceLock::new();
         SHARED.get_or_init(Engine::start).as_ref().map_err(String::as_str)
     }
 
     /// Starts one, with both images in it.
-    pub(crate) fn start() -> Result<Self, String> {
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be started, and which command helps.
+    pub fn start() -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Err(format!("only root can start a container engine; {HOW}"));
         }
@@ -168,12 +176,13 @@ impl Engine {
         Ok(engine)
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
         self.folder.join("sock")
     }
 
     /// Kills the engine; its containers live on without it.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.say("kill");
         let killed = self.folder.join("killed");
         wait("the engine is dead", || killed.exists()).unwrap();
@@ -181,7 +190,7 @@ impl Engine {
     }
 
     /// Starts it after its death.
-    pub(crate) fn start_again(&mut self) -> Result<(), String> {
+    pub fn start_again(&mut self) -> Result<(), String> {
         let _ = fs::remove_file(self.folder.join("pid"));
         self.say("start");
         let socket = self.socket();
@@ -193,7 +202,8 @@ impl Engine {
             .map_err(|never| format!("{never}; it says:\n{}\n{HOW}", self.last_words()))
     }
 
-    pub(crate) fn client(&self) -> Client {
+    /// Somebody to ask it.
+    pub fn client(&self) -> Client {
         client(&self.socket()).unwrap()
     }
 
@@ -247,12 +257,13 @@ impl Drop for Engine {
     }
 }
 
-pub(crate) fn is_podman() -> bool {
+/// Whether the tests are to use Podman.
+pub fn is_podman() -> bool {
     std::env::var(ENGINE).is_ok_and(|engine| engine == "podman")
 }
 
 /// The names of all containers of a data directory, whatever their state.
-pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
+pub fn containers_of(socket: &str, instance: &str) -> Vec<String> {
     let client = client(Path::new(socket)).unwrap();
     let options = bollard::query_parameters::ListContainersOptionsBuilder::default().all(true).build();
     let found = block_on(async move {
@@ -270,7 +281,7 @@ pub(crate) fn containers_of(socket: &str, instance: &str) -> Vec<String> {
 }
 
 /// The engine's own names of these containers.
-pub(crate) fn ids_of(socket: &str, names: &[String]) -> Vec<String> {
+pub fn ids_of(socket: &str, names: &[String]) -> Vec<String> {
     let client = client(Path::new(socket)).unwrap();
     let names = names.to_vec();
     block_on(async move {
@@ -283,14 +294,14 @@ pub(crate) fn ids_of(socket: &str, names: &[String]) -> Vec<String> {
 }
 
 /// How many networks an engine has.
-pub(crate) fn networks_of(socket: &str) -> usize {
+pub fn networks_of(socket: &str) -> usize {
     let client = client(Path::new(socket)).unwrap();
     let options = bollard::query_parameters::ListNetworksOptionsBuilder::default().build();
     block_on(async move { client.list_networks(Some(options)).await.unwrap().len() })
 }
 
 /// The engine's images that are layers of a data directory.
-pub(crate) fn layers_of(socket: &str, instance: &str) -> Vec<String> {
+pub fn layers_of(socket: &str, instance: &str) -> Vec<String> {
     let client = client(Path::new(socket)).unwrap();
     let options = bollard::query_parameters::ListImagesOptionsBuilder::default().build();
     let found = block_on(async move { client.list_images(Some(options)).await.unwrap() });
@@ -299,7 +310,7 @@ pub(crate) fn layers_of(socket: &str, instance: &str) -> Vec<String> {
 }
 
 /// Process 1 of each of these containers that runs, as the host numbers it.
-pub(crate) fn pids_of(socket: &str, names: &[String]) -> Vec<i32> {
+pub fn pids_of(socket: &str, names: &[String]) -> Vec<i32> {
     let client = client(Path::new(socket)).unwrap();
     let names = names.to_vec();
     block_on(async move {
