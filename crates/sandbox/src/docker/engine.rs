@@ -59,6 +59,8 @@ pub(crate) enum Ids {
 pub(crate) struct Image {
     /// Tells it from every other, another of the same name included.
     pub(crate) id: String,
+    /// What it takes, and what it is based on with it.
+    pub(crate) size_bytes: u64,
     /// The volumes that it asks for.
     pub(crate) volumes: Vec<String>,
 }
@@ -119,6 +121,7 @@ impl Engine {
         match self.client.inspect_image(name).await {
             Ok(found) => Ok(Some(Image {
                 id: found.id.unwrap_or_default(),
+                size_bytes: found.size.and_then(|size| u64::try_from(size).ok()).unwrap_or_default(),
                 volumes: found.config.and_then(|config| config.volumes).unwrap_or_default(),
             })),
             Err(error) if status(&error) == Some(404) => Ok(None),

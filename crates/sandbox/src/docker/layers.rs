@@ -64,10 +64,12 @@ impl Layer {
         format!("{BUILDER}{}-", &self.key[..16])
     }
 
-    /// Before the image, which would be nobody's without it.
-    fn write_card(&self, base: &Base) -> io::Result<()> {
+    /// Before the image, which would be nobody's without it. `engine_bytes` is what the engine keeps of it, over what it kept before.
+    fn write_card(&self, base: &Base, engine_bytes: u64) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let card = json!({"image": base.image, "packages": base.packages, "container_image": self.image});
+        let card = json!({
+            "image": base.image, "packages": base.packages, "container_image": self.image, "engine_bytes": engine_bytes,
+        });
         fs::write(self.folder.join(LAYER_FILE), serde_json::to_vec_pretty(&card)?)
     }
 }
@@ -151,13 +153,19 @@ async fn build(
     }
     tidy(hands, &id).await?;
     progress("keeping what was installed");
-    layer.write_card(base).map_err(Error::unavailable)?;
+    layer.write_card(base, 0).map_err(Error::unavailable)?;
     let instance = hands.keeper().instance()?;
     let kept = engine.commit(&hands.name(&id)?, REPOSITORY, &tag(&layer.key, &instance), &instance).await;
     if kept.is_err() {
         let _ = fs::remove_dir_all(&layer.folder);
     }
     kept?;
+    let below = base.image.as_ref().unwrap_or(&hands.settings().image);
+    let mut sizes = [0; 2];
+    for (size, image) in sizes.iter_mut().zip([&layer.image, below]) {
+        *size = engine.image(image).await?.map_or(0, |image| image.size_bytes);
+    }
+    layer.write_card(base, sizes[0].saturating_sub(sizes[1])).map_err(Error::unavailable)?;
     hands.destroy(&id).await
 }
 

@@ -268,7 +268,9 @@ impl Images {
             let Ok(about) = fs::read_to_string(folder.join(LAYER_FILE)) else { continue };
             let about: serde_json::Value = serde_json::from_str(&about).unwrap_or_default();
             let unused = unused(&folder);
-            let size_bytes = measure_size(&folder)?;
+            // Of packages for containers the engine has the files.
+            let elsewhere = about["engine_bytes"].as_u64().unwrap_or_default();
+            let size_bytes = measure_size(&folder)?.saturating_add(elsewhere);
             let about = describe(&about);
             kept.push(Kept { name, kind: Kind::Layer, about, size_bytes, unused, folder });
         }

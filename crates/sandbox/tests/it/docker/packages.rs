@@ -68,6 +68,7 @@ async fn packages_are_installed_once_over_an_image_and_found_by_unprivileged_con
     let images = Images::new(host.data());
     let kept = images.list().unwrap();
     assert_eq!(kept.len(), 1);
+    assert!(kept[0].size_bytes > 10_000, "what the engine keeps counts: {kept:?}");
     images.remove(&kept[0]).unwrap();
     let gone = host.provider.provision(&fresh_id(), 1, &resources).await;
     assert!(matches!(gone, Err(Error::Unprepared {})), "{gone:?}");
