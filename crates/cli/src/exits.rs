@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use broker::Broker;
-use egress::{Grant, Guard, Limits, Policy, Proxy, Uninspected, Who};
+use egress::{Grant, Guard, Limits, Pattern, Policy, Proxy, Uninspected, Who};
 use protocol::id::SessionId;
 use sandbox::{Exit, ExitNews, Provider, SandboxId};
 use tokio::task::JoinSet;
@@ -19,6 +19,8 @@ pub(crate) struct Rules {
     pub(crate) tls_ports: Vec<u16>,
     /// What becomes of what cannot be looked into, where secrets could be spent.
     pub(crate) uninspected: Uninspected,
+    /// Where it is not even tried.
+    pub(crate) uninspected_hosts: Vec<Pattern>,
 }
 
 /// Serves exits until `shutdown`, when connections through them are cut off.
@@ -29,11 +31,12 @@ pub(crate) async fn serve(
     rules: Rules,
     shutdown: CancellationToken,
 ) {
-    let Rules { tls_ports, uninspected } = rules;
+    let Rules { tls_ports, uninspected, uninspected_hosts } = rules;
     let proxy = Proxy::new(guard, Limits::default())
         .with_tls_ports(tls_ports)
         .with_roots(egress::system_roots())
-        .with_uninspected(uninspected);
+        .with_uninspected(uninspected)
+        .with_uninspected_hosts(uninspected_hosts);
     let mut exits = hands.exits();
     let mut served: HashMap<SandboxId, CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();

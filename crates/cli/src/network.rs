@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use egress::{Guard, PrivateHosts, Uninspected};
+use egress::{Guard, Pattern, PrivateHosts, Uninspected};
 use protocol::environment::Networking;
 use protocol::environment_request::networking_setting;
 use serde::Deserialize;
@@ -36,6 +36,11 @@ pub(crate) struct NetworkOptions {
     /// or `pass` for as it is. [default: refuse]
     #[arg(long, env = "POSTHOUSE_UNINSPECTED_TLS", value_name = "RULE")]
     uninspected_tls: Option<UninspectedTls>,
+
+    /// Hosts, with wildcards and commas, to which no credential is ever put in and TLS passes as it is: for programs that
+    /// know their host's certificate and trust no other. [default: none]
+    #[arg(long, env = "POSTHOUSE_UNINSPECTED_HOSTS", value_name = "HOSTS", value_delimiter = ',')]
+    uninspected_hosts: Option<Vec<Pattern>>,
 }
 
 /// See [`Uninspected`].
@@ -68,6 +73,7 @@ pub(crate) struct NetworkFile {
     default_networking: Option<serde_json::Value>,
     tls_ports: Vec<u16>,
     uninspected_tls: UninspectedTls,
+    uninspected_hosts: Vec<Pattern>,
 }
 
 /// As settled.
@@ -93,11 +99,12 @@ impl NetworkOptions {
         let mut tls_ports = self.tls_ports.unwrap_or(file.tls_ports);
         tls_ports.push(443);
         let uninspected = self.uninspected_tls.unwrap_or(file.uninspected_tls).into();
+        let uninspected_hosts = self.uninspected_hosts.unwrap_or(file.uninspected_hosts);
         Ok(Network {
             private_hosts,
             ports: self.allow_ports.unwrap_or(file.allow_ports),
             default_networking,
-            tls: Rules { tls_ports, uninspected },
+            tls: Rules { tls_ports, uninspected, uninspected_hosts },
         })
     }
 }

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | HTTP, by a client that trusts the sandbox's authority | placeholders are replaced |
 //! | TLS, by a client that does not (it pins, or has a list of its own) | the client sees a certificate that it does not know; the log says so |
+//! | TLS to a host that the operator names for such clients | passes as it is, with its placeholders |
 //! | TLS for something that its ALPN says is not HTTP | refused with an alert, unless the operator lets it pass, with its placeholders |
 
 use std::convert::Infallible;

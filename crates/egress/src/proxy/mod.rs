@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::Edge;
 use crate::guard::Guard;
+use crate::host::Pattern;
 use crate::policy::Policy;
 
 /// The ports on which TLS is expected unless the operator says otherwise.
@@ -99,6 +100,7 @@ pub struct Proxy {
     tls_ports: Arc<[u16]>,
     tls: Arc<ClientConfig>,
     uninspected: Uninspected,
+    uninspected_hosts: Arc<[Pattern]>,
     connections: Arc<Semaphore>,
 }
 
@@ -120,6 +122,7 @@ struct Served {
     tls_ports: Arc<[u16]>,
     tls: Arc<ClientConfig>,
     uninspected: Uninspected,
+    uninspected_hosts: Arc<[Pattern]>,
     who: Who,
     policy: Policy,
     edge: Option<Arc<dyn Edge>>,
@@ -133,7 +136,8 @@ impl Proxy {
         let connections = Arc::new(Semaphore::new(limits.connections_total_max));
         let tls = Arc::new(trusting(RootCertStore::empty()));
         let tls_ports = Arc::new(TLS_PORTS_DEFAULT);
-        Self { guard, limits, tls_ports, tls, uninspected: Uninspected::default(), connections }
+        let (uninspected, uninspected_hosts) = (Uninspected::default(), Arc::default());
+        Self { guard, limits, tls_ports, tls, uninspected, uninspected_hosts, connections }
     }
 
     /// The same proxy, which trusts these authorities where it ends TLS itself; without them it trusts nobody.
@@ -144,6 +148,11 @@ impl Proxy {
     /// The same proxy, with this rule for what it cannot look into.
     pub fn with_uninspected(self, uninspected: Uninspected) -> Self {
         Self { uninspected, ..self }
+    }
+
+    /// The same proxy, which spends nothing to these hosts: TLS with them passes as it is.
+    pub fn with_uninspected_hosts(self, hosts: impl IntoIterator<Item = Pattern>) -> Self {
+        Self { uninspected_hosts: hosts.into_iter().collect(), ..self }
     }
 
     /// The same proxy, expecting TLS on these ports instead of 443: there the name that TLS asks for must be the name of
@@ -170,6 +179,7 @@ impl Proxy {
             tls_ports: Arc::clone(&self.tls_ports),
             tls: Arc::clone(&self.tls),
             uninspected: self.uninspected,
+            uninspected_hosts: Arc::clone(&self.uninspected_hosts),
             who,
             policy,
             edge,

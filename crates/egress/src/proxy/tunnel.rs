@@ -113,6 +113,9 @@ async fn interception(
     hello: Option<&Hello>,
 ) -> Result<Option<Intercept>, Refused> {
     let (Some(edge), Some(hello)) = (&served.edge, hello) else { return Ok(None) };
+    if served.uninspected_hosts.iter().any(|pattern| pattern.covers(host)) {
+        return Ok(None);
+    }
     // A name within the name could be any. For an address no name is asked.
     let is_named = match (host, hello.server_name.as_deref()) {
         (Host::Name(_), Some(name)) => Host::parse(name).as_ref() == Ok(host),

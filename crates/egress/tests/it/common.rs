@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress::{Edge, Guard, Limits, Policy, PrivateHosts, Proxy, Table, Who};
+use egress::{Edge, Guard, Limits, Pattern, Policy, PrivateHosts, Proxy, Table, Who};
 use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +48,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) tls_ports: Vec<u16>,
     pub(crate) edge: Option<Arc<dyn Edge>>,
     pub(crate) roots: RootCertStore,
+    pub(crate) uninspected_hosts: Vec<Pattern>,
 }
 
 impl Default for Setup<'_> {
@@ -61,6 +62,7 @@ impl Default for Setup<'_> {
             tls_ports: vec![443],
             edge: None,
             roots: RootCertStore::empty(),
+            uninspected_hosts: Vec::new(),
         }
     }
 }
@@ -69,8 +71,10 @@ impl Setup<'_> {
     pub(crate) fn start(self) -> Way {
         let guard =
             Guard::new(self.private.parse::<PrivateHosts>().unwrap(), []).with_names(self.table.names());
-        let proxy =
-            Proxy::new(Arc::new(guard), self.limits).with_tls_ports(self.tls_ports).with_roots(self.roots);
+        let proxy = Proxy::new(Arc::new(guard), self.limits)
+            .with_tls_ports(self.tls_ports)
+            .with_roots(self.roots)
+            .with_uninspected_hosts(self.uninspected_hosts);
         let listener = std::net::TcpListener::bind((LOOPBACK, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();

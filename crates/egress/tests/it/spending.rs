@@ -415,8 +415,30 @@ async fn who_does_not_trust_the_authority_sees_a_certificate_that_it_does_not_kn
     let stream = way.tunnel(&format!("web.test:{}", mirror.port)).await.unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(mirror.certificate.clone()).unwrap();
-    let refused = connect(stream, "web.test", roots, &[b"http/1.1"]).await.unwrap_err();
+    let refused = connect(stream, "web.test", roots.clone(), &[b"http/1.1"]).await.unwrap_err();
     assert!(refused.contains("UnknownIssuer"), "{refused}");
+
+    // Unless the operator names the host for such clients: then nothing is put in.
+    let edge: Arc<dyn Edge> = Arc::clone(&purse) as _;
+    let way = Setup {
+        private: &format!("web.test:{}", mirror.port),
+        table: table(&[("web.test", LOOPBACK)]),
+        tls_ports: vec![mirror.port],
+        edge: Some(edge),
+        uninspected_hosts: vec!["*.test".parse().unwrap()],
+        ..Setup::default()
+    }
+    .start();
+    let stream = way.tunnel(&format!("web.test:{}", mirror.port)).await.unwrap();
+    let mut tls = connect(stream, "web.test", roots, &[b"http/1.1"]).await.unwrap();
+    let request = format!(
+        "GET / HTTP/1.1\r\nhost: web.test:{}\r\nx-key: {PLACEHOLDER}\r\nconnection: close\r\n\r\n",
+        mirror.port
+    );
+    tls.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer).await;
+    assert!(String::from_utf8_lossy(&answer).contains(&format!("x-key: {PLACEHOLDER}\n")));
 }
 
 #[tokio::test]
