@@ -6,7 +6,6 @@ use protocol::content::{Content, Source};
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
 use crate::limits::{BLOCKS_MAX, IMAGE_BYTES_MAX};
-use crate::proxy::Scrub;
 use crate::tools::cut;
 
 /// What a tool gave.
@@ -21,15 +20,15 @@ pub struct Output {
 /// How much of a name or an address is shown.
 const LABEL_CHARS_MAX: usize = 500;
 
-pub(crate) fn output(result: CallToolResult, scrub: &Scrub) -> Output {
+pub(crate) fn output(result: CallToolResult) -> Output {
     let CallToolResult { content, structured_content, is_error, .. } = result;
     let left_out = content.len().saturating_sub(BLOCKS_MAX);
     let has_text = content.iter().any(|block| matches!(block, ContentBlock::Text(_)));
     let mut blocks: Vec<Content> =
-        content.into_iter().take(BLOCKS_MAX).filter_map(|block| content_of(block, scrub)).collect();
+        content.into_iter().take(BLOCKS_MAX).filter_map(|block| content_of(block)).collect();
     // Servers are to give the same as text, too; what they did not is said here.
     if let Some(structured) = structured_content.filter(|_| !has_text) {
-        blocks.push(Content::text(scrub.text(structured.to_string())));
+        blocks.push(Content::text(structured.to_string()));
     }
     if left_out > 0 {
         blocks.push(Content::text(format!("[{left_out} more blocks are not shown]")));
@@ -40,10 +39,10 @@ pub(crate) fn output(result: CallToolResult, scrub: &Scrub) -> Output {
     Output { content: blocks, is_error: is_error.unwrap_or(false) }
 }
 
-fn content_of(block: ContentBlock, scrub: &Scrub) -> Option<Content> {
+fn content_of(block: ContentBlock) -> Option<Content> {
     Some(match block {
         ContentBlock::Text(block) if block.text.is_empty() => return None,
-        ContentBlock::Text(block) => Content::text(scrub.text(block.text)),
+        ContentBlock::Text(block) => Content::text(block.text),
         ContentBlock::Image(block) => image(block.mime_type, block.data),
         ContentBlock::Audio(block) => Content::text(format!(
             "[audio, {}, {} bytes: not shown]",
@@ -52,7 +51,7 @@ fn content_of(block: ContentBlock, scrub: &Scrub) -> Option<Content> {
         )),
         ContentBlock::Resource(block) => match block.resource {
             ResourceContents::TextResourceContents { uri, text, .. } => {
-                Content::text(scrub.text(format!("[resource {}]\n{text}", label(&uri))))
+                Content::text(format!("[resource {}]\n{text}", label(&uri)))
             }
             ResourceContents::BlobResourceContents { uri, mime_type, blob, .. } => {
                 blob_of(&uri, mime_type.unwrap_or_default(), blob)
@@ -62,7 +61,7 @@ fn content_of(block: ContentBlock, scrub: &Scrub) -> Option<Content> {
         ContentBlock::ResourceLink(link) => {
             let about = link.description.map(|text| format!(": {}", label(&text))).unwrap_or_default();
             let text = format!("[link to the resource {} ({}){about}]", label(&link.uri), label(&link.name));
-            Content::text(scrub.text(text))
+            Content::text(text)
         }
         _ => Content::text("[content of a kind that is not known here]"),
     })
@@ -125,7 +124,7 @@ mod tests {
 
     fn shown(result: Value) -> Value {
         let result: CallToolResult = serde_json::from_value(result).expect("a result");
-        let Output { content, is_error } = output(result, &Scrub::default());
+        let Output { content, is_error } = output(result);
         json!({"content": content, "is_error": is_error})
     }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Everything that one response streams.
 pub const STREAM_BYTES_MAX: usize = 64 << 20;
-/// What is read of a body that says why not.
-pub const ERROR_BYTES_MAX: usize = 4 << 10;
+/// What is read of a body that says why not. Far more than is shown: a credential that begins in what is shown ends before
+/// this, and so is found and struck.
+pub const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How often one connection may begin a stream of its own: servers that end theirs are asked again.
 pub const STREAMS_MAX: u32 = 64;
 /// How long the next stream of its own waits. A server may ask for more, not for less.
@@ -48,8 +49,6 @@ pub struct Times {
     pub call_quiet_max: Duration,
     /// A call, whatever it says of its progress.
     pub call_max: Duration,
-    /// How long a credential is used before it is looked up again. A change reaches running sessions so much later.
-    pub credential_age_max: Duration,
 }
 
 impl Default for Times {
@@ -59,7 +58,6 @@ impl Default for Times {
             list_max: Duration::from_secs(15),
             call_quiet_max: Duration::from_secs(120),
             call_max: Duration::from_secs(600),
-            credential_age_max: Duration::from_secs(60),
         }
     }
 }

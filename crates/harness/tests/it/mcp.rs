@@ -28,7 +28,6 @@ const PATIENT: Times = Times {
     list_max: Duration::from_secs(300),
     call_quiet_max: Duration::from_secs(300),
     call_max: Duration::from_secs(300),
-    credential_age_max: Duration::from_secs(300),
 };
 
 fn servers() -> Arc<McpServers> {
