@@ -34,6 +34,10 @@ pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
 pub const BLOCKS_MAX: usize = 100;
 /// A picture, base64: the models' own bound.
 pub const IMAGE_BYTES_MAX: usize = 5 << 20;
+/// All pictures and documents of a result, base64. They go out with each later request, which may have 32 MB.
+pub const MEDIA_BYTES_MAX: usize = 6 << 20;
+/// A side of a picture, in pixels: the models' own bound.
+pub const SIDE_PIXELS_MAX: u32 = 8_000;
 
 /// How many connections are being made at once in one process.
 pub const PLACES: usize = 256;
