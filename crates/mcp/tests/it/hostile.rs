@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mcp::limits::MESSAGE_BYTES_MAX;
+use mcp::limits::{MESSAGE_BYTES_MAX, STREAM_PAUSE};
 use mcp::{Error, NoCredentials, Times};
 use serde_json::{Value, json};
 use testkit::mcp::{McpServer, Reply, event, response};
@@ -200,10 +200,14 @@ async fn streams_that_end_at_once_are_not_begun_for_ever() {
         _ => Reply::Usual,
     })
     .await;
+    let began = Instant::now();
     let connection = connect(&server.url()).await.expect("connects");
     called(&connection, "echo", json!({})).await.expect("calls");
-    let begun = server.asked().iter().filter(|asked| asked.http == "GET").count();
-    assert!(begun <= 3, "{begun} streams in a moment");
+    while server.asked().iter().filter(|asked| asked.http == "GET").count() < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let elapsed = began.elapsed();
+    assert!(elapsed >= STREAM_PAUSE * 2, "three streams within {elapsed:?}");
 }
 
 #[tokio::test]
