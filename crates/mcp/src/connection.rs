@@ -19,6 +19,7 @@ use rmcp::transport::streamable_http_client::{
 use rmcp::{ClientHandler, ClientLifecycleMode, Peer, RoleClient, ServiceError, serve_client_with_lifecycle};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
 
 use crate::content::{self, Output};
 use crate::error::Error;
@@ -38,6 +39,7 @@ pub struct Connection {
     service: RunningService<RoleClient, Handler>,
     http: Http,
     is_stale: Arc<AtomicBool>,
+    _end: DropGuard,
 }
 
 /// Connects with whatever the server speaks: streamable HTTP with or without a handshake, else the older HTTP+SSE.
@@ -73,12 +75,13 @@ async fn start(pass: Arc<Pass>, url: Url) -> Result<Connection, Error> {
     let is_older = matches!(&failure, Some(Failure::Status { code, .. }) if matches!(code.as_u16(), 400 | 404 | 405 | 406 | 415));
     if is_older {
         let older = Http::new(pass, url);
+        let end = older.end();
         if let Ok(transport) = SseTransport::open(older.clone()).await {
             let (handler, is_stale) = Handler::new();
             let served =
                 serve_client_with_lifecycle(handler, transport, ClientLifecycleMode::Initialize).await;
             return match served {
-                Ok(service) => Ok(Connection { service, http: older, is_stale }),
+                Ok(service) => Ok(Connection { service, http: older, is_stale, _end: end }),
                 Err(error) => Err(described(&older, &error)),
             };
         }
@@ -95,8 +98,7 @@ fn described(http: &Http, error: &ClientInitializeError) -> Error {
         ) => Error::from(&failure),
         _ => Error::of_start(error),
     };
-    let scrub = http.scrub();
-    error.map(|text| shown(scrub.text(text)))
+    error.map(shown)
 }
 
 /// A stranger's words are not shown at any length.
@@ -105,6 +107,8 @@ fn shown(text: String) -> String {
 }
 
 async fn streamable(http: &Http, mode: ClientLifecycleMode) -> Result<Connection, ClientInitializeError> {
+    // Whichever way this ends without a connection, nothing of the attempt stays.
+    let end = http.end();
     let mut config = StreamableHttpClientTransportConfig::with_uri(http.url().as_str())
         .max_sse_event_size(MESSAGE_BYTES_MAX)
         .max_json_response_size(MESSAGE_BYTES_MAX);
@@ -114,7 +118,7 @@ async fn streamable(http: &Http, mode: ClientLifecycleMode) -> Result<Connection
     let transport = StreamableHttpClientTransport::with_client(http.clone(), config);
     let (handler, is_stale) = Handler::new();
     let service = serve_client_with_lifecycle(handler, transport, mode).await?;
-    Ok(Connection { service, http: http.clone(), is_stale })
+    Ok(Connection { service, http: http.clone(), is_stale, _end: end })
 }
 
 impl Connection {
@@ -125,8 +129,7 @@ impl Connection {
         let listed = timeout(limit, self.list())
             .await
             .unwrap_or_else(|_| Err(Error::late("the list of tools", limit)));
-        let scrub = self.http.scrub();
-        listed.map_err(|error| error.map(|text| shown(scrub.text(text))))
+        listed.map_err(|error| error.map(shown))
     }
 
     async fn list(&self) -> Result<Vec<Tool>, Error> {
@@ -141,9 +144,8 @@ impl Connection {
                 }
                 Err(error) => return Err(Error::of_request(error)),
             };
-            let scrub = self.http.scrub();
             for tool in page.tools {
-                list.add(tool, &scrub).map_err(Error::Broken)?;
+                list.add(tool).map_err(Error::Broken)?;
             }
             cursor = page.next_cursor;
             if cursor.is_none() {
@@ -175,7 +177,7 @@ impl Connection {
             .send_cancellable_request(ClientRequest::CallToolRequest(request), options)
             .await
             .map_err(Error::of_request)?;
-        Ok(Call { handle, peer, http: self.http.clone() })
+        Ok(Call { handle, peer })
     }
 
     /// Says goodbye to the server, within two seconds.
@@ -192,7 +194,6 @@ impl Connection {
 pub struct Call {
     handle: RequestHandle<RoleClient>,
     peer: Peer<RoleClient>,
-    http: Http,
 }
 
 /// Ends a call that nobody waits for any more.
@@ -210,10 +211,9 @@ impl Call {
     /// Waits for what it comes to: as long as the server shows progress, and no longer than [`Times::call_max`].
     pub async fn output(self) -> Result<Output, Error> {
         let answer = self.handle.await_response().await;
-        let scrub = self.http.scrub();
         let result = match answer {
-            Ok(ServerResult::CallToolResult(result)) => return Ok(content::output(result, &scrub)),
-            Ok(ServerResult::EmptyResult(_)) => return Ok(content::output(Default::default(), &scrub)),
+            Ok(ServerResult::CallToolResult(result)) => return Ok(content::output(result)),
+            Ok(ServerResult::EmptyResult(_)) => return Ok(content::output(Default::default())),
             Ok(ServerResult::InputRequiredResult(_)) => Err(Error::Refused(
                 "the server asks for input from a user, which cannot be given here".to_owned(),
             )),
@@ -223,7 +223,7 @@ impl Call {
             Ok(_) => Err(Error::Broken("the server's answer is not what was asked for".to_owned())),
             Err(error) => Err(Error::of_request(error)),
         };
-        result.map_err(|error| error.map(|text| shown(scrub.text(text))))
+        result.map_err(|error| error.map(shown))
     }
 }
 

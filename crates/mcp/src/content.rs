@@ -5,8 +5,8 @@
 use protocol::content::{Content, Source};
 use rmcp::model::{CallToolResult, ContentBlock, ResourceContents};
 
-use crate::limits::{BLOCKS_MAX, IMAGE_BYTES_MAX};
-use crate::proxy::Scrub;
+use crate::limits::{BLOCKS_MAX, IMAGE_BYTES_MAX, MEDIA_BYTES_MAX};
+use crate::media;
 use crate::tools::cut;
 
 /// What a tool gave.
@@ -21,15 +21,16 @@ pub struct Output {
 /// How much of a name or an address is shown.
 const LABEL_CHARS_MAX: usize = 500;
 
-pub(crate) fn output(result: CallToolResult, scrub: &Scrub) -> Output {
+pub(crate) fn output(result: CallToolResult) -> Output {
     let CallToolResult { content, structured_content, is_error, .. } = result;
     let left_out = content.len().saturating_sub(BLOCKS_MAX);
     let has_text = content.iter().any(|block| matches!(block, ContentBlock::Text(_)));
+    let mut room = MEDIA_BYTES_MAX;
     let mut blocks: Vec<Content> =
-        content.into_iter().take(BLOCKS_MAX).filter_map(|block| content_of(block, scrub)).collect();
+        content.into_iter().take(BLOCKS_MAX).filter_map(|block| content_of(block, &mut room)).collect();
     // Servers are to give the same as text, too; what they did not is said here.
     if let Some(structured) = structured_content.filter(|_| !has_text) {
-        blocks.push(Content::text(scrub.text(structured.to_string())));
+        blocks.push(Content::text(structured.to_string()));
     }
     if left_out > 0 {
         blocks.push(Content::text(format!("[{left_out} more blocks are not shown]")));
@@ -40,11 +41,12 @@ pub(crate) fn output(result: CallToolResult, scrub: &Scrub) -> Output {
     Output { content: blocks, is_error: is_error.unwrap_or(false) }
 }
 
-fn content_of(block: ContentBlock, scrub: &Scrub) -> Option<Content> {
+/// One block. `room` is what is left for pictures and documents.
+fn content_of(block: ContentBlock, room: &mut usize) -> Option<Content> {
     Some(match block {
         ContentBlock::Text(block) if block.text.is_empty() => return None,
-        ContentBlock::Text(block) => Content::text(scrub.text(block.text)),
-        ContentBlock::Image(block) => image(block.mime_type, block.data),
+        ContentBlock::Text(block) => Content::text(block.text),
+        ContentBlock::Image(block) => image(block.mime_type, block.data, room),
         ContentBlock::Audio(block) => Content::text(format!(
             "[audio, {}, {} bytes: not shown]",
             label(&block.mime_type),
@@ -52,61 +54,62 @@ fn content_of(block: ContentBlock, scrub: &Scrub) -> Option<Content> {
         )),
         ContentBlock::Resource(block) => match block.resource {
             ResourceContents::TextResourceContents { uri, text, .. } => {
-                Content::text(scrub.text(format!("[resource {}]\n{text}", label(&uri))))
+                Content::text(format!("[resource {}]\n{text}", label(&uri)))
             }
             ResourceContents::BlobResourceContents { uri, mime_type, blob, .. } => {
-                blob_of(&uri, mime_type.unwrap_or_default(), blob)
+                blob_of(&uri, mime_type.unwrap_or_default(), blob, room)
             }
             _ => Content::text("[a resource of a kind that is not known here]"),
         },
         ContentBlock::ResourceLink(link) => {
             let about = link.description.map(|text| format!(": {}", label(&text))).unwrap_or_default();
             let text = format!("[link to the resource {} ({}){about}]", label(&link.uri), label(&link.name));
-            Content::text(scrub.text(text))
+            Content::text(text)
         }
         _ => Content::text("[content of a kind that is not known here]"),
     })
 }
 
-fn image(media_type: String, data: String) -> Content {
+fn image(media_type: String, data: String, room: &mut usize) -> Content {
+    let is_image = media_type.starts_with("image/");
+    let taken = if is_image { taken(&media_type, &data, room) } else { Err(media::OTHER) };
+    match taken {
+        Ok(()) => Content::Image { source: Source::Base64 { media_type, data } },
+        Err(why) => {
+            let (kind, size) = (label(&media_type), bytes_of(&data));
+            Content::text(format!("[image, {kind}, {size} bytes: not shown, {why}]"))
+        }
+    }
+}
+
+fn blob_of(uri: &str, media_type: String, data: String, room: &mut usize) -> Content {
     let size = bytes_of(&data);
-    let refusal = if data.len() > IMAGE_BYTES_MAX {
-        "it is too large"
-    } else if !looks_like(&media_type, &data) {
-        "it is not what it says it is"
+    let why = if !media::is_known(&media_type) {
+        String::new()
+    } else if let Err(why) = taken(&media_type, &data, room) {
+        format!(", {why}")
     } else {
-        return Content::Image { source: Source::Base64 { media_type, data } };
-    };
-    Content::text(format!("[image, {}, {size} bytes: not shown, {refusal}]", label(&media_type)))
-}
-
-fn blob_of(uri: &str, media_type: String, data: String) -> Content {
-    if media_type.starts_with("image/") && data.len() <= IMAGE_BYTES_MAX && looks_like(&media_type, &data) {
-        return Content::Image { source: Source::Base64 { media_type, data } };
-    }
-    if media_type == "application/pdf" && looks_like(&media_type, &data) {
+        let is_image = media_type.starts_with("image/");
         let source = Source::Base64 { media_type, data };
-        return Content::Document { source, title: Some(label(uri)), context: None };
-    }
+        return if is_image {
+            Content::Image { source }
+        } else {
+            Content::Document { source, title: Some(label(uri)), context: None }
+        };
+    };
     let kind = if media_type.is_empty() { "binary".to_owned() } else { label(&media_type) };
-    Content::text(format!("[resource {}, {kind}, {} bytes: not shown]", label(uri), bytes_of(&data)))
+    Content::text(format!("[resource {}, {kind}, {size} bytes: not shown{why}]", label(uri)))
 }
 
-/// Whether it is base64, of a kind that models take, and begins as that kind begins.
-fn looks_like(media_type: &str, data: &str) -> bool {
-    let beginnings: &[&str] = match media_type {
-        "image/png" => &["iVBORw0KGgo"],
-        "image/jpeg" => &["/9j/"],
-        "image/gif" => &["R0lGODdh", "R0lGODlh"],
-        "image/webp" => &["UklGR"],
-        "application/pdf" => &["JVBERi"],
-        _ => return false,
-    };
-    let body = data.trim_end_matches('=');
-    data.len().is_multiple_of(4)
-        && data.len() - body.len() <= 2
-        && body.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'))
-        && beginnings.iter().any(|beginning| data.starts_with(beginning))
+/// Whether a model's provider takes a picture or a document, and there is room for it, which it then has.
+fn taken(media_type: &str, data: &str, room: &mut usize) -> Result<(), &'static str> {
+    if media_type.starts_with("image/") && data.len() > IMAGE_BYTES_MAX {
+        return Err("it is too large");
+    }
+    let left = room.checked_sub(data.len()).ok_or("the result holds too much of the kind")?;
+    media::check(media_type, data)?;
+    *room = left;
+    Ok(())
 }
 
 fn bytes_of(base64: &str) -> usize {
@@ -119,13 +122,15 @@ fn label(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use serde_json::{Value, json};
 
     use super::*;
 
     fn shown(result: Value) -> Value {
         let result: CallToolResult = serde_json::from_value(result).expect("a result");
-        let Output { content, is_error } = output(result, &Scrub::default());
+        let Output { content, is_error } = output(result);
         json!({"content": content, "is_error": is_error})
     }
 
@@ -157,8 +162,14 @@ mod tests {
 
     #[test]
     fn a_picture_that_is_none_is_said_in_words() {
-        for (kind, data) in [("image/png", "AAAA"), ("image/svg+xml", "AAAA"), ("image/png", "iVBORw0KGgo!")]
-        {
+        for (kind, data) in [
+            ("image/png", "AAAA"),
+            ("image/svg+xml", "AAAA"),
+            ("image/png", "iVBORw0KGgo!"),
+            ("image/png", "iVBORw0KGgoAAAAA"),
+            ("image/jpeg", PNG),
+            ("application/pdf", "JVBERi0xLjQKJSVFT0YK"),
+        ] {
             let result = shown(json!({"content": [{"type": "image", "mimeType": kind, "data": data}]}));
             assert_eq!(result["content"][0]["type"], "text", "{kind} {data}");
         }
@@ -172,6 +183,24 @@ mod tests {
             shown(json!({"content": [{"type": "text", "text": "3"}], "structuredContent": {"sum": 3}}));
         assert_eq!(both["content"], json!([{"type": "text", "text": "3"}]));
         assert_eq!(shown(json!({"content": []}))["content"][0]["text"], "(no output)");
+    }
+
+    #[test]
+    fn pictures_and_documents_have_no_more_room_together_than_they_may() {
+        let pdf = STANDARD.encode(format!("%PDF-1.7\n{}\nstartxref\n9\n%%EOF\n", "x".repeat(2 << 20)));
+        let blob = |name: &str| json!({"type": "resource", "resource": {"uri": name, "mimeType": "application/pdf", "blob": pdf}});
+        let image = json!({"type": "image", "mimeType": "image/png", "data": PNG});
+        let result = shown(json!({"content": [blob("a"), blob("b"), blob("c"), image]}));
+        let kinds: Vec<&str> = result["content"]
+            .as_array()
+            .expect("blocks")
+            .iter()
+            .map(|block| &block["type"])
+            .map(|kind| kind.as_str().expect("a type"))
+            .collect();
+        assert_eq!(kinds, ["document", "document", "text", "image"]);
+        let told = result["content"][2]["text"].as_str().expect("text");
+        assert!(told.ends_with("bytes: not shown, the result holds too much of the kind]"), "{told}");
     }
 
     #[test]

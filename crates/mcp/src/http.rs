@@ -17,13 +17,14 @@ use rmcp::transport::streamable_http_client::{
     SseError, StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
 };
 use sse_stream::{Sse, SseStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::Error;
 use crate::limits::{
     ERROR_BYTES_MAX, MESSAGE_BYTES_MAX, REDIRECTS_MAX, STREAM_BYTES_MAX, STREAM_PAUSE, STREAMS_MAX,
 };
-use crate::proxy::{Bearer, Pass, Scrub, Why};
+use crate::proxy::{Bearer, Pass};
 use crate::tools::cut;
 
 const JSON: &str = "application/json";
@@ -77,8 +78,9 @@ pub(crate) struct Http {
 
 struct Shared {
     url: Url,
-    credential: tokio::sync::Mutex<Option<Held>>,
-    scrub: Mutex<Scrub>,
+    /// Nobody wants the connection any more: what is on its way is given up. The SDK has tasks of its own, which would wait
+    /// for a silent server for ever.
+    over: CancellationToken,
     /// How many streams the connection has begun by itself.
     streams: AtomicU32,
     /// A bound was passed: what is left of the connection is not resumed.
@@ -87,18 +89,11 @@ struct Shared {
     failure: Mutex<Option<Failure>>,
 }
 
-/// The credential of the moment.
-struct Held {
-    bearer: Option<Arc<Bearer>>,
-    since: Instant,
-}
-
 impl Http {
     pub(crate) fn new(pass: Arc<Pass>, url: Url) -> Self {
         let shared = Shared {
             url,
-            credential: tokio::sync::Mutex::default(),
-            scrub: Mutex::default(),
+            over: CancellationToken::new(),
             streams: AtomicU32::new(0),
             is_spoilt: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -110,8 +105,9 @@ impl Http {
         &self.shared.url
     }
 
-    pub(crate) fn scrub(&self) -> Scrub {
-        self.shared.scrub.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Gives up whatever is on its way, and whatever would be, when it is dropped.
+    pub(crate) fn end(&self) -> DropGuard {
+        self.shared.over.clone().drop_guard()
     }
 
     /// Why the last request failed, if one did.
@@ -127,7 +123,8 @@ impl Http {
         headers: HeaderMap,
         body: Option<Bytes>,
     ) -> Result<Response, Failure> {
-        let sent = self.send_with_credential(method, url, headers, body).await;
+        let sending = self.send_with_credential(method, url, headers, body);
+        let sent = self.shared.over.run_until_cancelled(sending).await.ok_or_else(over)?;
         if let Err(failure) = &sent {
             *self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
         }
@@ -141,10 +138,10 @@ impl Http {
         headers: HeaderMap,
         body: Option<Bytes>,
     ) -> Result<Response, Failure> {
-        let bearer = self.bearer().await?;
-        let response = self
-            .follow(method.clone(), url.clone(), headers.clone(), body.clone(), bearer.as_deref())
-            .await?;
+        // It is looked up for each request: it may have been changed or withdrawn since the last.
+        let bearer = self.pass.bearer().await?;
+        let response =
+            self.follow(method.clone(), url.clone(), headers.clone(), body.clone(), bearer.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return self.checked(response).await;
         }
@@ -154,8 +151,7 @@ impl Http {
                 "the server wants a credential, and the session's vaults have none for it".to_owned();
             return Err(Failure::Unauthorized { reason });
         };
-        let fresh = self.renewed(&refused).await?;
-        let Some(fresh) = fresh else {
+        let Some(fresh) = self.pass.after_401(&refused).await? else {
             return Err(Failure::Unauthorized { reason: "the server refuses the credential".to_owned() });
         };
         let response = self.follow(method, url, headers, body, Some(&fresh)).await?;
@@ -164,40 +160,6 @@ impl Http {
             return Err(Failure::Unauthorized { reason });
         }
         self.checked(response).await
-    }
-
-    /// The credential of the moment, looked up again when it has been in use for a while.
-    async fn bearer(&self) -> Result<Option<Arc<Bearer>>, Failure> {
-        let mut credential = self.shared.credential.lock().await;
-        let age_max = self.pass.proxy.times.credential_age_max;
-        let why = match &*credential {
-            Some(held) if held.since.elapsed() < age_max => return Ok(held.bearer.clone()),
-            Some(_) => Why::Again,
-            None => Why::Connect,
-        };
-        let bearer = self.pass.bearer(why).await?;
-        Ok(self.hold(&mut credential, bearer))
-    }
-
-    /// The credential after one was refused. Of several requests that were refused together, one asks.
-    async fn renewed(&self, refused: &Arc<Bearer>) -> Result<Option<Arc<Bearer>>, Failure> {
-        let mut credential = self.shared.credential.lock().await;
-        if let Some(Held { bearer: Some(bearer), since: _ }) = &*credential
-            && !Arc::ptr_eq(bearer, refused)
-        {
-            return Ok(Some(Arc::clone(bearer)));
-        }
-        let bearer = self.pass.after_401(refused).await?;
-        Ok(self.hold(&mut credential, bearer))
-    }
-
-    fn hold(&self, credential: &mut Option<Held>, bearer: Option<Bearer>) -> Option<Arc<Bearer>> {
-        if let Some(bearer) = &bearer {
-            self.shared.scrub.lock().unwrap_or_else(PoisonError::into_inner).keep(bearer);
-        }
-        let bearer = bearer.map(Arc::new);
-        *credential = Some(Held { bearer: bearer.clone(), since: Instant::now() });
-        bearer
     }
 
     /// Sends, and follows what stays at the same origin and says to ask in the same way.
@@ -215,7 +177,7 @@ impl Http {
                 .request(method.clone(), url.clone())
                 .map_err(|refusal| Failure::NotAsked(refusal.to_string()))?
                 .headers(headers.clone());
-            let request = self.pass.put(request, bearer);
+            let (request, spending) = self.pass.spend(request, bearer, &url);
             let request = match &body {
                 Some(body) => request.body(body.clone()),
                 None => request,
@@ -223,11 +185,14 @@ impl Http {
             let response = match request.send().await {
                 Ok(response) => response,
                 Err(error) => {
-                    self.pass.used(bearer, &url, true);
-                    return Err(failure_of(&error));
+                    let failure = failure_of(&error);
+                    if matches!(failure, Failure::NotAsked(_)) {
+                        spending.void();
+                    }
+                    return Err(failure);
                 }
             };
-            self.pass.used(bearer, &url, response.status() != StatusCode::UNAUTHORIZED);
+            spending.close(response.status() != StatusCode::UNAUTHORIZED);
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -250,9 +215,9 @@ impl Http {
             return Ok(response);
         }
         let body = self.body(response, ERROR_BYTES_MAX).await.unwrap_or_default();
-        let text = String::from_utf8_lossy(&body);
-        let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let text = cut(self.scrub().text(text), SHOWN_CHARS_MAX);
+        // Scrubbed first: of a secret that is cut, what is left would not be found.
+        let text = self.pass.scrubbed(String::from_utf8_lossy(&body).into_owned());
+        let text = cut(text, SHOWN_CHARS_MAX).split_whitespace().collect::<Vec<_>>().join(" ");
         let shown = if text.is_empty() { text } else { format!(": {text}") };
         if code == StatusCode::FORBIDDEN {
             return Err(Failure::Unauthorized { reason: format!("the server answered HTTP {code}{shown}") });
@@ -268,7 +233,9 @@ impl Http {
         let is_error = !response.status().is_success() && !is_answer(&response);
         let mut body = Vec::new();
         let mut stream = response.bytes_stream();
-        while let Some(chunk) = stream.next().await {
+        loop {
+            let next = self.shared.over.run_until_cancelled(stream.next()).await.ok_or_else(over)?;
+            let Some(chunk) = next else { break };
             let chunk = chunk.map_err(|error| failure_of(&error))?;
             if body.len() + chunk.len() > bytes_max {
                 if is_error {
@@ -282,11 +249,21 @@ impl Http {
         Ok(body)
     }
 
-    /// The events of a response, each within its bound and all within theirs.
+    /// The events of a response, each within its bound and all within theirs, until the connection is over. Credentials
+    /// are struck from them.
     fn events(&self, response: Response) -> BoxStream<'static, Result<Sse, SseError>> {
         let shared = Arc::clone(&self.shared);
         let bytes = bounded(response.bytes_stream(), move || shared.is_spoilt.store(true, Ordering::Relaxed));
-        SseStream::from_bytes_stream(bytes).boxed()
+        let pass = Arc::clone(&self.pass);
+        let scrubbed = move |event: Result<Sse, SseError>| {
+            event.map(|event| Sse {
+                data: event.data.map(|data| pass.scrubbed(data)),
+                id: event.id.filter(|id| pass.is_clean(id)),
+                ..event
+            })
+        };
+        let over = self.shared.over.clone().cancelled_owned();
+        SseStream::from_bytes_stream(bytes).map(scrubbed).take_until(over).boxed()
     }
 
     /// Begins a stream of the connection's own: of notices, or what is left of an answer.
@@ -333,7 +310,8 @@ impl Http {
             return Ok(StreamableHttpPostResponse::Accepted);
         }
         let session = response.headers().get(&SESSION_ID).and_then(|value| value.to_str().ok());
-        let session = session.filter(|id| id.len() <= ID_BYTES_MAX).map(str::to_owned);
+        let session =
+            session.filter(|id| id.len() <= ID_BYTES_MAX && self.pass.is_clean(id)).map(str::to_owned);
         if is_of_type(&response, EVENTS) {
             return Ok(StreamableHttpPostResponse::Sse(self.events(response), session));
         }
@@ -342,8 +320,12 @@ impl Http {
             return Err(Failure::Broken(text.to_owned()));
         }
         let body = self.body(response, MESSAGE_BYTES_MAX).await?;
-        let message: ServerJsonRpcMessage = serde_json::from_slice(&body)
-            .map_err(|_| Failure::Broken("the server's answer is no JSON-RPC message".to_owned()))?;
+        let message = String::from_utf8(body).ok().map(|body| self.pass.scrubbed(body));
+        let message: Option<ServerJsonRpcMessage> =
+            message.and_then(|message| serde_json::from_str(&message).ok());
+        let Some(message) = message else {
+            return Err(Failure::Broken("the server's answer is no JSON-RPC message".to_owned()));
+        };
         Ok(StreamableHttpPostResponse::Json(message, session))
     }
 }
@@ -426,6 +408,10 @@ fn is_answer(response: &Response) -> bool {
     let code = response.status();
     let is_usual = matches!(code.as_u16(), 400 | 422 | 500);
     is_usual && is_of_type(response, JSON) && response.headers().contains_key(SESSION_ID)
+}
+
+fn over() -> Failure {
+    Failure::Broken("the connection is over".to_owned())
 }
 
 fn failure_of(error: &reqwest::Error) -> Failure {

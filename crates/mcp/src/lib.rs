@@ -15,6 +15,7 @@ mod content;
 mod error;
 mod http;
 pub mod limits;
+mod media;
 mod names;
 pub mod proxy;
 mod sse;

@@ -7,8 +7,9 @@ use std::time::Duration;
 pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Everything that one response streams.
 pub const STREAM_BYTES_MAX: usize = 64 << 20;
-/// What is read of a body that says why not.
-pub const ERROR_BYTES_MAX: usize = 4 << 10;
+/// What is read of a body that says why not. Far more than is shown: a credential that begins in what is shown ends before
+/// this, and so is found and struck.
+pub const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How often one connection may begin a stream of its own: servers that end theirs are asked again.
 pub const STREAMS_MAX: u32 = 64;
 /// How long the next stream of its own waits. A server may ask for more, not for less.
@@ -33,6 +34,10 @@ pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
 pub const BLOCKS_MAX: usize = 100;
 /// A picture, base64: the models' own bound.
 pub const IMAGE_BYTES_MAX: usize = 5 << 20;
+/// All pictures and documents of a result, base64. They go out with each later request, which may have 32 MB.
+pub const MEDIA_BYTES_MAX: usize = 6 << 20;
+/// A side of a picture, in pixels: the models' own bound.
+pub const SIDE_PIXELS_MAX: u32 = 8_000;
 
 /// How many connections are being made at once in one process.
 pub const PLACES: usize = 256;
@@ -48,8 +53,6 @@ pub struct Times {
     pub call_quiet_max: Duration,
     /// A call, whatever it says of its progress.
     pub call_max: Duration,
-    /// How long a credential is used before it is looked up again. A change reaches running sessions so much later.
-    pub credential_age_max: Duration,
 }
 
 impl Default for Times {
@@ -59,7 +62,6 @@ impl Default for Times {
             list_max: Duration::from_secs(15),
             call_quiet_max: Duration::from_secs(120),
             call_max: Duration::from_secs(600),
-            credential_age_max: Duration::from_secs(60),
         }
     }
 }

@@ -18,9 +18,11 @@ use std::time::Duration;
 use egress::{Client, Guard};
 use protocol::agent::McpServer;
 use protocol::id::{AgentId, CredentialId, SessionId, VaultId};
+use protocol::secret::Forms;
 use reqwest::{RequestBuilder, Url};
 use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -35,6 +37,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const TOKEN_BYTES: usize = 32;
 /// How many secrets one connection keeps in mind to strike them from what a server says.
 const SECRETS_MAX: usize = 8;
+/// What stands in the place of a secret.
+const STRUCK: &str = "[credential]";
 
 /// A secret, overwritten when the last that holds it lets go.
 type Token = Arc<Zeroizing<String>>;
@@ -70,7 +74,8 @@ impl Bearer {
     }
 }
 
-/// One use of a credential, for whoever keeps the audit.
+/// One use of a credential, for whoever keeps the audit: it was put into a request that left, or that nobody knows of
+/// whether it did.
 pub struct Used<'a> {
     /// For which session.
     pub session: &'a SessionId,
@@ -80,7 +85,7 @@ pub struct Used<'a> {
     pub bearer: &'a Bearer,
     /// The host of the server.
     pub host: &'a str,
-    /// Whether the server took it. It did if it did not say that it does not.
+    /// Whether the server took it. It did if it did not say that it does not, or was not waited for.
     pub was_accepted: bool,
 }
 
@@ -95,26 +100,13 @@ pub enum CredentialError {
     Unavailable(String),
 }
 
-/// Why a credential is looked up. For the audit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// A connection begins.
-    Connect,
-    /// It has lasted for a while, and the credential may have been changed or withdrawn.
-    Again,
-}
-
-/// Where credentials come from. The session's vaults are looked up by whoever implements it, on each call: what has been
-/// archived or changed meanwhile counts. Matching of addresses, the order of vaults and renewal are its own, too.
+/// Where credentials come from. It is asked before each request, and the session's vaults are looked up by whoever implements
+/// it, on each call: what has been archived or changed meanwhile counts. Matching of addresses, the order of vaults and renewal
+/// are its own, too, and so are the audit's lines about renewals.
 #[async_trait::async_trait]
 pub trait Credentials: Send + Sync {
     /// The credential of a session for an address, renewed if it is about to expire; `None` if there is none.
-    async fn bearer(
-        &self,
-        session: &SessionId,
-        url: &str,
-        why: Why,
-    ) -> Result<Option<Bearer>, CredentialError>;
+    async fn bearer(&self, session: &SessionId, url: &str) -> Result<Option<Bearer>, CredentialError>;
 
     /// The same after the server has refused one. `None` if there is no other: a renewed one, or one that has been put in
     /// its place.
@@ -125,7 +117,7 @@ pub trait Credentials: Send + Sync {
         refused: &Bearer,
     ) -> Result<Option<Bearer>, CredentialError>;
 
-    /// Takes down that a credential was used. Called for each request that carried one.
+    /// Takes down that a credential was used. Called once for each request that carried one, also for one that was given up.
     fn used(&self, used: Used<'_>);
 }
 
@@ -134,7 +126,7 @@ pub struct NoCredentials;
 
 #[async_trait::async_trait]
 impl Credentials for NoCredentials {
-    async fn bearer(&self, _: &SessionId, _: &str, _: Why) -> Result<Option<Bearer>, CredentialError> {
+    async fn bearer(&self, _: &SessionId, _: &str) -> Result<Option<Bearer>, CredentialError> {
         Ok(None)
     }
 
@@ -242,12 +234,14 @@ impl Proxy {
     ) -> Result<Connection, Error> {
         let url = Url::parse(&server.url)
             .map_err(|_| Error::Unreachable("the server's address cannot be read".to_owned()))?;
+        let agent = self.grant(token).ok_or(Error::TokenRefused)?.agent;
         let pass = Pass {
             proxy: Arc::clone(self),
             token: token.clone(),
             session: session.clone(),
-            server: server.name.clone(),
+            agent,
             url: server.url.clone(),
+            scrub: Mutex::default(),
         };
         connection::connect(pass, url).await
     }
@@ -263,89 +257,155 @@ pub(crate) struct Pass {
     pub(crate) proxy: Arc<Proxy>,
     token: SessionToken,
     session: SessionId,
-    pub(crate) server: String,
+    /// For the audit, which wants to know also when the token is good no more.
+    agent: AgentId,
     url: String,
+    scrub: Mutex<Scrub>,
 }
 
 impl Pass {
     /// The way out, if the token is good for it.
     pub(crate) fn client(&self) -> Result<&Client, Error> {
-        self.agent().map(|_| &self.proxy.client)
+        self.check()?;
+        Ok(&self.proxy.client)
     }
 
-    fn agent(&self) -> Result<AgentId, Error> {
+    fn check(&self) -> Result<(), Error> {
         let grant = self.proxy.grant(&self.token).ok_or(Error::TokenRefused)?;
-        if grant.session != self.session || !grant.urls.contains(&self.url) {
-            return Err(Error::TokenRefused);
-        }
-        Ok(grant.agent)
+        let is_good = grant.session == self.session && grant.urls.contains(&self.url);
+        if is_good { Ok(()) } else { Err(Error::TokenRefused) }
     }
 
-    pub(crate) async fn bearer(&self, why: Why) -> Result<Option<Bearer>, Error> {
-        self.agent()?;
-        let found = self.proxy.credentials.bearer(&self.session, &self.url, why).await;
-        // The lookup may have taken its time.
-        let agent = self.agent()?;
-        match found {
-            Ok(found) => Ok(found),
-            Err(error) => Err(self.refused(&agent, error)),
-        }
-    }
-
-    pub(crate) async fn after_401(&self, refused: &Bearer) -> Result<Option<Bearer>, Error> {
-        self.agent()?;
-        let found = self.proxy.credentials.after_401(&self.session, &self.url, refused).await;
-        let agent = self.agent()?;
-        found.map_err(|error| self.refused(&agent, error))
-    }
-
-    fn refused(&self, agent: &AgentId, error: CredentialError) -> Error {
-        tracing::warn!(
-            target: "audit",
-            { session.id = %self.session, agent.id = %agent, server = %self.server, %error },
-            "a credential could not be had"
-        );
-        match error {
+    /// The credential of the moment.
+    pub(crate) async fn bearer(&self) -> Result<Option<Bearer>, Error> {
+        self.check()?;
+        let found = self.proxy.credentials.bearer(&self.session, &self.url).await;
+        self.found(found.map_err(|error| match error {
             CredentialError::Spent(text) => Error::Unauthorized(text),
             CredentialError::Unavailable(text) => Error::Unreachable(text),
-        }
+        }))
     }
 
-    /// Puts a credential into a request.
-    pub(crate) fn put(&self, request: RequestBuilder, bearer: Option<&Bearer>) -> RequestBuilder {
-        match bearer {
+    /// The credential after one was refused.
+    pub(crate) async fn after_401(&self, refused: &Bearer) -> Result<Option<Bearer>, Error> {
+        self.check()?;
+        let found = self.proxy.credentials.after_401(&self.session, &self.url, refused).await;
+        // The server has refused what there is, whatever keeps another from being there.
+        self.found(found.map_err(|error| Error::Unauthorized(error.to_string())))
+    }
+
+    fn found(&self, found: Result<Option<Bearer>, Error>) -> Result<Option<Bearer>, Error> {
+        // The lookup may have taken its time.
+        self.check()?;
+        let bearer = found?;
+        if let Some(bearer) = &bearer {
+            self.scrub.lock().unwrap_or_else(PoisonError::into_inner).keep(bearer);
+        }
+        Ok(bearer)
+    }
+
+    /// Puts a credential into a request that is about to leave for there.
+    pub(crate) fn spend<'a>(
+        &'a self,
+        request: RequestBuilder,
+        bearer: Option<&'a Bearer>,
+        url: &Url,
+    ) -> (RequestBuilder, Spending<'a>) {
+        let request = match bearer {
             Some(bearer) => request.bearer_auth(bearer.token.as_str()),
             None => request,
-        }
+        };
+        let host = url.host_str().unwrap_or_default().to_owned();
+        (request, Spending { pass: self, bearer, host })
     }
 
-    /// Takes down that a credential was used, and whether the server took it.
-    pub(crate) fn used(&self, bearer: Option<&Bearer>, url: &Url, was_accepted: bool) {
-        let (Some(bearer), Ok(agent)) = (bearer, self.agent()) else { return };
-        let host = url.host_str().unwrap_or_default();
-        let used = Used { session: &self.session, agent: &agent, bearer, host, was_accepted };
-        self.proxy.credentials.used(used);
+    /// What the server has said, without the credentials that it was sent.
+    pub(crate) fn scrubbed(&self, said: String) -> String {
+        self.scrub().message(said)
+    }
+
+    /// Whether a mark of the server's, which comes back to it, holds none of them. Marks are logged.
+    pub(crate) fn is_clean(&self, mark: &str) -> bool {
+        self.scrub().text(mark.to_owned()) == mark
+    }
+
+    fn scrub(&self) -> Scrub {
+        self.scrub.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What one request has spent. Each is a line of the audit, however the request ends.
+pub(crate) struct Spending<'a> {
+    pass: &'a Pass,
+    bearer: Option<&'a Bearer>,
+    host: String,
+}
+
+impl Spending<'_> {
+    /// The server has answered, and may have refused it.
+    pub(crate) fn close(mut self, was_accepted: bool) {
+        self.say(was_accepted);
+    }
+
+    /// The request never left.
+    pub(crate) fn void(mut self) {
+        self.bearer = None;
+    }
+
+    fn say(&mut self, was_accepted: bool) {
+        let Some(bearer) = self.bearer.take() else { return };
+        let Pass { proxy, session, agent, .. } = self.pass;
+        proxy.credentials.used(Used { session, agent, bearer, host: &self.host, was_accepted });
+    }
+}
+
+impl Drop for Spending<'_> {
+    fn drop(&mut self) {
+        // It was given up on its way.
+        self.say(true);
     }
 }
 
 /// The secrets that a connection has used, to strike them from what its server says: a server that sends back what it was
 /// sent must not put it before a model, or into a log.
 #[derive(Clone, Default)]
-pub(crate) struct Scrub(Vec<Token>);
+struct Scrub(Vec<(Token, Arc<Forms>)>);
 
 impl Scrub {
-    pub(crate) fn keep(&mut self, bearer: &Bearer) {
-        if !self.0.contains(&bearer.token) {
-            self.0.push(Arc::clone(&bearer.token));
+    fn keep(&mut self, bearer: &Bearer) {
+        if self.0.iter().all(|(known, _)| *known != bearer.token) {
+            self.0.push((Arc::clone(&bearer.token), Arc::new(Forms::of(&bearer.token))));
             if self.0.len() > SECRETS_MAX {
                 self.0.remove(0);
             }
         }
     }
 
-    pub(crate) fn text(&self, text: String) -> String {
-        self.0.iter().fold(text, |text, secret| {
-            if text.contains(secret.as_str()) { text.replace(secret.as_str(), "[credential]") } else { text }
-        })
+    /// Every text in a message, names of fields too; of what is no JSON, all of it.
+    fn message(&self, said: String) -> String {
+        if self.0.is_empty() {
+            return said;
+        }
+        // In JSON a text can be written in many ways, so what is looked at is what it means.
+        match serde_json::from_str(&said) {
+            Ok(message) => self.value(message).to_string(),
+            Err(_) => self.text(said),
+        }
+    }
+
+    fn value(&self, value: Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.text(text)),
+            Value::Array(values) => values.into_iter().map(|value| self.value(value)).collect(),
+            Value::Object(fields) => {
+                let scrubbed = fields.into_iter().map(|(name, value)| (self.text(name), self.value(value)));
+                Value::Object(scrubbed.collect::<Map<_, _>>())
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => value,
+        }
+    }
+
+    fn text(&self, text: String) -> String {
+        self.0.iter().fold(text, |text, (_, forms)| forms.strike(text, STRUCK))
     }
 }

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use crate::limits::{DESCRIPTION_CHARS_MAX, LIST_BYTES_MAX, NAME_CHARS_MAX, SCHEMA_BYTES_MAX, TOOLS_MAX};
-use crate::proxy::Scrub;
 
 /// A tool of a server.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +31,7 @@ pub(crate) struct List {
 
 impl List {
     /// Takes in one tool. `Err` says why the whole list is refused.
-    pub(crate) fn add(&mut self, tool: rmcp::model::Tool, scrub: &Scrub) -> Result<(), String> {
+    pub(crate) fn add(&mut self, tool: rmcp::model::Tool) -> Result<(), String> {
         if self.names.len() >= TOOLS_MAX {
             return Err(format!("the server lists more than {TOOLS_MAX} tools"));
         }
@@ -54,7 +53,7 @@ impl List {
         };
         let description =
             tool.description.map(std::borrow::Cow::into_owned).or(tool.title).unwrap_or_default();
-        let description = cut(scrub.text(description), DESCRIPTION_CHARS_MAX);
+        let description = cut(description, DESCRIPTION_CHARS_MAX);
         self.bytes += name.len() + description.len() + size(&input_schema);
         if self.bytes > LIST_BYTES_MAX {
             return Err(format!("the server's list of tools is larger than {LIST_BYTES_MAX} bytes"));
@@ -123,7 +122,7 @@ mod tests {
     fn listed(tools: Value) -> Result<Vec<Tool>, String> {
         let tools: Vec<rmcp::model::Tool> = serde_json::from_value(tools).expect("tools");
         let mut list = List::default();
-        tools.into_iter().try_for_each(|tool| list.add(tool, &Scrub::default()))?;
+        tools.into_iter().try_for_each(|tool| list.add(tool))?;
         Ok(list.finish())
     }
 

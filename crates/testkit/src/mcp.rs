@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -43,6 +44,8 @@ pub enum Reply {
     Http(u16, Vec<(&'static str, String)>, String),
     /// A stream of events: these, as they are, and then the end.
     Events(Vec<String>),
+    /// The same, with a pause before each.
+    Paced(Duration, Vec<String>),
     /// A stream of events: these, then this one for ever.
     Endless(Vec<String>, String),
     /// A stream of events: these, and then nothing, for ever.
@@ -204,6 +207,13 @@ async fn answer(asked: &Asked, reply: Reply) -> Response<Body> {
             builder.body(Body::from(body))
         }
         Reply::Events(all) => events(Body::from_stream(text(all))),
+        Reply::Paced(pause, all) => {
+            let paced = text(all).then(move |event| async move {
+                tokio::time::sleep(pause).await;
+                event
+            });
+            events(Body::from_stream(paced))
+        }
         Reply::Endless(first, again) => {
             let endless = stream::repeat(again).map(Ok);
             events(Body::from_stream(text(first).chain(endless)))

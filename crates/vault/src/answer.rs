@@ -3,6 +3,7 @@
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
 use protocol::credential_validation::HttpResponse;
+use protocol::secret::Forms;
 use reqwest::Response;
 use zeroize::Zeroize as _;
 
@@ -15,8 +16,6 @@ const SHOWN_CHARS_MAX: usize = 2_048;
 const KIND_CHARS_MAX: usize = 256;
 /// What stands in the place of a secret.
 const SCRUBBED: &str = "[secret]";
-/// Shorter text is too common to be told from a secret.
-const SECRET_CHARS_MIN: usize = 4;
 
 /// An answer, read.
 pub(crate) struct Answer {
@@ -66,10 +65,9 @@ impl Answer {
         let mut text = String::from_utf8_lossy(&self.body).into_owned();
         let mut kind = self.content_type().to_owned();
         for secret in secrets {
-            for form in secret.expose(forms) {
-                text = text.replace(&form, SCRUBBED);
-                kind = kind.replace(&form, SCRUBBED);
-            }
+            let forms = secret.expose(Forms::of);
+            text = forms.strike(text, SCRUBBED);
+            kind = forms.strike(kind, SCRUBBED);
         }
         // Scrubbed first: the beginning of a secret would not be found.
         let body: String = text.chars().take(SHOWN_CHARS_MAX).collect();
@@ -80,34 +78,6 @@ impl Answer {
             body,
         }
     }
-}
-
-/// How a secret may look in an answer: as it is, in an address, inside JSON, in hexadecimal digits, and as base64 at any of its three offsets.
-fn forms(secret: &str) -> Vec<String> {
-    use base64::Engine as _;
-    use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-    if secret.len() < SECRET_CHARS_MIN {
-        return Vec::new();
-    }
-    let mut forms = vec![secret.to_owned()];
-    forms.push(form_urlencoded(secret));
-    forms.push(serde_json::to_string(secret).unwrap_or_default().trim_matches('"').to_owned());
-    forms.push(secret.bytes().map(|byte| format!("{byte:02x}")).collect());
-    for offset in 0..3 {
-        let mut bytes = vec![0_u8; offset];
-        bytes.extend_from_slice(secret.as_bytes());
-        for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
-            // The letters that hold bits of the secret alone.
-            let text = engine.encode(&bytes);
-            let (first, last) = ([0, 2, 3][offset], bytes.len() * 4 / 3);
-            forms.push(text.get(first..last).unwrap_or_default().to_owned());
-        }
-        bytes.zeroize();
-    }
-    forms.retain(|form| form.len() >= SECRET_CHARS_MIN);
-    // The longest first: a short one may be part of it.
-    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
-    forms
 }
 
 /// A text as forms send it.

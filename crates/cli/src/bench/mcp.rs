@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use egress::{Guard, PrivateHosts};
-use mcp::proxy::{Bearer, CredentialError, Credentials, Used, Why};
+use mcp::proxy::{Bearer, CredentialError, Credentials, Used};
 use mcp::{Proxy, Times};
 use protocol::agent::{McpServer, McpServerTag};
 use protocol::id::{AgentId, CredentialId, SessionId, VaultId};
@@ -135,7 +135,7 @@ struct OneToken;
 
 #[async_trait::async_trait]
 impl Credentials for OneToken {
-    async fn bearer(&self, _: &SessionId, _: &str, _: Why) -> Result<Option<Bearer>, CredentialError> {
+    async fn bearer(&self, _: &SessionId, _: &str) -> Result<Option<Bearer>, CredentialError> {
         Ok(Bearer::new(
             "a-token-of-the-bench",
             VaultId::from_text("vlt_bench"),

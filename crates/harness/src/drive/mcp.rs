@@ -12,7 +12,7 @@ use protocol::event::{Body, RetryStatus, SessionError, SessionErrorKind};
 use protocol::id::EventId;
 use protocol::session::Status;
 use session::state::CallKind;
-use session::step::{Act, Draft, Step};
+use session::step::{Act, Draft, OUTCOME_UNKNOWN, Step};
 use tokio::time::Instant;
 
 use super::{Drive, Halt, Woken, is_interrupted};
@@ -24,8 +24,23 @@ pub(super) struct McpCall {
     id: EventId,
     server: String,
     tool: String,
-    /// Whether its intent is in the log.
+    /// Whether its intent is in the log: a brain that is gone may have made it.
     is_begun: bool,
+}
+
+impl McpCall {
+    /// The result of a call that this brain has not made.
+    fn not_made(&self, why: String) -> Body {
+        failed(&self.id, if self.is_begun { OUTCOME_UNKNOWN.to_owned() } else { why })
+    }
+
+    /// The result of a call that has no output.
+    fn without_output(&self, error: &Error) -> Body {
+        let is_known = !self.is_begun && !error.may_have_happened();
+        let effect = if is_known { "" } else { " It is not known whether this call had any effect." };
+        let text = format!("mcp: the server `{}` gave no result: {error}.{effect}", self.server);
+        failed(&self.id, text)
+    }
 }
 
 impl Drive<'_> {
@@ -110,39 +125,39 @@ impl Drive<'_> {
 
     /// Makes a call. An interrupt ends it, and so does the end of this brain: nobody else can wait for its answer.
     pub(super) async fn use_mcp(&mut self, call: McpCall) -> Result<Vec<Draft>, Halt> {
-        let McpCall { id, server, tool, is_begun } = call;
+        let McpCall { id, server, tool, is_begun } = &call;
         let brain = self.brain;
-        let Some(input) = self.input_of(&id).await? else { return Ok(Vec::new()) };
+        let Some(input) = self.input_of(id).await? else { return Ok(Vec::new()) };
         let Some(links) = &mut self.links else {
             let text = format!(
                 "The call was not run: this server does not connect to MCP servers such as `{server}`."
             );
-            return Ok(self.drafts(vec![failed(&id, text)]));
+            return Ok(self.drafts(vec![call.not_made(text)]));
         };
-        let Some(linking) = links.linked(&server) else {
+        let Some(linking) = links.linked(server) else {
             let text = format!("The call was not run: the agent has no MCP server `{server}` any more.");
-            return Ok(self.drafts(vec![failed(&id, text)]));
+            return Ok(self.drafts(vec![call.not_made(text)]));
         };
         let linked = match self.wait_for(linking).await? {
             Woken::Done(Ok(linked)) => linked,
             Woken::Done(Err(error)) => {
                 let text =
                     format!("The call was not run: the MCP server `{server}` is not connected: {error}.");
-                return Ok(self.drafts(vec![failed(&id, text)]));
+                return Ok(self.drafts(vec![call.not_made(text)]));
             }
             Woken::Interrupted => return Ok(Vec::new()),
         };
-        if !is_begun {
-            let repeatable = linked.is_repeatable(&tool);
+        if !*is_begun {
+            let repeatable = linked.is_repeatable(tool);
             self.record(vec![Body::McpCall { mcp_tool_use_id: id.clone(), repeatable }]).await?;
         }
         if is_interrupted(&self.view) {
             return Ok(Vec::new());
         }
         brain.faults.reached(Point::BeforeCall).await;
-        let making = match linked.connection.call(&tool, input).await {
+        let making = match linked.connection.call(tool, input).await {
             Ok(making) => making,
-            Err(error) => return Ok(self.drafts(vec![failed(&id, told(&server, &error))])),
+            Err(error) => return Ok(self.drafts(vec![call.without_output(&error)])),
         };
         let cancel = making.cancel();
         let output = match self.finish(making.output()).await? {
@@ -159,17 +174,10 @@ impl Drive<'_> {
             Ok(mcp::Output { content, is_error }) => {
                 Body::AgentMcpToolResult { mcp_tool_use_id: id.clone(), content, is_error }
             }
-            Err(error) => failed(&id, told(&server, &error)),
+            Err(error) => call.without_output(&error),
         };
-        Ok(self.shown(&id, result).await?.map(|result| self.drafts(vec![result])).unwrap_or_default())
+        Ok(self.shown(id, result).await?.map(|result| self.drafts(vec![result])).unwrap_or_default())
     }
-}
-
-/// What the model is told of a call that has no output.
-fn told(server: &str, error: &Error) -> String {
-    let effect =
-        if error.may_have_happened() { " It is not known whether this call had any effect." } else { "" };
-    format!("mcp: the server `{server}` gave no result: {error}.{effect}")
 }
 
 fn failed(call: &EventId, text: String) -> Body {

@@ -3,8 +3,9 @@
 //! Nothing is kept here: each question reads the session, its vaults and the credential anew, so what is changed, archived or
 //! deleted reaches running sessions. The order of vaults and what counts as the same address is the vault's business.
 
-use mcp::proxy::{Bearer, CredentialError, Used, Why};
-use protocol::id::SessionId;
+use mcp::proxy::{Bearer, CredentialError, Used};
+use protocol::id::{AgentId, SessionId};
+use reqwest::Url;
 use store::Store;
 use vault::{Outcome, Spendable, Use};
 
@@ -23,23 +24,34 @@ impl VaultCredentials {
         Self { store, vault }
     }
 
-    async fn find(&self, session: &SessionId, url: &str) -> Result<Option<Spendable>, CredentialError> {
+    async fn find(&self, session: &SessionId, url: &str) -> Result<Option<Found>, CredentialError> {
         let view = self.store.look(session).await.map_err(|error| unavailable(&error))?;
         let Some(view) = view.filter(|view| !view.record.vault_ids.is_empty()) else { return Ok(None) };
         let found = self.vault.for_mcp(&view.workspace, &view.record.vault_ids, url).await;
-        found.map_err(|error| unavailable(&error))
+        let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+        let (session, agent) = (session.clone(), view.record.agent.id.clone());
+        let found = found.map_err(|error| unavailable(&error))?;
+        Ok(found.map(|spendable| Found { session, agent, host, spendable }))
     }
 
     /// The same credential with a token from its token endpoint; one renewal at a time, over all processes.
-    async fn renew(&self, spendable: &Spendable) -> Result<Spendable, CredentialError> {
-        self.vault.renew(spendable).await.map_err(|error| {
-            tracing::warn!(%error, credential.id = %spendable.id(), "a credential was not renewed");
-            if error.is_permanent() {
-                CredentialError::Spent(format!("its credential has to be authorized anew: {error}"))
-            } else {
-                CredentialError::Unavailable(format!("its credential could not be renewed: {error}"))
+    async fn renew(&self, found: &Found) -> Result<Found, CredentialError> {
+        match self.vault.renew(&found.spendable).await {
+            Ok(renewed) => {
+                found.record(Outcome::Renewed);
+                Ok(Found { spendable: renewed, ..found.clone() })
             }
-        })
+            Err(error) => {
+                let is_permanent = error.is_permanent();
+                found.record(if is_permanent { Outcome::RenewalRefused } else { Outcome::RenewalFailed });
+                tracing::warn!(%error, credential.id = %found.spendable.id(), "a credential was not renewed");
+                Err(if is_permanent {
+                    CredentialError::Spent(format!("its credential has to be authorized anew: {error}"))
+                } else {
+                    CredentialError::Unavailable(format!("its credential could not be renewed: {error}"))
+                })
+            }
+        }
     }
 
     fn ends_soon(&self, spendable: &Spendable) -> bool {
@@ -47,29 +59,45 @@ impl VaultCredentials {
         spendable.expires_at().is_some_and(|end| end.seconds_since(now) < AHEAD_SECONDS)
     }
 
-    async fn open(&self, spendable: &Spendable) -> Result<Option<Bearer>, CredentialError> {
-        let opened = self.vault.open(spendable).await.map_err(|error| unavailable(&error))?;
+    async fn open(&self, found: &Found) -> Result<Option<Bearer>, CredentialError> {
+        let spendable = &found.spendable;
+        let opened = self.vault.open(spendable).await.map_err(|error| {
+            found.record(Outcome::Unopened);
+            unavailable(&error)
+        })?;
         let (vault, credential) = (spendable.vault().clone(), spendable.id().clone());
         Ok(opened.expose(|token| Bearer::new(token, vault, credential)))
     }
 }
 
+/// A session's credential for a server, and what a line of the audit says beside.
+#[derive(Clone)]
+struct Found {
+    session: SessionId,
+    agent: AgentId,
+    host: String,
+    spendable: Spendable,
+}
+
+impl Found {
+    fn record(&self, outcome: Outcome) {
+        let Self { session, agent, host, spendable } = self;
+        let (vault, credential) = (spendable.vault(), spendable.id());
+        Use { session, agent, vault, credential, host, outcome }.record();
+    }
+}
+
 #[async_trait::async_trait]
 impl mcp::Credentials for VaultCredentials {
-    async fn bearer(
-        &self,
-        session: &SessionId,
-        url: &str,
-        _: Why,
-    ) -> Result<Option<Bearer>, CredentialError> {
-        let Some(spendable) = self.find(session, url).await? else { return Ok(None) };
-        if !spendable.is_renewable() || !self.ends_soon(&spendable) {
-            return self.open(&spendable).await;
+    async fn bearer(&self, session: &SessionId, url: &str) -> Result<Option<Bearer>, CredentialError> {
+        let Some(found) = self.find(session, url).await? else { return Ok(None) };
+        if !found.spendable.is_renewable() || !self.ends_soon(&found.spendable) {
+            return self.open(&found).await;
         }
-        match self.renew(&spendable).await {
+        match self.renew(&found).await {
             Ok(renewed) => self.open(&renewed).await,
             // It may still be good for this once, and the server knows best.
-            Err(CredentialError::Unavailable(_)) => self.open(&spendable).await,
+            Err(CredentialError::Unavailable(_)) => self.open(&found).await,
             Err(spent @ CredentialError::Spent(_)) => Err(spent),
         }
     }
@@ -80,16 +108,16 @@ impl mcp::Credentials for VaultCredentials {
         url: &str,
         refused: &Bearer,
     ) -> Result<Option<Bearer>, CredentialError> {
-        let Some(spendable) = self.find(session, url).await? else { return Ok(None) };
+        let Some(found) = self.find(session, url).await? else { return Ok(None) };
         // Somebody may have renewed it, or put another there, since.
-        let there = self.open(&spendable).await?;
+        let there = self.open(&found).await?;
         if there.as_ref().is_some_and(|bearer| !bearer.is_same(refused)) {
             return Ok(there);
         }
-        if !spendable.is_renewable() {
+        if !found.spendable.is_renewable() {
             return Ok(None);
         }
-        let renewed = self.renew(&spendable).await?;
+        let renewed = self.renew(&found).await?;
         Ok(self.open(&renewed).await?.filter(|bearer| !bearer.is_same(refused)))
     }
 

@@ -1,6 +1,7 @@
 //! MCP servers as hands: what is offered, what a call comes to, and what becomes of one that a brain died over.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use egress::{Guard, PrivateHosts};
@@ -28,7 +29,6 @@ const PATIENT: Times = Times {
     list_max: Duration::from_secs(300),
     call_quiet_max: Duration::from_secs(300),
     call_max: Duration::from_secs(300),
-    credential_age_max: Duration::from_secs(300),
 };
 
 fn servers() -> Arc<McpServers> {
@@ -271,9 +271,20 @@ async fn without_a_sandbox_a_long_result_is_cut() {
 }
 
 /// Runs a turn with one call, with a brain that dies at the n-th point, then with one that lives. Gives how often the tool
-/// was called and what the model was told, or nothing if the first came to the end without reaching that point.
+/// was called, what the model was told, and whether the call was begun before the death, or nothing if the first came to the
+/// end without reaching that point.
 async fn dies_at(n: usize, tool: &str) -> Option<(usize, String, bool)> {
-    let (dir, server) = (tempfile::tempdir().expect("a folder"), McpServer::usual().await);
+    dies_at_and_then(n, tool, McpServer::usual().await, || Some(servers())).await
+}
+
+/// The same with a server of one's own, and with what the second brain has to reach it.
+async fn dies_at_and_then(
+    n: usize,
+    tool: &str,
+    server: McpServer,
+    later: impl FnOnce() -> Option<Arc<McpServers>>,
+) -> Option<(usize, String, bool)> {
+    let dir = tempfile::tempdir().expect("a folder");
     let (models, hands) = (scripted(replies(&[call(tool)])), Arc::new(FakeHands::default()));
     let world = World::open(dir.path(), Arc::clone(&models), Arc::clone(&hands)).await;
     let session = session(&world, &server.url(), ALLOW).await;
@@ -293,7 +304,8 @@ async fn dies_at(n: usize, tool: &str) -> Option<(usize, String, bool)> {
     world.store.clone().close().await;
     drop(world);
     let world = World::open(dir.path(), models, hands).await;
-    wake(&world, &session, &servers()).await;
+    let brain = world.brain_with(|options| options.mcp = later());
+    brain.wake(&session, &CancellationToken::new()).await.expect("the store works");
     check_log(&world, &session).await;
     has_died.then_some((server.count("tools/call"), world.told(&session).await, was_begun))
 }
@@ -327,4 +339,35 @@ async fn a_call_that_changes_nothing_is_made_again_wherever_a_brain_dies() {
         n += 1;
     }
     assert!(again > 0, "no brain died after it had made the call");
+}
+
+#[tokio::test]
+async fn a_call_that_a_dead_brain_may_have_made_is_never_said_not_to_have_been_run() {
+    for trouble in ["no MCP servers here", "not connected any more", "refused", "gives no answer"] {
+        let (mut unknown, mut n) = (0, 0);
+        loop {
+            let is_later = Arc::new(AtomicBool::new(false));
+            let acts = Arc::clone(&is_later);
+            let server = McpServer::start(move |asked| match (trouble, asked.method.as_str()) {
+                _ if !acts.load(Ordering::Relaxed) => Reply::Usual,
+                ("not connected any more", _) => Reply::Http(503, Vec::new(), String::new()),
+                ("refused", "tools/call") => Reply::Error(-32602, "no such tool"),
+                ("gives no answer", "tools/call") => Reply::Http(401, Vec::new(), String::new()),
+                _ => Reply::Usual,
+            });
+            let later = move || {
+                is_later.store(true, Ordering::Relaxed);
+                (trouble != "no MCP servers here").then(servers)
+            };
+            let died = dies_at_and_then(n, "look", server.await, later).await;
+            let Some((_, told, was_begun)) = died else { break };
+            let is_unknown = told.contains("not known whether");
+            let is_result_lost = !told.contains("result: look");
+            assert!(is_unknown || !was_begun || !is_result_lost, "{trouble}, point {n}: {told}");
+            assert!(was_begun || !is_unknown, "{trouble}, point {n}: {told}");
+            unknown += usize::from(is_unknown);
+            n += 1;
+        }
+        assert!(unknown > 1, "{trouble}: {unknown} of {n} points");
+    }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use egress::{Guard, PrivateHosts};
-use mcp::proxy::{Bearer, CredentialError, Used, Why};
+use mcp::proxy::{Bearer, CredentialError, Used};
 use mcp::{Connection, Credentials, Error, NoCredentials, Output, Proxy, Times};
 use protocol::agent::{McpServer, McpServerTag};
 use protocol::content::Content;
@@ -20,7 +20,6 @@ pub(crate) const PATIENT: Times = Times {
     list_max: Duration::from_secs(300),
     call_quiet_max: Duration::from_secs(300),
     call_max: Duration::from_secs(300),
-    credential_age_max: Duration::from_secs(300),
 };
 
 pub(crate) fn server(url: &str) -> McpServer {
@@ -104,13 +103,8 @@ impl Vault {
 
 #[async_trait]
 impl Credentials for Vault {
-    async fn bearer(
-        &self,
-        session: &SessionId,
-        url: &str,
-        why: Why,
-    ) -> Result<Option<Bearer>, CredentialError> {
-        self.lookups.lock().expect("not poisoned").push(format!("{session} {url} {why:?}"));
+    async fn bearer(&self, session: &SessionId, url: &str) -> Result<Option<Bearer>, CredentialError> {
+        self.lookups.lock().expect("not poisoned").push(format!("{session} {url}"));
         let token = self.token.lock().expect("not poisoned").clone();
         Ok(token.and_then(|token| bearer(&token)))
     }

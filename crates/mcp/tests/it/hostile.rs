@@ -1,12 +1,16 @@
 //! Servers that mean ill cost no more than a clear error.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use mcp::limits::MESSAGE_BYTES_MAX;
+use mcp::limits::{MESSAGE_BYTES_MAX, STREAM_PAUSE};
 use mcp::{Error, NoCredentials, Times};
 use serde_json::{Value, json};
 use testkit::mcp::{McpServer, Reply, event, response};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::common::{PATIENT, called, connect, connect_to, failed, proxy_with, text_of};
 
@@ -68,13 +72,55 @@ async fn progress_without_an_end_ends() {
     assert!(error.may_have_happened(), "{error}");
 }
 
+/// A server that begins every answer with this and then falls silent. Gives its address, how many connections it has taken,
+/// and how many of them are open.
+async fn silent(beginning: &'static str) -> (String, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let url = format!("http://127.0.0.1:{}/mcp", listener.local_addr().expect("it is bound").port());
+    let (taken, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (taking, opening) = (Arc::clone(&taken), Arc::clone(&open));
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            taking.fetch_add(1, Ordering::Relaxed);
+            opening.fetch_add(1, Ordering::Relaxed);
+            let open = Arc::clone(&opening);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4_096];
+                while socket.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {
+                    let _ = socket.write_all(beginning.as_bytes()).await;
+                }
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    });
+    (url, taken, open)
+}
+
 #[tokio::test]
 async fn a_server_that_never_answers_is_not_waited_for() {
     let soon = Duration::from_millis(200);
-    let server = McpServer::start(|_| Reply::Never).await;
-    let proxy = proxy_with(Arc::new(NoCredentials), Times { connect_max: soon, ..PATIENT });
-    let error = failed(connect_to(&proxy, &server.url()).await);
-    assert_eq!(error, Error::Unreachable("the server was not ready within 0.2 s".to_owned()));
+    for beginning in [
+        "",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: ",
+        "HTTP/1.1 400 Bad Request\r\ncontent-length: 100\r\n\r\nno",
+    ] {
+        let (url, taken, open) = silent(beginning).await;
+        let proxy = proxy_with(Arc::new(NoCredentials), Times { connect_max: soon, ..PATIENT });
+        let error = failed(connect_to(&proxy, &url).await);
+        assert_eq!(
+            error,
+            Error::Unreachable("the server was not ready within 0.2 s".to_owned()),
+            "{beginning}"
+        );
+        let closing = async {
+            while taken.load(Ordering::Relaxed) == 0 || open.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let closed = tokio::time::timeout(Duration::from_secs(30), closing).await;
+        assert!(closed.is_ok(), "{} connections stay after {beginning:?}", open.load(Ordering::Relaxed));
+    }
 
     let server = McpServer::start(|asked| match asked.method.as_str() {
         "tools/list" => Reply::Never,
@@ -154,10 +200,14 @@ async fn streams_that_end_at_once_are_not_begun_for_ever() {
         _ => Reply::Usual,
     })
     .await;
+    let began = Instant::now();
     let connection = connect(&server.url()).await.expect("connects");
     called(&connection, "echo", json!({})).await.expect("calls");
-    let begun = server.asked().iter().filter(|asked| asked.http == "GET").count();
-    assert!(begun <= 3, "{begun} streams in a moment");
+    while server.asked().iter().filter(|asked| asked.http == "GET").count() < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let elapsed = began.elapsed();
+    assert!(elapsed >= STREAM_PAUSE * 2, "three streams within {elapsed:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mcp::{NoCredentials, Times};
 use serde_json::{Value, json};
@@ -90,7 +90,9 @@ async fn a_server_that_forgets_the_session_is_greeted_again_and_the_call_made_on
 
 #[tokio::test]
 async fn progress_keeps_a_call_alive_and_its_end_is_told_to_the_server() {
-    let server = McpServer::start(|asked| match asked.params["name"].as_str() {
+    // Eight times as long as between two signs of progress, and a third of all of it.
+    let quiet_max = Duration::from_secs(2);
+    let server = McpServer::start(move |asked| match asked.params["name"].as_str() {
         Some("echo") => {
             let progress = |done: usize| {
                 let params =
@@ -98,16 +100,18 @@ async fn progress_keeps_a_call_alive_and_its_end_is_told_to_the_server() {
                 event(&json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": params}))
             };
             let done = response(&asked.id, &json!({"content": [{"type": "text", "text": "done"}]}));
-            Reply::Events((1..20).map(progress).chain([event(&done)]).collect())
+            Reply::Paced(quiet_max / 8, (1..24).map(progress).chain([event(&done)]).collect())
         }
         Some("pay") => Reply::Open(Vec::new()),
         _ => Reply::Usual,
     })
     .await;
-    let times = Times { call_quiet_max: Duration::from_millis(300), ..PATIENT };
+    let times = Times { call_quiet_max: quiet_max, ..PATIENT };
     let connection =
         connect_to(&proxy_with(Arc::new(NoCredentials), times), &server.url()).await.expect("connects");
+    let began = Instant::now();
     assert_eq!(text_of(&called(&connection, "echo", json!({})).await.expect("calls")), "done");
+    assert!(began.elapsed() > quiet_max * 2, "it took no longer than a call without progress may");
     let error = failed(called(&connection, "pay", json!({})).await);
     assert!(error.may_have_happened() && error.to_string().contains("took longer"), "{error}");
     while server.count("notifications/cancelled") == 0 {
