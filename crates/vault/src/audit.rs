@@ -1,6 +1,7 @@
 //! Who spent which credential where: a line for each use, target `audit`.
 
 use protocol::id::{AgentId, CredentialId, ResourceId, SessionId, VaultId};
+use tracing::field::display;
 
 /// One use of a credential, or an attempt. It has no place for a value.
 #[derive(Clone, Copy, Debug)]
@@ -19,9 +20,20 @@ pub struct Use<'a> {
     pub outcome: Outcome,
 }
 
-/// A use of a credential that is no session's own: it is renewed, or tried out.
+/// Who makes the vault spend a credential.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// For which session.
+    pub session: SessionId,
+    /// For which agent.
+    pub agent: AgentId,
+}
+
+/// A use of a credential by the vault itself: it is renewed, or tried out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Upkeep<'a> {
+    /// For whom; nobody's session, if a client wants it.
+    pub(crate) who: Option<&'a Who>,
     /// Of which vault.
     pub(crate) vault: &'a VaultId,
     /// Which credential.
@@ -99,11 +111,13 @@ impl TokenUse<'_> {
 impl Upkeep<'_> {
     /// Writes the line.
     pub(crate) fn record(&self) {
-        let Self { vault, credential, host, outcome } = self;
+        let Self { who, vault, credential, host, outcome } = self;
+        let (session, agent) = (who.map(|who| display(&who.session)), who.map(|who| display(&who.agent)));
         tracing::info!(
             target: "audit",
-            { vault.id = %vault, credential.id = %credential, host, outcome = outcome.as_str() },
-            "a credential was used without a session"
+            { session.id = session, agent.id = agent, vault.id = %vault, credential.id = %credential, host,
+              outcome = outcome.as_str() },
+            "a credential was used by the vault itself"
         );
     }
 }

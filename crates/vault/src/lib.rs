@@ -29,7 +29,7 @@ mod renewal;
 mod rotate;
 mod seal;
 
-pub use audit::{Outcome, TokenUse, Use};
+pub use audit::{Outcome, TokenUse, Use, Who};
 pub use credentials::{Credentials, Renewed, Spendable};
 pub use derive::PLACEHOLDER_PREFIX;
 pub use error::{Error, KeyError};

@@ -89,7 +89,7 @@ impl Credentials {
 
     async fn attempt(&self, spendable: &Spendable) -> Result<(RefreshAttempt, Option<Spendable>), Error> {
         let attempt = |status, http_response| RefreshAttempt { status, http_response };
-        Ok(match self.renew(spendable).await {
+        Ok(match self.renew(spendable, None).await {
             Ok(renewed) => (attempt(RefreshStatus::Succeeded, None), Some(renewed)),
             Err(RenewalError::NotRenewable) => (attempt(RefreshStatus::NoRefreshToken, None), None),
             Err(RenewalError::Refused(answer) | RenewalError::Failed(Some(answer))) => {
@@ -111,7 +111,7 @@ impl Credentials {
             Err(Failed { status: Some(_), .. }) => Outcome::Spent,
             Err(Failed { status: None, .. }) => Outcome::Unanswered,
         };
-        spendable.upkeep(&host_of(url), outcome).record();
+        spendable.upkeep(None, &host_of(url), outcome).record();
         Ok(spoken)
     }
 

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::answer::{Answer, form_urlencoded};
-use crate::audit::Outcome;
+use crate::audit::{Outcome, Who};
 use crate::credentials::{Credentials, Renewed, Spendable};
 use crate::error::Error;
 use crate::opened::Opened;
@@ -99,8 +99,8 @@ impl Text {
 
 impl Credentials {
     /// A fresh access token in the place of the one that `spendable` has. If somebody else has renewed it meanwhile, that one.
-    /// Takes at most a minute and a half.
-    pub async fn renew(&self, spendable: &Spendable) -> Result<Spendable, RenewalError> {
+    /// Takes at most a minute and a half. `who` is for the audit: the session that needs it.
+    pub async fn renew(&self, spendable: &Spendable, who: Option<&Who>) -> Result<Spendable, RenewalError> {
         if !spendable.is_renewable() {
             return Err(RenewalError::NotRenewable);
         }
@@ -112,7 +112,9 @@ impl Credentials {
                 return Ok(renewed);
             }
             let (credentials, wanted, holder) = (self.clone(), spendable.clone(), holder.clone());
-            let renewing = tokio::spawn(async move { credentials.renew_if_free(&wanted, &holder).await });
+            let who = who.cloned();
+            let renewing =
+                tokio::spawn(async move { credentials.renew_if_free(&wanted, who.as_ref(), &holder).await });
             // It ends early only with a fault of ours, which has been reported where it happened.
             if let Some(outcome) = renewing.await.unwrap_or(Some(Err(RenewalError::Failed(None)))) {
                 return outcome;
@@ -128,6 +130,7 @@ impl Credentials {
     async fn renew_if_free(
         &self,
         spendable: &Spendable,
+        who: Option<&Who>,
         holder: &EventId,
     ) -> Option<Result<Spendable, RenewalError>> {
         match self.store().claim_refresh(spendable.id(), holder.as_str(), HELD).await {
@@ -135,7 +138,7 @@ impl Credentials {
             Ok(false) => return None,
             Err(error) => return Some(Err(Error::from(error).into())),
         }
-        let outcome = self.renew_alone(spendable).await;
+        let outcome = self.renew_alone(spendable, who).await;
         if let Err(error) = self.store().release_refresh(spendable.id(), holder.as_str()).await {
             tracing::debug!(%error, "the right to renew a credential lapses by itself");
         }
@@ -148,7 +151,7 @@ impl Credentials {
         Ok((!now.is_same_secret(spendable)).then_some(now))
     }
 
-    async fn renew_alone(&self, spendable: &Spendable) -> Result<Spendable, RenewalError> {
+    async fn renew_alone(&self, spendable: &Spendable, who: Option<&Who>) -> Result<Spendable, RenewalError> {
         // Somebody may have finished between the look and the claim.
         if let Some(renewed) = self.renewed_meanwhile(spendable).await? {
             return Ok(renewed);
@@ -160,7 +163,7 @@ impl Credentials {
                 Err(RenewalError::Refused(_)) => Outcome::RenewalRefused,
                 Err(_) => Outcome::RenewalFailed,
             };
-            spendable.upkeep(&host_of(&refresh.token_endpoint), outcome).record();
+            spendable.upkeep(who, &host_of(&refresh.token_endpoint), outcome).record();
         }
         let renewed = exchanged?;
         match self.save_renewed(spendable, renewed).await {

@@ -234,7 +234,7 @@ async fn no_secret_in_use_is_anywhere_that_it_could_be_read() {
         (&session, bearer.as_str(), "spent"),
         (&session, renewed.as_str(), "spent"),
         (&session, "resource.id=sesrsc_", "spent"),
-        ("without a session", renewed.as_str(), "renewed"),
+        (&session, renewed.as_str(), "renewed"),
     ] {
         let is_it = |line: &&&str| [who, which, outcome].iter().all(|word| line.contains(word));
         assert!(audit.iter().any(|line| is_it(&line)), "{which} {outcome}: {audit:#?}");

@@ -4,10 +4,10 @@
 //! deleted reaches running sessions. The order of vaults and what counts as the same address is the vault's business.
 
 use mcp::proxy::{Bearer, CredentialError, Used};
-use protocol::id::{AgentId, SessionId};
+use protocol::id::SessionId;
 use reqwest::Url;
 use store::Store;
-use vault::{Outcome, Spendable, Use};
+use vault::{Outcome, Spendable, Use, Who};
 
 /// A token is renewed this long before it ends, so that it does not end on its way.
 const AHEAD_SECONDS: f64 = 60.0;
@@ -29,21 +29,17 @@ impl VaultCredentials {
         let Some(view) = view.filter(|view| !view.record.vault_ids.is_empty()) else { return Ok(None) };
         let found = self.vault.for_mcp(&view.workspace, &view.record.vault_ids, url).await;
         let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-        let (session, agent) = (session.clone(), view.record.agent.id.clone());
+        let who = Who { session: session.clone(), agent: view.record.agent.id.clone() };
         let found = found.map_err(|error| unavailable(&error))?;
-        Ok(found.map(|spendable| Found { session, agent, host, spendable }))
+        Ok(found.map(|spendable| Found { who, host, spendable }))
     }
 
     /// The same credential with a token from its token endpoint; one renewal at a time, over all processes.
     async fn renew(&self, found: &Found) -> Result<Found, CredentialError> {
-        match self.vault.renew(&found.spendable).await {
-            Ok(renewed) => {
-                found.record(Outcome::Renewed);
-                Ok(Found { spendable: renewed, ..found.clone() })
-            }
+        match self.vault.renew(&found.spendable, Some(&found.who)).await {
+            Ok(renewed) => Ok(Found { spendable: renewed, ..found.clone() }),
             Err(error) => {
                 let is_permanent = error.is_permanent();
-                found.record(if is_permanent { Outcome::RenewalRefused } else { Outcome::RenewalFailed });
                 tracing::warn!(%error, credential.id = %found.spendable.id(), "a credential was not renewed");
                 Err(if is_permanent {
                     CredentialError::Spent(format!("its credential has to be authorized anew: {error}"))
@@ -73,15 +69,14 @@ impl VaultCredentials {
 /// A session's credential for a server, and what a line of the audit says beside.
 #[derive(Clone)]
 struct Found {
-    session: SessionId,
-    agent: AgentId,
+    who: Who,
     host: String,
     spendable: Spendable,
 }
 
 impl Found {
     fn record(&self, outcome: Outcome) {
-        let Self { session, agent, host, spendable } = self;
+        let Self { who: Who { session, agent }, host, spendable } = self;
         let (vault, credential) = (spendable.vault(), spendable.id());
         Use { session, agent, vault, credential, host, outcome }.record();
     }

@@ -59,14 +59,14 @@ async fn a_renewed_token_is_kept_with_its_refresh_token_and_its_end() {
     let before = found(&world, &vault, &server).await;
     for number in 1..4 {
         let spendable = found(&world, &vault, &server).await;
-        let renewed = soon(world.credentials.renew(&spendable)).await.expect("renewed");
+        let renewed = soon(world.credentials.renew(&spendable, None)).await.expect("renewed");
         assert!(renewed.expires_at().is_some());
         let token = world.token(std::slice::from_ref(&vault), &server.url("/mcp")).await;
         assert_eq!(token, Some(format!("at-{number}")));
     }
     // Who still holds what was there before gets what is there now, and nobody is asked.
     let asked = server.asked().len();
-    let renewed = world.credentials.renew(&before).await.expect("found");
+    let renewed = world.credentials.renew(&before, None).await.expect("found");
     assert_eq!(world.credentials.open(&renewed).await.expect("opens").expose(str::to_owned), "at-3");
     assert_eq!(server.asked().len(), asked);
 }
@@ -83,7 +83,7 @@ async fn a_client_says_who_it_is_in_its_credentials_way() {
         let vault = world.vault().await;
         world.add(&vault, oauth(&server, auth.clone())).await;
         let spendable = found(&world, &vault, &server).await;
-        world.credentials.renew(&spendable).await.expect("renewed");
+        world.credentials.renew(&spendable, None).await.expect("renewed");
         let asked = server.asked().remove(0);
         let body = "grant_type=refresh_token&refresh_token=rt-0&client_id=the+client&scope=a+b&resource=https%3A%2F%2Fr.example%2Fx";
         let expected = in_body.map_or_else(|| body.to_owned(), |more| format!("{body}&{more}"));
@@ -104,7 +104,8 @@ async fn many_who_need_a_token_at_once_cause_one_renewal() {
     world.add(&vault, oauth(&server, json!({"type": "none"}))).await;
     let spendable = found(&world, &vault, &server).await;
     let processes: Vec<_> = (0..12).map(|_| world.other()).collect();
-    let renewed = futures_util::future::join_all(processes.iter().map(|process| process.renew(&spendable)));
+    let renewed =
+        futures_util::future::join_all(processes.iter().map(|process| process.renew(&spendable, None)));
     for renewed in soon(renewed).await {
         let opened = world.credentials.open(&renewed.expect("renewed")).await.expect("opens");
         assert_eq!(opened.expose(str::to_owned), "at-1");
@@ -129,13 +130,13 @@ async fn a_refusal_is_told_from_a_failure_and_neither_shows_a_secret() {
         let auth = json!({"type": "client_secret_post", "client_secret": "c-s-c-s"});
         world.add(&vault, oauth(&server, auth)).await;
         let spendable = found(&world, &vault, &server).await;
-        let error = world.credentials.renew(&spendable).await.expect_err("refused");
+        let error = world.credentials.renew(&spendable, None).await.expect_err("refused");
         assert_eq!(error.is_permanent(), is_permanent, "{status}");
         let shown = format!("{error:?}");
         assert!(shown.contains("invalid_grant") && !shown.contains("rt-0"), "{shown}");
         assert!(!shown.contains("at-0") && !shown.contains("c-s-c-s"), "{shown}");
         // The next one may try at once.
-        let error = soon(world.credentials.renew(&spendable)).await.expect_err("refused");
+        let error = soon(world.credentials.renew(&spendable, None)).await.expect_err("refused");
         assert_eq!(error.is_permanent(), is_permanent);
         assert_eq!(server.asked().len(), 2);
     }
@@ -148,18 +149,18 @@ async fn what_cannot_be_renewed_is_told_at_once() {
     let vault = world.vault().await;
     world.add(&vault, bearer(&server.url("/mcp"), "t-0")).await;
     let spendable = found(&world, &vault, &server).await;
-    assert!(matches!(world.credentials.renew(&spendable).await, Err(RenewalError::NotRenewable)));
+    assert!(matches!(world.credentials.renew(&spendable, None).await, Err(RenewalError::NotRenewable)));
     let other = world.vault().await;
     let mut away = oauth(&server, json!({"type": "none"}));
     // Nobody listens there, and the guard would not let us either.
     away["refresh"]["token_endpoint"] = json!("http://127.0.0.2:1/token");
     world.add(&other, away).await;
     let spendable = found(&world, &other, &server).await;
-    assert!(matches!(soon(world.credentials.renew(&spendable)).await, Err(RenewalError::Failed(None))));
+    assert!(matches!(soon(world.credentials.renew(&spendable, None)).await, Err(RenewalError::Failed(None))));
     let third = world.vault().await;
     world.add(&third, oauth(&server, json!({"type": "none"}))).await;
     let spendable = found(&world, &third, &server).await;
-    assert!(matches!(world.credentials.renew(&spendable).await, Err(RenewalError::Failed(Some(_)))));
+    assert!(matches!(world.credentials.renew(&spendable, None).await, Err(RenewalError::Failed(Some(_)))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -185,7 +186,8 @@ async fn tokens_that_a_client_puts_there_meanwhile_win() {
         world.change(&credential, json!({ "auth": auth })).await;
         go.send(()).expect("it waits");
     };
-    let (renewed, ()) = soon(async { tokio::join!(world.credentials.renew(&spendable), meanwhile) }).await;
+    let (renewed, ()) =
+        soon(async { tokio::join!(world.credentials.renew(&spendable, None), meanwhile) }).await;
     let opened = world.credentials.open(&renewed.expect("renewed")).await.expect("opens");
     assert_eq!(opened.expose(str::to_owned), "at-new");
     let token = world.token(std::slice::from_ref(&vault), &server.url("/mcp")).await;
@@ -208,12 +210,12 @@ async fn a_renewal_that_nobody_waits_for_any_more_is_kept_all_the_same() {
     world.add(&vault, oauth(&server, json!({"type": "none"}))).await;
     let spendable = found(&world, &vault, &server).await;
     tokio::select! {
-        _ = world.credentials.renew(&spendable) => panic!("the endpoint holds its answer back"),
+        _ = world.credentials.renew(&spendable, None) => panic!("the endpoint holds its answer back"),
         asked = arrives.recv() => asked.expect("asked"),
     }
     go.send(()).expect("it waits");
     // The refresh token is used up: what came for it is there, and the next finds it without asking.
-    let renewed = soon(world.credentials.renew(&spendable)).await.expect("renewed");
+    let renewed = soon(world.credentials.renew(&spendable, None)).await.expect("renewed");
     assert_eq!(world.credentials.open(&renewed).await.expect("opens").expose(str::to_owned), "at-1");
     assert_eq!(server.asked().len(), 1);
 }
