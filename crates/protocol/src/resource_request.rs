@@ -83,7 +83,7 @@ impl RepositoryCreate {
     }
 }
 
-/// Refuses two resources at one place.
+/// Refuses two resources at one place, and one within another, where neither would be what it should.
 pub fn check_places(resources: &[Resource], path: &str) -> Parsed<()> {
     let places: Vec<&str> = resources
         .iter()
@@ -91,8 +91,13 @@ pub fn check_places(resources: &[Resource], path: &str) -> Parsed<()> {
         .map(|repository| repository.mount_path.as_str())
         .collect();
     for (index, place) in places.iter().enumerate() {
-        if places[..index].contains(place) {
-            let rule = format!("is where another resource is put: `{}`", clipped(place));
+        let is_within = |inner: &str, outer: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if let Some(other) =
+            places[..index].iter().find(|other| is_within(place, other) || is_within(other, place))
+        {
+            let rule = format!("meets another resource, which is put at `{}`", clipped(other));
             return Err(Invalid::new(format!("{path}[{index}].mount_path"), rule));
         }
     }

@@ -54,20 +54,31 @@ pub(crate) async fn make(inner: &Inner, asker: Asker, repository: &Repository) -
 async fn made(inner: &Inner, held: Held, asker: Asker, repository: &Repository) -> Result<Made, Trouble> {
     let (resource, url) = (asker.resource.clone(), asker.url.clone());
     let pass = inner.door.pass(asker).await?;
-    let work = inner.cache.work()?;
-    let maker = Maker { inner, work: &work.path, pass: &pass, checkout: repository.checkout.as_ref() };
-    let fetched = maker.fetch(&held).await;
-    let head = fetched.map_err(|trouble| match (trouble, pass.fault()) {
-        // Git only says that it got no answer.
-        (Trouble::Git(_), Some(fault)) => Trouble::Host(fault),
-        (trouble, _) => trouble,
-    })?;
-    let linked = maker.link(&held).await?;
-    drop(held);
-    let tree = maker.clone(&linked, &head, &origin(&resource, &url)).await?;
-    let archive = work.path.join("archive");
-    pack_tree(tree, archive.clone()).await?;
-    Ok(Made { archive, _work: work })
+    let was_kept = held.git.join("HEAD").exists();
+    let attempt = async |held: Held| {
+        let work = inner.cache.work()?;
+        let maker = Maker { inner, work: &work.path, pass: &pass, checkout: repository.checkout.as_ref() };
+        let tree = maker.tree(held, &origin(&resource, &url)).await.map_err(|trouble| {
+            match (trouble, pass.fault()) {
+                // Git only says that it got no answer.
+                (Trouble::Git(_), Some(fault)) => Trouble::Host(fault),
+                (trouble, _) => trouble,
+            }
+        })?;
+        let archive = work.path.join("archive");
+        pack_tree(tree, archive.clone()).await?;
+        Ok(Made { archive, _work: work })
+    };
+    match attempt(held).await {
+        // What is kept may have been broken, by a machine that died: then no session would ever get it again.
+        Err(Trouble::Git(error)) if was_kept => {
+            tracing::warn!(%error, repository = %url.base(), "a kept repository is of no use and is fetched anew");
+            let held = inner.cache.hold(&url.base()).await?;
+            std::fs::remove_dir_all(&held.git)?;
+            attempt(held).await
+        }
+        made => made,
+    }
 }
 
 struct Maker<'a> {
@@ -92,6 +103,14 @@ enum Head {
 impl Maker<'_> {
     fn git(&self) -> Git<'_> {
         Git { program: &self.inner.settings.git, folder: self.work }
+    }
+
+    /// Makes what the session gets, and gives its folder. The cache is held no longer than it is needed.
+    async fn tree(&self, held: Held, origin: &str) -> Result<PathBuf, Trouble> {
+        let head = self.fetch(&held).await?;
+        let linked = self.link(&held).await?;
+        drop(held);
+        self.clone(&linked, &head, origin).await
     }
 
     /// Brings the cache up to date, and finds what is to be checked out. The host is asked with the session's own token, and

@@ -99,12 +99,17 @@ fn what_is_no_branch_commit_path_or_token_is_refused_by_name() {
 }
 
 #[test]
-fn two_repositories_at_one_place_are_refused() {
-    let resource = || {
-        Resource::GithubRepository(
-            create(json!({"type": "github_repository", "url": "https://github.com/o/r"})).expect("good").0,
-        )
+fn two_repositories_at_one_place_or_one_within_another_are_refused() {
+    let resource = |place: &str| {
+        let resource =
+            json!({"type": "github_repository", "url": "https://github.com/o/r", "mount_path": place});
+        Resource::GithubRepository(create(resource).expect("good").0)
     };
-    let refused = check_places(&[resource(), resource()], "resources").expect_err("twice");
-    assert!(refused.to_string().starts_with("resources[1].mount_path: "), "{refused}");
+    for [one, other] in
+        [["/workspace/r"; 2], ["/workspace/r", "/workspace/r/x"], ["/workspace/r/x", "/workspace/r"]]
+    {
+        let refused = check_places(&[resource(one), resource(other)], "resources").expect_err("twice");
+        assert!(refused.to_string().starts_with("resources[1].mount_path: "), "{refused}");
+    }
+    check_places(&[resource("/workspace/r"), resource("/workspace/rest")], "resources").expect("apart");
 }

@@ -136,6 +136,29 @@ async fn a_second_session_gets_what_is_new_and_nothing_that_its_own_token_may_no
 }
 
 #[tokio::test]
+async fn what_was_kept_and_is_broken_is_fetched_anew() {
+    let world = World::start().await;
+    let wanted = || Wanted::new(REPOSITORY, TOKEN);
+    world.checkout(&world.session(wanted()).await).await;
+    // As after a power cut: the names are there, the content is not.
+    let (mut folders, mut broken) = (vec![world.kept().join("git/objects")], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry);
+            } else {
+                std::fs::remove_file(&entry).unwrap();
+                std::fs::write(&entry, "").unwrap();
+                broken += 1;
+            }
+        }
+    }
+    assert!(broken > 2);
+    let tree = world.checkout(&world.session(wanted()).await).await;
+    good(tree.path(), &["fsck"]).await;
+}
+
+#[tokio::test]
 async fn what_was_taken_back_upstream_is_not_in_later_clones() {
     let world = World::start().await;
     let secret = world.git.commit(REPOSITORY, "mistake", &[("secret.txt", b"a secret in a branch\n")]);
