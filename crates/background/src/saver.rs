@@ -33,6 +33,8 @@ use store::{AppendError, Holding, LEASE, Lease, Store, Token};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::words;
+
 /// Below this path in the blob store lie all snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
 
@@ -126,7 +128,7 @@ impl Saver {
         let (mut words, mut asked) = (self.store.words(), HashSet::new());
         loop {
             tokio::select! {
-                session = wishes::next_asked(&mut words) => {
+                session = words::next(&mut words, Store::snapshot_wanted) => {
                     if asked.len() < wishes::ASKED_MAX {
                         asked.insert(session);
                     }

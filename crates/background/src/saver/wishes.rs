@@ -6,8 +6,7 @@ use std::time::Duration;
 use protocol::event::Body;
 use protocol::id::{SandboxId, SessionId};
 use session::state::State;
-use store::{Holding, Store, Token};
-use tokio::sync::broadcast::{self, error::RecvError};
+use store::{Holding, Token};
 
 use super::{Saver, Then, age};
 
@@ -15,6 +14,7 @@ use super::{Saver, Then, age};
 pub(super) const ASKED_MAX: usize = 1_024;
 /// A wish that no machine has seen to for so long is told to be one that none can: all of them look every minute.
 const WISH_TIME_MAX: Duration = Duration::from_secs(600);
+
 impl Saver {
     /// Looks once for wishes of clients, and gives those that can be seen to here. One that has waited for too long is told to
     /// have failed: nobody has that sandbox.
@@ -81,23 +81,6 @@ impl Saver {
             && !view.state.wants_brain()
         {
             let _ = self.append(token, &view.state, Body::SnapshotUnsaved { reason }).await;
-        }
-    }
-}
-
-/// The next session of which a client wants a snapshot.
-pub(super) async fn next_asked(words: &mut broadcast::Receiver<String>) -> SessionId {
-    loop {
-        match words.recv().await {
-            Ok(word) => {
-                if let Some(session) = Store::snapshot_wanted(&word) {
-                    return session;
-                }
-            }
-            // A sweep finds what was missed.
-            Err(RecvError::Lagged(_)) => {}
-            // The store is closed, and this is about to end.
-            Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 }
