@@ -34,6 +34,8 @@ struct State {
     save_error: Option<Error>,
     /// Whether saving takes until it is given up.
     saves_hang: bool,
+    /// The same of these alone.
+    hanging: HashSet<SandboxId>,
     /// Snapshots that sandboxes were made of, in order.
     restored: Vec<String>,
     released: HashSet<String>,
@@ -156,6 +158,11 @@ impl FakeHands {
     /// Makes saving hang, from its begin on, until whoever asked gives up.
     pub fn hang_saves(&self) {
         self.lock().saves_hang = true;
+    }
+
+    /// Makes saving this one hang, from its begin on, until whoever asked gives up.
+    pub fn hang_saves_of(&self, id: &SandboxId) {
+        self.lock().hanging.insert(id.clone());
     }
 
     /// What sandboxes were made of, in order: the text of each snapshot, which names the sandbox that was saved.
@@ -325,7 +332,7 @@ impl Provider for FakeHands {
     async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
         {
             let mut state = self.lock();
-            let (error, hangs) = (state.save_error.clone(), state.saves_hang);
+            let (error, hangs) = (state.save_error.clone(), state.saves_hang || state.hanging.contains(id));
             live(&mut state, id, fence)?;
             match (error, hangs) {
                 (Some(error), _) => return Err(error),

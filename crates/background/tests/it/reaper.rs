@@ -37,8 +37,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::with(|dir| Store::open(dir, store::Options::default()).expect("opens")).await
+    }
+
+    pub(crate) async fn with(store: impl FnOnce(&Path) -> Store) -> Self {
         let dir = TempDir::new().expect("a directory can be made");
-        let store = Store::open(dir.path(), store::Options::default()).expect("opens");
+        let store = store(dir.path());
         let workspace = store.ensure_workspace().await.expect("a workspace");
         Self { store, hands: Arc::default(), workspace, dir }
     }
