@@ -110,6 +110,9 @@ impl Reaper {
 
     /// Looks once, and destroys what has lost its session, and what nobody owns and nobody has used for `grace`.
     pub async fn reap(&self, grace: Duration) {
+        if let Err(error) = self.hands.tidy().await {
+            tracing::debug!(%error, "what is left of installs could not be cleared away");
+        }
         // First what lives, then what is owned: a sandbox that is made and recorded in between is not on the first
         // list, and one on the first list was recorded before the second was read, or is young.
         let living = match self.hands.list().await {

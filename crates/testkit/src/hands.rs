@@ -11,7 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandbox::archive::Written;
 use sandbox::{
-    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Restore, SandboxId, SandboxInfo, Saved,
+    Base, Call, Collected, Error, Exits, Output, Pool, Progress, Provider, Resources, Restore, SandboxId,
+    SandboxInfo, Saved,
 };
 use tokio::sync::Notify;
 
@@ -49,6 +50,14 @@ struct State {
     asked: Vec<SandboxId>,
     /// Provisions are not answered.
     holds_provisions: bool,
+    /// What was to be prepared, in order.
+    prepared: Vec<Base>,
+    /// Preparing these never ends.
+    stuck_bases: Vec<Base>,
+    /// Preparing these fails.
+    bad_bases: Vec<Base>,
+    /// How often somebody tidied up.
+    tidied: usize,
     /// What the next provisions come to, in order.
     failures: VecDeque<Error>,
 }
@@ -111,6 +120,31 @@ impl FakeHands {
     /// The next provision comes to this; called again, the one after it, too.
     pub fn fail_next_provision(&self, error: Error) {
         self.lock().failures.push_back(error);
+    }
+
+    /// What was to be prepared, in order.
+    pub fn prepared(&self) -> Vec<Base> {
+        self.lock().prepared.clone()
+    }
+
+    /// Waits until something was to be prepared so often.
+    pub async fn until_prepared(&self, count: usize) {
+        self.until(|state| state.prepared.len() >= count).await;
+    }
+
+    /// Preparing this never ends.
+    pub fn hang_preparing(&self, base: &Base) {
+        self.lock().stuck_bases.push(base.clone());
+    }
+
+    /// Preparing this fails.
+    pub fn fail_preparing(&self, base: &Base) {
+        self.lock().bad_bases.push(base.clone());
+    }
+
+    /// How often somebody tidied up.
+    pub fn tidied(&self) -> usize {
+        self.lock().tidied
     }
 
     /// Waits until so many sandboxes have been asked for.
@@ -293,6 +327,26 @@ impl Provider for FakeHands {
         };
         self.changed.notify_waiters();
         made
+    }
+
+    /// Nothing is installed.
+    async fn prepare(&self, base: &Base, _: &Progress<'_>) -> Result<(), Error> {
+        let (is_stuck, is_bad) = {
+            let mut state = self.lock();
+            state.prepared.push(base.clone());
+            (state.stuck_bases.contains(base), state.bad_bases.contains(base))
+        };
+        self.changed.notify_waiters();
+        match (is_stuck, is_bad) {
+            (true, _) => std::future::pending().await,
+            (false, true) => Err(Error::Refused { reason: "it is bad".to_owned() }),
+            (false, false) => Ok(()),
+        }
+    }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        self.lock().tidied += 1;
+        Ok(())
     }
 
     async fn execute(&self, call: Call) -> Result<Output, Error> {

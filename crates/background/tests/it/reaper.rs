@@ -145,6 +145,7 @@ async fn an_orphan_is_destroyed_once_it_is_older_than_the_grace() {
     world.orphan("old", GRACE).await;
     world.reaper().reap(GRACE).await;
     assert_eq!(world.living().await, ["young"]);
+    assert_eq!(world.hands.tidied(), 1, "what installs have left goes in the same round");
     world.hands.set_age(&young, GRACE);
     world.reaper().reap(GRACE).await;
     assert_eq!(world.living().await, Vec::<String>::new());
