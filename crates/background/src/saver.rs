@@ -319,6 +319,7 @@ impl Saver {
             base,
             saved_at,
             begun_at: state.workspace_begun_at.unwrap_or(saved_at),
+            left_out: written.left_out,
         };
         if written.left_out > 0 {
             tracing::info!(

@@ -37,6 +37,8 @@ struct State {
     saves_hang: bool,
     /// The same of these alone.
     hanging: HashSet<SandboxId>,
+    /// How much saving leaves out.
+    left_out: u64,
     /// Snapshots that sandboxes were made of, in order.
     restored: Vec<String>,
     released: HashSet<String>,
@@ -192,6 +194,11 @@ impl FakeHands {
     /// Makes saving hang, from its begin on, until whoever asked gives up.
     pub fn hang_saves(&self) {
         self.lock().saves_hang = true;
+    }
+
+    /// Makes saving leave so much out.
+    pub fn leave_out(&self, count: u64) {
+        self.lock().left_out = count;
     }
 
     /// Makes saving this one hang, from its begin on, until whoever asked gives up.
@@ -400,7 +407,7 @@ impl Provider for FakeHands {
                         sha256: sha256(text.as_bytes()),
                         entries: 1,
                         content_bytes: 1,
-                        left_out: 0,
+                        left_out: state.left_out,
                     };
                     return Ok(Saved { written, base: Resources::default().base.name() });
                 }

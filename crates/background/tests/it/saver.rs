@@ -126,6 +126,7 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     let saving = Saving::new().await;
     let session = saving.idle("sbox-a").await;
     let busy = saving.world.owned("sbox-b").await;
+    saving.world.hands.leave_out(2);
     saving.saver().put_away_idle().await;
     let state = saving.state(&session).await;
     let snapshot = state.snapshot.clone().expect("on record");
@@ -133,6 +134,7 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     assert_eq!(saving.world.living().await, ["sbox-b"], "a sandbox in use is left alone");
     assert_eq!(saving.state(&busy).await.snapshot, None);
     assert_eq!(files(&saving.scratch), 0);
+    assert_eq!(snapshot.left_out, 2);
     let into = saving.scratch.join("back");
     let fetched = saving.blobs.get(&snapshot.key, &into).await.expect("there");
     assert_eq!((fetched.size_bytes, fetched.sha256), (snapshot.size_bytes, snapshot.sha256));
