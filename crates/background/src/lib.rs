@@ -6,6 +6,7 @@
 mod packages;
 mod reaper;
 mod saver;
+mod words;
 
 pub use packages::Installer;
 pub use reaper::Reaper;

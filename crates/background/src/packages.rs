@@ -4,9 +4,12 @@
 //! prepared yet. What is made lies with the hands, who make nothing twice; the list in here only saves asking. What it
 //! cannot do a session will meet, and tell its client.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use protocol::environment::{Environment, EnvironmentConfig, Packages};
 use protocol::hands::HandsSettings;
@@ -22,6 +25,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_secs(600);
 /// Environments read at once.
 const PAGE: usize = 500;
+/// Installs at once: each is work for the whole machine, and one that takes long is not to hold up all others.
+const AT_ONCE_MAX: usize = 2;
 /// Distinct bases remembered. Beyond it the list starts anew, which costs questions and nothing else.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -33,8 +38,10 @@ pub struct Installer {
     image: Option<String>,
 }
 
-/// What came of a base.
+/// What became of a base.
 enum Tried {
+    /// It waits for its turn, or is being installed.
+    Begun,
     Done,
     Failed(Instant),
 }
@@ -53,34 +60,51 @@ impl Installer {
     async fn work_for_ever(&self) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut tried = HashMap::new();
+        let (mut tried, mut new) = (HashMap::new(), VecDeque::new());
+        let mut installs: FuturesUnordered<BoxFuture<'_, (Base, Tried)>> = FuturesUnordered::new();
         loop {
-            ticks.tick().await;
-            if let Err(error) = self.look(&mut tried).await {
-                tracing::warn!(%error, "the environments could not be read");
+            while installs.len() < AT_ONCE_MAX
+                && let Some((id, base)) = new.pop_front()
+            {
+                installs.push(Box::pin(async move {
+                    let came = self.prepare(&id, &base).await;
+                    (base, came)
+                }));
+            }
+            tokio::select! {
+                Some((base, came)) = installs.next() => drop(tried.insert(base, came)),
+                _ = ticks.tick() => {
+                    if let Err(error) = self.find_new(&mut tried, &mut new).await {
+                        tracing::warn!(%error, "the environments could not be read");
+                    }
+                }
             }
         }
     }
 
-    /// Looks once, and prepares what is new, one after the other: installing is work for the whole machine.
-    async fn look(&self, tried: &mut HashMap<Base, Tried>) -> Result<(), store::Error> {
+    /// Looks once for what has not been tried, or not lately, and notes that it is begun.
+    async fn find_new(
+        &self,
+        tried: &mut HashMap<Base, Tried>,
+        new: &mut VecDeque<(EnvironmentId, Base)>,
+    ) -> Result<(), store::Error> {
         let mut after: Option<EnvironmentId> = None;
         loop {
-            let page = self.store.environments_after(after.clone(), PAGE).await?;
+            let page = self.store.environments_after(after, PAGE).await?;
             for environment in &page {
                 let Some(base) = self.base(environment) else { continue };
                 let is_known = tried.get(&base).is_some_and(|tried| match tried {
-                    Tried::Done => true,
+                    Tried::Begun | Tried::Done => true,
                     Tried::Failed(at) => at.elapsed() < AGAIN,
                 });
                 if is_known {
                     continue;
                 }
                 if tried.len() >= REMEMBERED_MAX {
-                    tried.clear();
+                    tried.retain(|_, tried| matches!(tried, Tried::Begun));
                 }
-                let came = self.prepare(environment, &base).await;
-                tried.insert(base, came);
+                tried.insert(base.clone(), Tried::Begun);
+                new.push_back((environment.id.clone(), base));
             }
             match page.last() {
                 Some(last) if page.len() == PAGE => after = Some(last.id.clone()),
@@ -89,8 +113,7 @@ impl Installer {
         }
     }
 
-    async fn prepare(&self, environment: &Environment, base: &Base) -> Tried {
-        let id = &environment.id;
+    async fn prepare(&self, id: &EnvironmentId, base: &Base) -> Tried {
         let progress = |line: &str| tracing::info!(environment.id = %id, "{line}");
         match self.hands.prepare(base, &progress).await {
             Ok(()) => {

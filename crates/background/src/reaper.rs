@@ -1,13 +1,17 @@
 //! The reaper: destroys sandboxes that no session owns, and removes deliverables of sessions that are no more.
 //!
 //! A sandbox loses its owner when its session is archived, deleted or dies, and when a brain dies between making a
-//! sandbox and recording it. The reaper compares what is there with what the store says is owned; it keeps no list of
-//! its own, so nothing it missed stays missed. It may be stopped, and die, anywhere: what it was about to take away is
-//! still there for the next look.
+//! sandbox and recording it. The reaper compares what is there with what the store says is owned, so nothing it missed
+//! stays missed. It may be stopped, and die, anywhere: what it was about to take away is still there for the next look.
+//!
+//! What was never on record may be about to be, and has some grace. What was on record and is not any more goes at the
+//! first look: the store tells when a session is archived or deleted, and what the look before saw is remembered. Where
+//! both are missed, the sandbox has the grace of any other.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::id::{SandboxId, SessionId};
@@ -16,6 +20,8 @@ use store::Store;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::words;
+
 /// How often it looks for sandboxes unless told otherwise: each one holds memory.
 const EVERY: Duration = Duration::from_secs(30);
 /// How often it looks for deliverables, which hold no more than disk; the look costs a question for every folder.
@@ -23,6 +29,8 @@ const OUTPUTS_EVERY: Duration = Duration::from_secs(600);
 /// A sandbox that was asked for less than two looks ago, or for anything else, may be one that its brain has not recorded
 /// yet: a brain that makes one ahead of the first call asks for it again and again.
 const GRACE_LOOKS: u32 = 2;
+/// Sandboxes that are known to have ended with their sessions, those of other machines included. Those beyond have grace.
+const ENDED_MAX: usize = 10_000;
 
 /// The reaper of one machine's sandboxes.
 pub struct Reaper {
@@ -30,12 +38,32 @@ pub struct Reaper {
     hands: Arc<dyn Provider>,
     outputs_dir: Option<PathBuf>,
     every: Duration,
+    known: Mutex<Known>,
+}
+
+/// What this process has seen and heard of sandboxes.
+#[derive(Default)]
+struct Known {
+    /// Those that a session had at the last look, and that lived.
+    owned: HashSet<SandboxId>,
+    /// Those that a session had, and has no more.
+    ended: HashSet<SandboxId>,
+}
+
+impl Known {
+    /// Takes in what a look has seen.
+    fn see(&mut self, living: &HashSet<SandboxId>, owned: &HashSet<SandboxId>) {
+        let before = std::mem::take(&mut self.owned);
+        self.ended.extend(before.into_iter().filter(|id| !owned.contains(id)));
+        self.ended.retain(|id| living.contains(id));
+        self.owned = living.intersection(owned).cloned().collect();
+    }
 }
 
 impl Reaper {
     /// A reaper of these hands, by the word of this store.
     pub fn new(store: Store, hands: Arc<dyn Provider>) -> Self {
-        Self { store, hands, outputs_dir: None, every: EVERY }
+        Self { store, hands, outputs_dir: None, every: EVERY, known: Mutex::default() }
     }
 
     /// Also of the folders of deliverables in `outputs_dir`, each named after its session.
@@ -44,8 +72,8 @@ impl Reaper {
         Self { outputs_dir: Some(outputs_dir), ..self }
     }
 
-    /// Looking for sandboxes as often as this, instead of every 30 seconds. What is younger than two such looks is left
-    /// alone.
+    /// Looking for sandboxes as often as this, instead of every 30 seconds. What was on record of no session and is younger
+    /// than two such looks is left alone.
     #[must_use]
     pub fn every(self, every: Duration) -> Self {
         Self { every, ..self }
@@ -58,16 +86,33 @@ impl Reaper {
 
     async fn reap_for_ever(&self) {
         let (mut sandboxes, mut outputs) = (every(self.every), every(OUTPUTS_EVERY));
+        let mut words = self.store.words();
         loop {
             tokio::select! {
+                sandbox = words::next(&mut words, Store::sandbox_over) => self.hear_ended(sandbox),
                 _ = sandboxes.tick() => self.reap(self.every * GRACE_LOOKS).await,
                 _ = outputs.tick() => self.reap_outputs().await,
             }
         }
     }
 
-    /// Looks once, and destroys what nobody owns and what was not used for `grace`.
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session is over that had this sandbox.
+    fn hear_ended(&self, sandbox: SandboxId) {
+        let mut known = self.known();
+        if known.ended.len() < ENDED_MAX {
+            known.ended.insert(sandbox);
+        }
+    }
+
+    /// Looks once, and destroys what has lost its session, and what nobody owns and nobody has used for `grace`.
     pub async fn reap(&self, grace: Duration) {
+        if let Err(error) = self.hands.tidy().await {
+            tracing::debug!(%error, "what is left of installs could not be cleared away");
+        }
         // First what lives, then what is owned: a sandbox that is made and recorded in between is not on the first
         // list, and one on the first list was recorded before the second was read, or is young.
         let living = match self.hands.list().await {
@@ -84,8 +129,16 @@ impl Reaper {
                 return;
             }
         };
+        let ids = living.iter().map(|info| SandboxId::from_text(info.id.as_str())).collect();
+        let ended = {
+            let mut known = self.known();
+            known.see(&ids, &owned);
+            known.ended.clone()
+        };
         for SandboxInfo { id, age, idle, .. } in living {
-            if age.min(idle) < grace || owned.contains(&SandboxId::from_text(id.as_str())) {
+            let of_the_store = SandboxId::from_text(id.as_str());
+            let is_due = ended.contains(&of_the_store) || age.min(idle) >= grace;
+            if owned.contains(&of_the_store) || !is_due {
                 continue;
             }
             match self.hands.destroy(&id).await {

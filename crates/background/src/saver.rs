@@ -12,6 +12,7 @@
 //! A client may want the same at once and without the end of the sandbox. That wish is in the log: a word tells of it, and a
 //! sweep finds those whose word was lost, with the process that heard it or on the way.
 
+mod saves;
 mod tidy;
 mod wishes;
 
@@ -30,8 +31,11 @@ use sandbox::{Error as HandsError, Provider, SandboxInfo, Saved};
 use session::Draft;
 use session::state::State;
 use store::{AppendError, Holding, LEASE, Lease, Store, Token};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::words;
+use saves::{Ended, Saves};
 
 /// Below this path in the blob store lie all snapshots.
 pub const SNAPSHOTS: &str = "snapshots";
@@ -49,6 +53,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const ASKED_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// A third of a lease leaves room for two misses.
 const RENEW_EVERY: Duration = Duration::from_millis(3_300);
+/// What putting a blob may take, however small it is, and the least that a blob store takes in a second.
+const PUT_TIME_MIN: Duration = Duration::from_secs(300);
+const PUT_BYTES_PER_SECOND: u64 = 1 << 20;
 /// How long waking a sandbox up may hold up whoever waits for its session. It wakes up by itself at its next call.
 const WAKE_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -115,39 +122,72 @@ impl Saver {
         shutdown.run_until_cancelled(self.save_for_ever()).await;
     }
 
+    /// Each of the three goes on while the others are busy.
     async fn save_for_ever(&self) {
+        tokio::join!(self.put_away_for_ever(), self.see_to_wishes(), self.tidy_for_ever());
+    }
+
+    async fn put_away_for_ever(&self) {
         let mut looks =
-            interval(self.options.idle.map_or(EVERY_MAX, |idle| (idle / 4).clamp(EVERY_MIN, EVERY_MAX)));
-        let (mut tidies, mut sweeps) = (interval(TIDY_EVERY), interval(SWEEP_EVERY));
-        let mut again = interval(ASKED_AGAIN_EVERY);
-        for ticks in [&mut looks, &mut tidies, &mut sweeps, &mut again] {
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        }
-        let (mut words, mut asked) = (self.store.words(), HashSet::new());
+            every(self.options.idle.map_or(EVERY_MAX, |idle| (idle / 4).clamp(EVERY_MIN, EVERY_MAX)));
+        let mut saves = Saves::new(self, Then::PutAway);
         loop {
-            tokio::select! {
-                session = wishes::next_asked(&mut words) => {
-                    if asked.len() < wishes::ASKED_MAX {
-                        asked.insert(session);
-                    }
-                    self.save_asked(&mut asked).await;
+            saves.meanwhile(looks.tick(), drop).await;
+            let idle = saves.meanwhile(self.find_idle(), drop).await;
+            saves.set_due(idle);
+        }
+    }
+
+    async fn see_to_wishes(&self) {
+        let (mut sweeps, mut again) = (every(SWEEP_EVERY), every(ASKED_AGAIN_EVERY));
+        let (mut words, mut asked) = (self.store.words(), HashSet::new());
+        let mut saves = Saves::new(self, Then::GoOn);
+        loop {
+            let mut done = Vec::new();
+            let found = tokio::select! {
+                session = words::next(&mut words, Store::snapshot_wanted) => vec![session],
+                _ = again.tick(), if !asked.is_empty() => Vec::new(),
+                _ = sweeps.tick() => saves.meanwhile(self.find_asked(), |save| done.push(save)).await,
+                Some(save) = saves.next() => {
+                    see_ended(&mut asked, save);
+                    continue;
                 }
-                _ = again.tick(), if !asked.is_empty() => self.save_asked(&mut asked).await,
-                _ = sweeps.tick() => asked.extend(self.find_asked().await),
-                _ = looks.tick() => self.put_away_idle().await,
-                _ = tidies.tick() => self.tidy(GRACE).await,
+            };
+            asked.extend(found.into_iter().take(wishes::ASKED_MAX.saturating_sub(asked.len())));
+            let due = saves.meanwhile(self.find_due(&asked), |save| done.push(save)).await;
+            for save in done {
+                see_ended(&mut asked, save);
             }
+            if let Some(due) = due {
+                asked.retain(|session| due.contains_key(session));
+                saves.set_due(due);
+            }
+        }
+    }
+
+    async fn tidy_for_ever(&self) {
+        let mut tidies = every(TIDY_EVERY);
+        loop {
+            tidies.tick().await;
+            self.tidy(GRACE).await;
         }
     }
 
     /// Looks once, and puts away what has been idle for long enough.
     pub async fn put_away_idle(&self) {
-        let Some(idle_min) = self.options.idle else { return };
+        let mut saves = Saves::new(self, Then::PutAway);
+        saves.set_due(self.find_idle().await);
+        while saves.next().await.is_some() {}
+    }
+
+    /// What has been idle for long enough, and whose it is.
+    async fn find_idle(&self) -> Vec<(SessionId, SandboxId)> {
+        let Some(idle_min) = self.options.idle else { return Vec::new() };
         let living = match self.hands.list().await {
             Ok(living) => living,
             Err(error) => {
                 tracing::debug!(%error, "the sandboxes could not be listed");
-                return;
+                return Vec::new();
             }
         };
         let is_idle = |info: &SandboxInfo| info.idle >= idle_min && info.calls == 0;
@@ -157,20 +197,20 @@ impl Saver {
             .map(|info| SandboxId::from_text(info.id.as_str()))
             .collect();
         if idle.is_empty() {
-            return;
+            return Vec::new();
         }
         let holdings = match self.store.holdings().await {
             Ok(holdings) => holdings,
             Err(error) => {
                 tracing::warn!(%error, "the owners of sandboxes could not be read");
-                return;
+                return Vec::new();
             }
         };
-        for Holding { session, sandbox, .. } in holdings {
-            if let Some(sandbox) = sandbox.filter(|sandbox| idle.contains(sandbox)) {
-                self.save_under_lease(&session, &sandbox, Then::PutAway).await;
-            }
-        }
+        let due = holdings.into_iter().filter_map(|Holding { session, sandbox, .. }| {
+            let sandbox = sandbox.filter(|sandbox| idle.contains(sandbox))?;
+            Some((session, sandbox))
+        });
+        due.collect()
     }
 
     /// Saves one sandbox, unless its session is at work. `false`: it is worth another try soon.
@@ -260,8 +300,14 @@ impl Saver {
             )));
         }
         let key = format!("{SNAPSHOTS}/{}/{}", token.session, token.epoch);
-        if let Err(error) = self.blobs.put(&key, file).await {
-            return Err(Unsaved::Failed(blobs::with_causes(&error)));
+        let time_max = put_time_max(written.size_bytes);
+        match timeout(time_max, self.blobs.put(&key, file)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Unsaved::Failed(blobs::with_causes(&error))),
+            Err(_) => {
+                let why = format!("the blob store did not take it within {} seconds", time_max.as_secs());
+                return Err(Unsaved::Failed(why));
+            }
         }
         // Again, because saving takes a while: whoever came meanwhile keeps the sandbox.
         let now_state = self.rests(token, sandbox).await?;
@@ -273,6 +319,7 @@ impl Saver {
             base,
             saved_at,
             begun_at: state.workspace_begun_at.unwrap_or(saved_at),
+            left_out: written.left_out,
         };
         if written.left_out > 0 {
             tracing::info!(
@@ -343,6 +390,24 @@ impl Saver {
         let handle = handle(sandbox);
         let _ = timeout(WAKE_TIME_MAX, self.hands.touch(&handle, token.epoch)).await;
     }
+}
+
+/// How long putting a blob of this size may take.
+fn put_time_max(size_bytes: u64) -> Duration {
+    PUT_TIME_MIN + Duration::from_secs(size_bytes / PUT_BYTES_PER_SECOND)
+}
+
+/// Forgets a wish that is done with.
+fn see_ended(asked: &mut HashSet<SessionId>, (session, is_done): Ended) {
+    if is_done {
+        asked.remove(&session);
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 fn handle(id: &SandboxId) -> sandbox::SandboxId {

@@ -10,6 +10,7 @@ use anyhow::{Context as _, ensure};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use sandbox::images::{ImageCard, Images, Kept, Kind, Way};
+use sandbox::{Provider as _, Supervised};
 use serde_json::json;
 
 use crate::out;
@@ -57,7 +58,7 @@ enum Command {
         common: Common,
     },
     /// Remove what has not been used for a while: installed packages, which are installed again when they are needed, and
-    /// images that are named. Best when no sandbox runs.
+    /// images that are named; and what was left half installed. Best when no sandbox runs.
     Prune {
         /// How long it must not have been used, in days.
         #[arg(long, default_value_t = 30.0, value_name = "DAYS")]
@@ -108,6 +109,11 @@ struct Common {
 }
 
 pub(crate) async fn images(options: ImagesOptions) -> anyhow::Result<()> {
+    if let Command::Prune { dry_run: false, common, .. } = &options.command {
+        let settings = common.place.clone().settle()?;
+        let tidied = Supervised::new(sandbox::Settings::new(settings.data_dir)).tidy().await;
+        tidied.context("what is left of installs cannot be removed")?;
+    }
     tokio::task::spawn_blocking(|| run(options)).await?
 }
 

@@ -602,7 +602,7 @@ impl Drive<'_> {
                 let is_output = matches!(outcome, Outcome::Output(_));
                 let results = hands::results(&call, &sandbox, self.view.state.snapshot.as_ref(), outcome);
                 Ok(self.drafts(match is_output && self.view.state.untold_restoration {
-                    true => workspace::and_restored(results),
+                    true => workspace::and_restored(results, self.view.state.snapshot.as_ref()),
                     false => results,
                 }))
             }

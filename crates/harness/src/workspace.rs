@@ -198,10 +198,11 @@ pub(crate) fn was_lost(call: &EventId, reason: String) -> Vec<Body> {
 }
 
 /// Adds to what a call came to that its sandbox is not the one of the call before.
-pub(crate) fn and_restored(mut results: Vec<Body>) -> Vec<Body> {
+pub(crate) fn and_restored(mut results: Vec<Body>, snapshot: Option<&Snapshot>) -> Vec<Body> {
+    let told = format!("{RESTORED}{}", what_is_missing(snapshot));
     for body in &mut results {
         if let Body::AgentToolResult { content, .. } = body {
-            content.push(Content::text(RESTORED));
+            content.push(Content::text(told.clone()));
         }
     }
     results.push(Body::RestorationTold {});
@@ -212,14 +213,26 @@ const RESTORED: &str = "hand: this sandbox was put away while it was idle, and r
     software are as they were. Whatever ran in the background has ended, and the shell began anew: its variables, functions and \
     current directory are gone.";
 
+/// What the model is told of files that no snapshot holds; nothing if there are none.
+fn what_is_missing(snapshot: Option<&Snapshot>) -> String {
+    match snapshot.map_or(0, |snapshot| snapshot.left_out) {
+        0 => String::new(),
+        left_out => format!(
+            " But {left_out} of them could not be saved and are missing, in whole or in part: sockets, paths of more than 4,095 \
+             bytes, extended attributes of more than 128 KiB."
+        ),
+    }
+}
+
 /// What the model is told of the workspace of a sandbox that is gone.
 pub(crate) fn what_is_left(snapshot: Option<&Snapshot>) -> String {
     match snapshot {
         None => "Its workspace is gone with it; the next call gets a new, empty workspace.".to_owned(),
         Some(snapshot) => format!(
             "The next call gets the workspace as it was saved at {}: whatever was changed or installed after that is missing, \
-             and nothing that ran in the background runs any more.",
-            snapshot.saved_at
+             and nothing that ran in the background runs any more.{}",
+            snapshot.saved_at,
+            what_is_missing(Some(snapshot)),
         ),
     }
 }

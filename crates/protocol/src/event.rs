@@ -205,6 +205,13 @@ pub struct Snapshot {
     pub saved_at: Timestamp,
     /// When the workspace that it holds was begun: how long it is kept counts from here.
     pub begun_at: Timestamp,
+    /// How much of the sandbox is not in it: sockets, devices, what has too long a path, attributes that are too large.
+    #[serde(default, skip_serializing_if = "is_none_left_out")]
+    pub left_out: u64,
+}
+
+fn is_none_left_out(left_out: &u64) -> bool {
+    *left_out == 0
 }
 
 /// The private copy of a model's answer.

@@ -25,7 +25,8 @@ pub use docker::Docker;
 pub use packages::{Manager, Packages};
 pub use provider::{
     Access, Base, Call, Collected, EXIT_PORT, Equipment, Error, Exit, ExitNews, Exits, Limits, Mount,
-    Network, Occupancy, Pool, Provider, Resources, Restore, Rights, SandboxId, SandboxInfo, Saved, Tree,
+    Network, Occupancy, Pool, Progress, Provider, Resources, Restore, Rights, SandboxId, SandboxInfo, Saved,
+    Tree,
 };
 /// Yardsticks for benchmarks.
 pub mod bench {

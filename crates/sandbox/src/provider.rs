@@ -428,6 +428,12 @@ pub trait Provider: Send + Sync {
         }
     }
 
+    /// Ends what is left of preparations that nobody is at any more, because their servers died or gave up. Those that go on,
+    /// of whatever server, are left alone. Hands that prepare nothing leave nothing.
+    async fn tidy(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Runs a call and waits for its output. At most once per call id: asking again while it runs waits for the same run,
     /// asking afterwards returns the kept output. What the tool itself could not do is an [`Output`] that says so, not an
     /// error.

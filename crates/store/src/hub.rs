@@ -42,7 +42,7 @@ struct Channels {
 }
 
 /// Words that may wait for somebody who listens; a slow listener misses the oldest.
-const WORDS_MAX: usize = 64;
+const WORDS_MAX: usize = 256;
 
 struct Channel {
     bell: Bell,

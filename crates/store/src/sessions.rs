@@ -140,6 +140,8 @@ pub struct Holding {
 
 /// Before a session's id: a client wants its workspace to be saved.
 const SNAPSHOT_WANTED: &str = "snapshot_wanted ";
+/// Before a sandbox's id: its session is archived or deleted.
+const SANDBOX_OVER: &str = "sandbox_over ";
 
 impl Holding {
     /// What a session's state says of it; `None` if it has neither.
@@ -228,15 +230,19 @@ impl Store {
         .await?
     }
 
-    /// Ends a session for good; its history stays. Archiving it again changes nothing.
+    /// Ends a session for good; its history stays. Archiving it again changes nothing. Whoever ends sandboxes is told.
     pub async fn archive_session(
         &self,
         workspace: &WorkspaceId,
         id: &SessionId,
     ) -> Result<Seen, ChangeError> {
         let (workspace, ids) = (workspace.clone(), self.ids().clone());
-        self.change(id, 0, move |head, moment| changes::archive(head.as_mut(), &workspace, &ids, moment))
-            .await?
+        let archiving = move |head: &mut Option<Head>, moment: &Moment<'_>| {
+            changes::archive(head.as_mut(), &workspace, &ids, moment)
+        };
+        let seen = self.change(id, 0, archiving).await??;
+        self.tell_over(seen.state.sandbox.as_ref()).await;
+        Ok(seen)
     }
 
     /// Records that a client wants the session's workspace saved now, and tells whoever saves; nothing is recorded if that has
@@ -248,9 +254,7 @@ impl Store {
         };
         let seen = self.change(id, 0, wanting).await??;
         if seen.state.wants_snapshot() {
-            let word = format!("{SNAPSHOT_WANTED}{id}");
-            self.0.hub.say(&word);
-            self.tell(&word).await;
+            self.tell_all(&format!("{SNAPSHOT_WANTED}{id}")).await;
         }
         Ok(seen)
     }
@@ -260,11 +264,33 @@ impl Store {
         word.strip_prefix(SNAPSHOT_WANTED).map(SessionId::from_text)
     }
 
-    /// Removes a session and all it holds. Its followers are told.
+    /// The sandbox that a word of [`Store::words`] says has outlived its session.
+    pub fn sandbox_over(word: &str) -> Option<SandboxId> {
+        word.strip_prefix(SANDBOX_OVER).map(SandboxId::from_text)
+    }
+
+    /// Removes a session and all it holds. Its followers are told, and whoever ends sandboxes.
     pub async fn delete_session(&self, workspace: &WorkspaceId, id: &SessionId) -> Result<(), ChangeError> {
         let (workspace, event) = (workspace.clone(), self.ids().make());
-        self.change(id, 0, move |head, moment| changes::delete(head.as_mut(), &workspace, &event, moment.now))
-            .await?
+        let deleting = move |head: &mut Option<Head>, moment: &Moment<'_>| {
+            changes::delete(head.as_mut(), &workspace, &event, moment.now)
+        };
+        let sandbox = self.change(id, 0, deleting).await??;
+        self.tell_over(sandbox.as_ref()).await;
+        Ok(())
+    }
+
+    /// Tells that a sandbox has no session any more. The word may be lost: then it is found to be nobody's, a little later.
+    async fn tell_over(&self, sandbox: Option<&SandboxId>) {
+        if let Some(sandbox) = sandbox {
+            self.tell_all(&format!("{SANDBOX_OVER}{sandbox}")).await;
+        }
+    }
+
+    /// Tells every process, this one included.
+    async fn tell_all(&self, word: &str) {
+        self.0.hub.say(word);
+        self.tell(word).await;
     }
 
     /// The sealed token of a session's resource; `None` if there is none, or none any more.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sandbox::archive::Written;
 use sandbox::{
-    Call, Collected, Error, Exits, Output, Pool, Provider, Resources, Restore, SandboxId, SandboxInfo, Saved,
+    Base, Call, Collected, Error, Exits, Output, Pool, Progress, Provider, Resources, Restore, SandboxId,
+    SandboxInfo, Saved,
 };
 use tokio::sync::Notify;
 
@@ -34,6 +35,10 @@ struct State {
     save_error: Option<Error>,
     /// Whether saving takes until it is given up.
     saves_hang: bool,
+    /// The same of these alone.
+    hanging: HashSet<SandboxId>,
+    /// How much saving leaves out.
+    left_out: u64,
     /// Snapshots that sandboxes were made of, in order.
     restored: Vec<String>,
     released: HashSet<String>,
@@ -47,6 +52,14 @@ struct State {
     asked: Vec<SandboxId>,
     /// Provisions are not answered.
     holds_provisions: bool,
+    /// What was to be prepared, in order.
+    prepared: Vec<Base>,
+    /// Preparing these never ends.
+    stuck_bases: Vec<Base>,
+    /// Preparing these fails.
+    bad_bases: Vec<Base>,
+    /// How often somebody tidied up.
+    tidied: usize,
     /// What the next provisions come to, in order.
     failures: VecDeque<Error>,
 }
@@ -111,6 +124,31 @@ impl FakeHands {
         self.lock().failures.push_back(error);
     }
 
+    /// What was to be prepared, in order.
+    pub fn prepared(&self) -> Vec<Base> {
+        self.lock().prepared.clone()
+    }
+
+    /// Waits until something was to be prepared so often.
+    pub async fn until_prepared(&self, count: usize) {
+        self.until(|state| state.prepared.len() >= count).await;
+    }
+
+    /// Preparing this never ends.
+    pub fn hang_preparing(&self, base: &Base) {
+        self.lock().stuck_bases.push(base.clone());
+    }
+
+    /// Preparing this fails.
+    pub fn fail_preparing(&self, base: &Base) {
+        self.lock().bad_bases.push(base.clone());
+    }
+
+    /// How often somebody tidied up.
+    pub fn tidied(&self) -> usize {
+        self.lock().tidied
+    }
+
     /// Waits until so many sandboxes have been asked for.
     pub async fn until_asked(&self, count: usize) {
         self.until(|state| state.asked.len() >= count).await;
@@ -156,6 +194,16 @@ impl FakeHands {
     /// Makes saving hang, from its begin on, until whoever asked gives up.
     pub fn hang_saves(&self) {
         self.lock().saves_hang = true;
+    }
+
+    /// Makes saving leave so much out.
+    pub fn leave_out(&self, count: u64) {
+        self.lock().left_out = count;
+    }
+
+    /// Makes saving this one hang, from its begin on, until whoever asked gives up.
+    pub fn hang_saves_of(&self, id: &SandboxId) {
+        self.lock().hanging.insert(id.clone());
     }
 
     /// What sandboxes were made of, in order: the text of each snapshot, which names the sandbox that was saved.
@@ -288,6 +336,26 @@ impl Provider for FakeHands {
         made
     }
 
+    /// Nothing is installed.
+    async fn prepare(&self, base: &Base, _: &Progress<'_>) -> Result<(), Error> {
+        let (is_stuck, is_bad) = {
+            let mut state = self.lock();
+            state.prepared.push(base.clone());
+            (state.stuck_bases.contains(base), state.bad_bases.contains(base))
+        };
+        self.changed.notify_waiters();
+        match (is_stuck, is_bad) {
+            (true, _) => std::future::pending().await,
+            (false, true) => Err(Error::Refused { reason: "it is bad".to_owned() }),
+            (false, false) => Ok(()),
+        }
+    }
+
+    async fn tidy(&self) -> Result<(), Error> {
+        self.lock().tidied += 1;
+        Ok(())
+    }
+
     async fn execute(&self, call: Call) -> Result<Output, Error> {
         self.begin(&call)?;
         loop {
@@ -325,7 +393,7 @@ impl Provider for FakeHands {
     async fn save(&self, id: &SandboxId, fence: u64, into: &Path) -> Result<Saved, Error> {
         {
             let mut state = self.lock();
-            let (error, hangs) = (state.save_error.clone(), state.saves_hang);
+            let (error, hangs) = (state.save_error.clone(), state.saves_hang || state.hanging.contains(id));
             live(&mut state, id, fence)?;
             match (error, hangs) {
                 (Some(error), _) => return Err(error),
@@ -339,7 +407,7 @@ impl Provider for FakeHands {
                         sha256: sha256(text.as_bytes()),
                         entries: 1,
                         content_bytes: 1,
-                        left_out: 0,
+                        left_out: state.left_out,
                     };
                     return Ok(Saved { written, base: Resources::default().base.name() });
                 }

@@ -25,7 +25,7 @@ const KILL_TIME_MAX: Duration = Duration::from_secs(2);
 const KILL_ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
 /// Rounds of [`KILL_ROUND`] that [`Processes::pause`] waits for the last process to stand still. A stop takes effect when a
-/// process comes back from the kernel; one that stays there longer changes no file by itself.
+/// process comes back from the kernel; one that stays there longer may still be writing.
 const PAUSE_ROUNDS: usize = 50;
 
 /// Every process below this one.
@@ -102,8 +102,9 @@ impl Processes {
         }
     }
 
-    /// Makes every descendant stand still. What has no part of it is this process, which goes on answering.
-    pub fn pause(&mut self) {
+    /// Makes every descendant stand still; whether all of them do. What has no part of it is this process, which goes on
+    /// answering.
+    pub fn pause(&mut self) -> bool {
         if self.stopped_before.is_none() {
             let standing = descendants().into_iter().filter(|pid| stands_still(*pid));
             self.stopped_before = Some(standing.collect());
@@ -111,10 +112,11 @@ impl Processes {
         signal_all(Signal::STOP);
         for _ in 0..PAUSE_ROUNDS {
             if descendants().into_iter().all(stands_still) {
-                break;
+                return true;
             }
             let _ = poll(&mut [], Some(&KILL_ROUND));
         }
+        descendants().into_iter().all(stands_still)
     }
 
     /// Lets them go on, but for those who stood still by themselves.

@@ -178,8 +178,14 @@ impl Server {
                 self.desk.submit(Job::ReadOutput { request: id, path, offset, length });
             }
             Op::Pause => {
-                self.processes.pause();
-                self.desk.reply(id, Reply::Paused);
+                let reply = match self.processes.pause() {
+                    true => Reply::Paused,
+                    false => Reply::Refused {
+                        reason: Refusal::Busy,
+                        message: "a process does not come back from a system call".to_owned(),
+                    },
+                };
+                self.desk.reply(id, reply);
             }
             Op::Resume => {
                 // Before anything moves that it reads.

@@ -103,7 +103,8 @@ pub enum Op {
         /// How many bytes, at most [`OUTPUT_PIECE_BYTES_MAX`].
         length: u64,
     },
-    /// Make every process of the sandbox stand still. Asked while no call runs.
+    /// Make every process of the sandbox stand still. Asked while no call runs. [`Refusal::Busy`] where not all of them do yet;
+    /// those that do stand still until [`Op::Resume`] all the same.
     Pause,
     /// Let them go on, those excepted that stood still before.
     Resume,

@@ -29,7 +29,7 @@ pub(crate) async fn snapshots(
 
 /// Without its key, which says where the operator keeps it.
 pub(super) fn saved(snapshot: &Snapshot) -> Value {
-    let Snapshot { key: _, size_bytes, sha256, base, saved_at, begun_at } = snapshot;
+    let Snapshot { key: _, size_bytes, sha256, base, saved_at, begun_at, left_out } = snapshot;
     json!({
         "type": "session_snapshot",
         "status": "saved",
@@ -38,6 +38,7 @@ pub(super) fn saved(snapshot: &Snapshot) -> Value {
         "base": base,
         "created_at": saved_at,
         "workspace_created_at": begun_at,
+        "left_out": left_out,
     })
 }
 

@@ -53,6 +53,7 @@ async fn a_snapshot_that_is_asked_for_is_pending_until_it_is_there() {
         base: "host".to_owned(),
         saved_at: now,
         begun_at: now,
+        left_out: 0,
     };
     record(&server, &session, Body::Snapshot { snapshot, put_away: true }).await;
     let saved = server.empty(Method::POST, &path(&session)).await;

@@ -1,20 +1,21 @@
 //! What clients want saved now: hearing of it, finding what was not heard of, and saying what cannot be done.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use protocol::event::Body;
 use protocol::id::{SandboxId, SessionId};
 use session::state::State;
-use store::{Holding, Store, Token};
-use tokio::sync::broadcast::{self, error::RecvError};
+use store::{Holding, Token};
 
-use super::{Saver, Then, age};
+use super::saves::Saves;
+use super::{Saver, Then, age, see_ended};
 
 /// Wishes that are known here at once; those beyond are found by a sweep.
 pub(super) const ASKED_MAX: usize = 1_024;
 /// A wish that no machine has seen to for so long is told to be one that none can: all of them look every minute.
 const WISH_TIME_MAX: Duration = Duration::from_secs(600);
+
 impl Saver {
     /// Looks once for wishes of clients, and gives those that can be seen to here. One that has waited for too long is told to
     /// have failed: nobody has that sandbox.
@@ -40,22 +41,27 @@ impl Saver {
 
     /// Saves for clients what is on this machine. What is left in `asked` was at work or held, and is worth another try.
     pub async fn save_asked(&self, asked: &mut HashSet<SessionId>) {
-        let Some(living) = self.living().await else { return };
-        for session in asked.clone() {
-            let state = match self.store.look(&session).await {
-                Ok(view) => view.map(|view| view.state),
-                Err(_) => continue,
-            };
-            let sandbox = state.filter(State::wants_snapshot).and_then(|state| state.sandbox);
-            let is_done = match sandbox.filter(|sandbox| living.contains(sandbox)) {
-                Some(sandbox) => self.save_under_lease(&session, &sandbox, Then::GoOn).await,
-                // Seen to, given up, or another machine's.
-                None => true,
-            };
-            if is_done {
-                asked.remove(&session);
-            }
+        let Some(due) = self.find_due(asked).await else { return };
+        asked.retain(|session| due.contains_key(session));
+        let mut saves = Saves::new(self, Then::GoOn);
+        saves.set_due(due);
+        while let Some(ended) = saves.next().await {
+            see_ended(asked, ended);
         }
+    }
+
+    /// Which of these sessions have a sandbox on this machine that is still to be saved. The others are seen to, given up, or
+    /// another machine's. `None` if that cannot be said now.
+    pub(super) async fn find_due(&self, asked: &HashSet<SessionId>) -> Option<HashMap<SessionId, SandboxId>> {
+        let living = self.living().await?;
+        let mut due = HashMap::new();
+        for session in asked {
+            let view = self.store.look(session).await.ok()?;
+            let state = view.map(|view| view.state).filter(State::wants_snapshot);
+            let sandbox = state.and_then(|state| state.sandbox).filter(|sandbox| living.contains(sandbox));
+            due.extend(sandbox.map(|sandbox| (session.clone(), sandbox)));
+        }
+        Some(due)
     }
 
     /// The sandboxes of this machine.
@@ -81,23 +87,6 @@ impl Saver {
             && !view.state.wants_brain()
         {
             let _ = self.append(token, &view.state, Body::SnapshotUnsaved { reason }).await;
-        }
-    }
-}
-
-/// The next session of which a client wants a snapshot.
-pub(super) async fn next_asked(words: &mut broadcast::Receiver<String>) -> SessionId {
-    loop {
-        match words.recv().await {
-            Ok(word) => {
-                if let Some(session) = Store::snapshot_wanted(&word) {
-                    return session;
-                }
-            }
-            // A sweep finds what was missed.
-            Err(RecvError::Lagged(_)) => {}
-            // The store is closed, and this is about to end.
-            Err(RecvError::Closed) => std::future::pending().await,
         }
     }
 }

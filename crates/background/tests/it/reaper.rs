@@ -26,6 +26,7 @@ use testkit::hands::FakeHands;
 use tokio_util::sync::CancellationToken;
 
 const GRACE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 
 pub(crate) struct World {
     pub(crate) store: Store,
@@ -36,8 +37,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> Self {
+        Self::with(|dir| Store::open(dir, store::Options::default()).expect("opens")).await
+    }
+
+    pub(crate) async fn with(store: impl FnOnce(&Path) -> Store) -> Self {
         let dir = TempDir::new().expect("a directory can be made");
-        let store = Store::open(dir.path(), store::Options::default()).expect("opens");
+        let store = store(dir.path());
         let workspace = store.ensure_workspace().await.expect("a workspace");
         Self { store, hands: Arc::default(), workspace, dir }
     }
@@ -58,13 +63,18 @@ impl World {
     pub(crate) async fn owned(&self, name: &str) -> SessionId {
         self.orphan(name, 2 * GRACE).await;
         let session = self.session().await;
-        let lease = self.store.try_claim(&session, "test").await.expect("works").expect("free");
-        let head = self.store.look(&session).await.expect("works").expect("is there").state.head;
+        self.record(&session, name).await;
+        session
+    }
+
+    /// From now on the session has this sandbox.
+    async fn record(&self, session: &SessionId, name: &str) {
+        let lease = self.store.try_claim(session, "test").await.expect("works").expect("free");
+        let head = self.store.look(session).await.expect("works").expect("is there").state.head;
         let body = Body::Sandbox { sandbox_id: protocol::id::SandboxId::from_text(name) };
         let drafts = vec![Draft::New { id: self.store.ids().make(), body }];
         self.store.append(&lease.token, head, drafts).await.expect("appended");
         self.store.release(lease).await.expect("released");
-        session
     }
 
     pub(crate) async fn session(&self) -> SessionId {
@@ -135,6 +145,7 @@ async fn an_orphan_is_destroyed_once_it_is_older_than_the_grace() {
     world.orphan("old", GRACE).await;
     world.reaper().reap(GRACE).await;
     assert_eq!(world.living().await, ["young"]);
+    assert_eq!(world.hands.tidied(), 1, "what installs have left goes in the same round");
     world.hands.set_age(&young, GRACE);
     world.reaper().reap(GRACE).await;
     assert_eq!(world.living().await, Vec::<String>::new());
@@ -154,6 +165,46 @@ async fn a_sandbox_lives_as_long_as_the_session_that_owns_it() {
     world.delete(&deleted).await;
     world.reaper().reap(GRACE).await;
     assert_eq!(world.living().await, ["live"]);
+}
+
+#[tokio::test]
+async fn what_ended_with_its_session_has_no_grace() {
+    let world = World::new().await;
+    let reaper = world.reaper();
+    let (archived, replaced) = (world.owned("archived").await, world.owned("replaced").await);
+    world.owned("live").await;
+    world.orphan("young", Duration::ZERO).await;
+    for name in ["archived", "replaced", "live"] {
+        world.hands.set_age(&SandboxId::parse(name).expect("an id"), Duration::from_secs(1));
+    }
+    reaper.reap(GRACE).await;
+    assert_eq!(world.living().await, ["archived", "live", "replaced", "young"]);
+    world.archive(&archived).await;
+    world.orphan("next", Duration::ZERO).await;
+    world.record(&replaced, "next").await;
+    reaper.reap(GRACE).await;
+    assert_eq!(world.living().await, ["live", "next", "young"]);
+}
+
+#[tokio::test]
+async fn what_lived_and_ended_between_two_looks_has_no_grace_either() {
+    let world = World::new().await;
+    let shutdown = CancellationToken::new();
+    let reaper = world.reaper().every(Duration::from_secs(1));
+    let running = tokio::spawn(reaper.run(shutdown.clone()));
+    // Its first look is behind it.
+    world.orphan("old", HOUR).await;
+    world.hands.until_living(0).await;
+    let (archived, deleted) = (world.owned("archived").await, world.owned("deleted").await);
+    for name in ["archived", "deleted"] {
+        world.hands.set_age(&SandboxId::parse(name).expect("an id"), Duration::ZERO);
+    }
+    world.archive(&archived).await;
+    world.delete(&deleted).await;
+    // Of these hands nothing ever grows old.
+    tokio::time::timeout(Duration::from_secs(20), world.hands.until_living(0)).await.expect("they go");
+    shutdown.cancel();
+    running.await.expect("it ends in peace");
 }
 
 #[tokio::test]

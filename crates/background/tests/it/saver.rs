@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,12 +13,14 @@ use blobs::Blobs;
 use protocol::content::Content;
 use protocol::event::{Body, Snapshot};
 use protocol::id::SessionId;
-use sandbox::{Error, SandboxId};
+use protocol::time::Timestamp;
+use sandbox::{Error, Provider as _, SandboxId};
 use session::Draft;
 use session::state::{State, Wish};
-use store::Store;
+use store::{ManualClock, Store};
 use tokio_util::sync::CancellationToken;
 
+use crate::bucket::Bucket;
 use crate::reaper::World;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -30,7 +33,10 @@ struct Saving {
 
 impl Saving {
     async fn new() -> Self {
-        let world = World::new().await;
+        Self::of(World::new().await)
+    }
+
+    fn of(world: World) -> Self {
         let blobs = Blobs::in_folder(&world.dir.path().join("blobs")).expect("a folder");
         let scratch = world.dir.path().join("snapshots");
         Self { world, blobs, scratch }
@@ -66,6 +72,32 @@ impl Saving {
         self.world.store.look(session).await.expect("works").expect("is there").state
     }
 
+    /// Whether somebody is at the session.
+    async fn is_held(&self, session: &SessionId) -> bool {
+        match self.world.store.try_claim(session, "test").await.expect("works") {
+            None => true,
+            Some(lease) => {
+                self.world.store.release(lease).await.expect("released");
+                false
+            }
+        }
+    }
+
+    /// The session's state once it has a snapshot.
+    async fn until_saved(&self, session: &SessionId) -> State {
+        let mut changed = self.world.store.changed(session);
+        let saved = async {
+            loop {
+                let state = self.state(session).await;
+                if state.snapshot.is_some() {
+                    return state;
+                }
+                changed.wait().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), saved).await.expect("it is saved")
+    }
+
     async fn keys(&self) -> Vec<String> {
         let mut keys: Vec<_> = self
             .blobs
@@ -94,6 +126,7 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     let saving = Saving::new().await;
     let session = saving.idle("sbox-a").await;
     let busy = saving.world.owned("sbox-b").await;
+    saving.world.hands.leave_out(2);
     saving.saver().put_away_idle().await;
     let state = saving.state(&session).await;
     let snapshot = state.snapshot.clone().expect("on record");
@@ -101,6 +134,7 @@ async fn an_idle_sandbox_is_saved_and_destroyed_and_the_log_says_where_it_is() {
     assert_eq!(saving.world.living().await, ["sbox-b"], "a sandbox in use is left alone");
     assert_eq!(saving.state(&busy).await.snapshot, None);
     assert_eq!(files(&saving.scratch), 0);
+    assert_eq!(snapshot.left_out, 2);
     let into = saving.scratch.join("back");
     let fetched = saving.blobs.get(&snapshot.key, &into).await.expect("there");
     assert_eq!((fetched.size_bytes, fetched.sha256), (snapshot.size_bytes, snapshot.sha256));
@@ -274,7 +308,11 @@ async fn a_blob_goes_with_the_last_session_that_has_it() {
 
 /// A session that rests, with a sandbox, of which a client wants a snapshot.
 async fn wanted(saving: &Saving) -> SessionId {
-    let session = saving.world.owned("sbox-a").await;
+    wanted_of(saving, "sbox-a").await
+}
+
+async fn wanted_of(saving: &Saving, name: &str) -> SessionId {
+    let session = saving.world.owned(name).await;
     saving.world.store.want_snapshot(&saving.world.workspace, &session).await.expect("it rests");
     session
 }
@@ -284,18 +322,9 @@ async fn a_client_that_wants_a_snapshot_gets_it_and_the_sandbox_goes_on() {
     let saving = Saving::new().await;
     let session = wanted(&saving).await;
     let never = SaverOptions { idle: None, ..saving.options() };
-    let (shutdown, mut changed) = (CancellationToken::new(), saving.world.store.changed(&session));
+    let shutdown = CancellationToken::new();
     let running = tokio::spawn(saving.saver_with(never).run(shutdown.clone()));
-    let state = tokio::time::timeout(Duration::from_secs(20), async {
-        loop {
-            let state = saving.state(&session).await;
-            if state.snapshot.is_some() {
-                return state;
-            }
-            changed.wait().await;
-        }
-    });
-    let state = state.await.expect("it is saved");
+    let state = saving.until_saved(&session).await;
     shutdown.cancel();
     running.await.expect("it ends in peace");
     assert_eq!((state.wish, state.sandbox.is_some()), (None, true));
@@ -364,4 +393,72 @@ async fn wherever_the_saver_dies_a_wish_is_seen_to_by_the_next() {
         polls += 1;
     }
     assert!(polls > 5, "it was cut {polls} times");
+}
+
+#[tokio::test]
+async fn a_save_that_hangs_holds_up_no_other_and_no_client() {
+    let saving = Saving::new().await;
+    let hung = SandboxId::parse("sbox-hung").expect("an id");
+    let holder = saving.idle("sbox-hung").await;
+    saving.world.hands.hang_saves_of(&hung);
+    let stuck = saving.idle("sbox-stuck").await;
+    let bucket = Bucket::stuck_on(stuck.as_str()).await;
+    let saver = Saver::new(
+        saving.world.store.clone(),
+        saving.world.hands.clone(),
+        bucket.blobs.clone(),
+        SaverOptions { idle: Some(Duration::from_secs(2)), ..saving.options() },
+    );
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(saver.run(shutdown.clone()));
+    // Both are being saved.
+    let both = async {
+        while !(saving.is_held(&holder).await && saving.is_held(&stuck).await) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("both at once");
+    saving.world.hands.set_idle(&SandboxId::parse("sbox-asked").expect("an id"), Duration::ZERO);
+    let asked = wanted_of(&saving, "sbox-asked").await;
+    assert!(saving.until_saved(&asked).await.sandbox.is_some(), "it goes on");
+    let idle = saving.idle("sbox-idle").await;
+    assert_eq!(saving.until_saved(&idle).await.sandbox, None);
+    shutdown.cancel();
+    running.await.expect("it ends in peace");
+    assert_eq!(saving.world.living().await, ["sbox-asked", "sbox-hung", "sbox-stuck"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_store_that_does_not_answer_is_given_up() {
+    let world = World::with(|_| Store::in_memory(store::Options::default())).await;
+    let saving = Saving::of(world);
+    let session = saving.idle("sbox-a").await;
+    let bucket = Bucket::stuck_on(session.as_str()).await;
+    let (store, hands) = (saving.world.store.clone(), saving.world.hands.clone());
+    let saver = Saver::new(store, hands, bucket.blobs.clone(), saving.options());
+    let begun = tokio::time::Instant::now();
+    saver.put_away_idle().await;
+    assert!(begun.elapsed() < Duration::from_secs(310), "{:?}", begun.elapsed());
+    assert_eq!(saving.world.living().await, ["sbox-a"]);
+    assert_eq!((saving.state(&session).await.snapshot, files(&saving.scratch)), (None, 0));
+}
+
+#[tokio::test]
+async fn a_wish_that_no_machine_can_see_to_is_told_to_have_failed_after_ten_minutes() {
+    let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_000_000)));
+    let options = store::Options { clock: clock.clone(), ..store::Options::default() };
+    let world = World::with(|_| Store::in_memory(options)).await;
+    let saving = Saving::of(world);
+    let session = wanted(&saving).await;
+    let sandbox = SandboxId::parse("sbox-a").expect("an id");
+    saving.world.hands.destroy(&sandbox).await.expect("destroyed");
+    clock.advance(Duration::from_secs(600));
+    assert_eq!(saving.saver().find_asked().await, []);
+    assert!(matches!(saving.state(&session).await.wish, Some(Wish::Pending { .. })));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(saving.saver().find_asked().await, []);
+    match saving.state(&session).await.wish {
+        Some(Wish::Failed { reason, .. }) => assert_eq!(reason, "no machine that is there has its sandbox"),
+        other => panic!("nobody has it: {other:?}"),
+    }
 }

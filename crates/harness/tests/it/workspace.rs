@@ -32,11 +32,11 @@ impl Saved {
         let session = world.session(ALLOW, "go").await;
         world.wake(&session).await;
         let saved = Self { world, snapshots, session, _dir: dir };
-        saved.put_away(text).await;
+        saved.put_away(text, 0).await;
         saved
     }
 
-    async fn put_away(&self, text: &str) {
+    async fn put_away(&self, text: &str, left_out: u64) {
         let file = self._dir.path().join("snapshot");
         std::fs::write(&file, text).expect("written");
         self.snapshots.blobs.put("snapshots/one", &file).await.expect("put");
@@ -48,6 +48,7 @@ impl Saved {
             base: "host".to_owned(),
             saved_at: now,
             begun_at: now,
+            left_out,
         };
         let lease = self.world.store.try_claim(&self.session, "saver").await.expect("works").expect("free");
         let head = self.world.state(&self.session).await.head;
@@ -89,6 +90,14 @@ async fn the_first_call_after_a_rest_says_once_that_files_are_there_and_processe
     assert_eq!(told.matches(word).count(), 1, "{told}");
     assert!(after.split_once(word).expect("there").1.contains("result: ran third"), "{told}");
     assert!(!saved.world.state(&saved.session).await.untold_restoration);
+}
+
+#[tokio::test]
+async fn the_model_is_told_what_a_snapshot_could_not_hold() {
+    let saved = Saved::new(turns(&["second"]), "snapshot of the first").await;
+    saved.put_away("snapshot of the first", 3).await;
+    let told = saved.go_on(Some(saved.snapshots.clone())).await;
+    assert!(told.contains("But 3 of them could not be saved and are missing"), "{told}");
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use crate::namespaces::child::exit_variables;
 use crate::packages::Step;
 use crate::provider::{Base, Call, Error, Limits, Progress, Provider as _, Resources, Rights, SandboxId};
 use crate::shelf::{LAYER_FILE, Shelf, mark_used};
-use crate::supervisor::build::{self, BUILDER, Installer};
+use crate::supervisor::build::{self, Installer};
 
 /// The name of the engine's images that are layers.
 pub(super) const REPOSITORY: &str = "posthouse-layer";
@@ -61,7 +61,7 @@ impl Layer {
 
     /// What the ids of its builders begin with.
     fn builders(&self) -> String {
-        format!("{BUILDER}{}-", &self.key[..16])
+        build::builders(&self.key)
     }
 
     /// Before the image, which would be nobody's without it. `engine_bytes` is what the engine keeps of it, over what it kept before.

@@ -313,6 +313,11 @@ impl Provider for Docker {
         self.noted(prepared).await
     }
 
+    /// What is left of their containers goes with the next listing, as every container does whose sandbox lives no more.
+    async fn tidy(&self) -> Result<(), Error> {
+        self.keeper.tidy().await
+    }
+
     async fn execute(&self, call: Call) -> Result<Output, Error> {
         self.keeper.execute(call).await
     }

@@ -4,14 +4,14 @@
 //! instead of one in memory, so a layer may be larger than the memory. When every step has succeeded the folder is cleared of
 //! what each sandbox makes anew, made durable, and moved into its place; until then it is nothing, and whoever comes
 //! next throws it away. A lock on a file, let go by the kernel however its holder ends, makes that one builder at a time,
-//! of all servers on this data directory.
+//! of all servers on this data directory. Whoever tidies up takes the same lock: what is unfinished and not locked is nobody's.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -40,6 +40,8 @@ const LINE_CHARS_MAX: usize = 400;
 pub(crate) const BUILDER: &str = "builder-";
 /// What the folder of a layer that is being made begins with.
 const UNFINISHED: &str = ".new-";
+/// What the name of a layer's lock begins with; its key follows.
+const LOCK: &str = ".lock-";
 
 /// What of a builder's stage is no part of a layer.
 const OF_THE_STAGE: &[&str] = &["w", "l", "d", "e"];
@@ -113,7 +115,7 @@ pub(crate) async fn prepare(
         return Err(Error::Packages { manager: Manager::Apt, package: None, lines });
     }
     let key = layer.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let _lock = lock(shelf, &key, progress).await?;
+    let lock = Arc::new(lock(shelf, &key, progress).await?);
     if layer.join(LAYER_FILE).is_file() {
         return Ok(());
     }
@@ -121,7 +123,7 @@ pub(crate) async fn prepare(
     if let Some(error) = failures.find(base) {
         return Err(error);
     }
-    let builder = Builder { hands, shelf, network, key };
+    let builder = Builder { hands, shelf, network, key, lock };
     builder.clear().await?;
     let built = builder.build(base, &steps, progress).await;
     if let Err(error) = &built {
@@ -149,7 +151,7 @@ pub(crate) async fn lock(shelf: &Shelf, key: &str, progress: &Progress<'_>) -> R
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(layers.join(format!(".lock-{key}")))
+            .open(layers.join(format!("{LOCK}{key}")))
     };
     let file = open().map_err(Error::unavailable)?;
     let mut told = false;
@@ -167,17 +169,77 @@ pub(crate) async fn lock(shelf: &Shelf, key: &str, progress: &Progress<'_>) -> R
     }
 }
 
+/// What the ids of a layer's builders begin with.
+pub(crate) fn builders(key: &str) -> String {
+    format!("{BUILDER}{}-", key.get(..16).unwrap_or(key))
+}
+
+/// A layer that was begun, and that nobody is making.
+pub(crate) struct Abandoned {
+    /// What the ids of its builders begin with.
+    pub(crate) builders: String,
+    folder: PathBuf,
+    lock: fs::File,
+}
+
+impl Abandoned {
+    /// Throws away what was made of it. Its builders have ended.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        remove_tree(&self.folder)?;
+        drop(self.lock);
+        Ok(())
+    }
+}
+
+/// What was begun and is nobody's, of which there is a folder or one of these builders. Nobody begins it anew meanwhile.
+pub(crate) fn abandoned(shelf: &Shelf, living: &[SandboxId]) -> io::Result<Vec<Abandoned>> {
+    let entries = match fs::read_dir(shelf.layers()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(key) = name.to_str().and_then(|name| name.strip_prefix(LOCK)) else { continue };
+        let (builders, folder) = (builders(key), shelf.layers().join(unfinished(key)));
+        let lives = living.iter().any(|id| id.as_str().starts_with(&builders));
+        if !lives && fs::symlink_metadata(&folder).is_err() {
+            continue;
+        }
+        let lock = fs::OpenOptions::new().write(true).open(entry.path())?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => found.push(Abandoned { builders, folder, lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
+}
+
 struct Builder<'a> {
     hands: &'a Supervised,
     shelf: &'a Shelf,
     network: Option<Network>,
     key: String,
+    /// Held by whatever still works on the disk when nobody waits for it any more.
+    lock: Arc<fs::File>,
 }
 
 impl Builder<'_> {
-    /// What the ids of this layer's builders begin with.
     fn prefix(&self) -> String {
-        format!("{BUILDER}{}-", &self.key[..16])
+        builders(&self.key)
+    }
+
+    /// Works on the disk under the lock.
+    async fn on_disk(&self, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Error> {
+        let lock = Arc::clone(&self.lock);
+        on_disk(move || {
+            let done = work();
+            drop(lock);
+            done
+        })
+        .await
     }
 
     fn folder(&self) -> PathBuf {
@@ -192,13 +254,13 @@ impl Builder<'_> {
             }
         }
         let folder = self.folder();
-        on_disk(move || remove_tree(&folder)).await
+        self.on_disk(move || remove_tree(&folder)).await
     }
 
     async fn build(&self, base: &Base, steps: &[Step], progress: &Progress<'_>) -> Result<(), Error> {
         let folder = self.folder();
         // Open to all, below a folder that is open to us alone, as the supervisor's own work folder is.
-        on_disk(move || fs::DirBuilder::new().mode(0o755).create(folder)).await?;
+        self.on_disk(move || fs::DirBuilder::new().mode(0o755).create(folder)).await?;
         let mut unique = [0; 8];
         ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut unique)
             .map_err(|_| Error::unavailable("no randomness"))?;
@@ -229,7 +291,7 @@ impl Builder<'_> {
         let (folder, layer) = (self.folder(), self.shelf.layers().join(&self.key));
         let card = serde_json::to_vec_pretty(&json!({"image": base.image, "packages": base.packages}))
             .map_err(Error::unavailable)?;
-        on_disk(move || finish(&folder, &layer, &card)).await
+        self.on_disk(move || finish(&folder, &layer, &card)).await
     }
 }
 
@@ -358,7 +420,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await.map_err(Error::unavailable)?;

@@ -439,6 +439,38 @@ impl Provider for Supervised {
         build::prepare(self, &shelf, &self.failures, registries, base, progress).await
     }
 
+    async fn tidy(&self) -> Result<(), Error> {
+        // By a connection of its own, which wants nothing else: who only tidies up starts no supervisor, and tells one that is
+        // there nothing of capacities. Without one no builder lives.
+        let link = connect(&self.settings).await.map_err(Error::unavailable)?;
+        let ask = async |ask: Ask| match &link {
+            None => Ok(None),
+            Some(link) => match timeout(self.settings.patience.control, link.ask(ask)).await {
+                Ok(Ok(Answer::Failed(error))) => Err(error),
+                Ok(Ok(answer)) => Ok(Some(answer)),
+                Ok(Err(_)) | Err(_) => Err(Error::unavailable(NO_ANSWER)),
+            },
+        };
+        match ask(Ask::Hello { protocol: PROTOCOL, idle_exit_ms: None }).await? {
+            Some(Answer::Hello { protocol: PROTOCOL, pid: _ }) | None => {}
+            Some(_) => return Err(Error::unavailable("the supervisor is of another version")),
+        }
+        let living: Vec<SandboxId> = match ask(Ask::List {}).await? {
+            None => Vec::new(),
+            Some(Answer::List(list)) => list.into_iter().map(|info| info.id).collect(),
+            Some(other) => return Err(unexpected(other)),
+        };
+        let (shelf, ids) = (self.shelf(), living.clone());
+        for abandoned in build::on_disk(move || build::abandoned(&shelf, &ids)).await? {
+            for id in living.iter().filter(|id| id.as_str().starts_with(&abandoned.builders)) {
+                ask(Ask::Destroy { sandbox: id.clone() }).await?;
+            }
+            tracing::info!("removing packages that were half installed when nobody waited for them any more");
+            build::on_disk(move || abandoned.remove()).await?;
+        }
+        Ok(())
+    }
+
     async fn execute(&self, call: Call) -> Result<Output, Error> {
         let Call { sandbox, call_id, fence, name, input, timeout: limit } = call;
         let Ok(_permit) = self.calls.try_acquire() else {

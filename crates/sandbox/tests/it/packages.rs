@@ -11,7 +11,7 @@ use sandbox::doctor::{self, PROCESS_LIMIT};
 use sandbox::{Access, Base, Error, Manager, Mount, Packages, Resources, Rights};
 
 use crate::door::{Door, registries};
-use crate::host::{Host, Sandbox, fresh_id};
+use crate::host::{Host, Sandbox, eventually, fresh_id};
 
 fn installer() -> Resources {
     Resources { network: Some(registries()), rights: Rights::Install, ..Resources::default() }
@@ -335,4 +335,59 @@ async fn a_package_that_cannot_be_installed_is_named_with_the_managers_last_word
     let left = std::fs::read_dir(host.data().join("layers")).unwrap().flatten();
     assert_eq!(left.filter(|entry| entry.path().is_dir()).count(), 0, "nothing half made is kept");
     host.end().await;
+}
+
+/// A builder that is at work, of a package that will never come; and the folder of its layer.
+async fn begun(host: &Host) -> (tokio::task::JoinHandle<Result<(), Error>>, std::path::PathBuf) {
+    let server = host.another();
+    let packages = Packages { pip: list(&["posthouse-no-such-package"]), ..Packages::default() };
+    let preparing = tokio::spawn(async move { server.prepare(&base(packages), &|_| {}).await });
+    let layers = host.data().join("layers");
+    let unfinished = || {
+        let entries = std::fs::read_dir(&layers).ok()?;
+        let names = entries.flatten().map(|entry| entry.path());
+        names.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(".new-"))
+    };
+    eventually("a builder is at work", || unfinished().is_some() && !host.family().is_empty()).await;
+    let folder = unfinished().unwrap();
+    (preparing, folder)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_an_install_that_was_given_up_is_cleared_away_and_one_at_work_is_not() {
+    let host = Host::with_registries(registries());
+    host.report().await;
+    // Without a door nothing comes, and nothing is refused.
+    let (preparing, folder) = begun(&host).await;
+    host.provider.tidy().await.unwrap();
+    assert!(folder.exists() && !host.family().is_empty(), "somebody is at it");
+    preparing.abort();
+    assert!(preparing.await.unwrap_err().is_cancelled());
+    assert!(folder.exists() && !host.family().is_empty(), "it is left");
+    assert_eq!(host.provider.list().await.unwrap(), []);
+    host.another().tidy().await.unwrap();
+    assert!(!folder.exists());
+    eventually("its processes are gone", || host.family().is_empty()).await;
+    host.end().await;
+}
+
+#[tokio::test]
+async fn what_is_half_installed_goes_without_a_supervisor_unless_somebody_is_at_it() {
+    let host = Host::new();
+    let layers = host.data().join("layers");
+    let of = |prefix: &str, letter: &str| layers.join(format!("{prefix}{}", letter.repeat(64)));
+    for letter in ["a", "b"] {
+        std::fs::create_dir_all(of(".new-", letter).join("u")).unwrap();
+        std::fs::write(of(".lock-", letter), "").unwrap();
+    }
+    std::fs::create_dir(of("", "a")).unwrap();
+    let lock = std::fs::File::open(of(".lock-", "b")).unwrap();
+    lock.lock().unwrap();
+    host.provider.tidy().await.unwrap();
+    assert!(!of(".new-", "a").exists() && of("", "a").exists());
+    assert!(of(".new-", "b").exists(), "somebody is at it");
+    drop(lock);
+    host.provider.tidy().await.unwrap();
+    assert!(!of(".new-", "b").exists());
+    assert!(!host.data().join("supervisor/supervisor.sock").exists(), "none was started for it");
 }

@@ -87,6 +87,31 @@ async fn a_workspace_with_files_of_every_kind_is_restored() {
     host.end().await;
 }
 
+/// Whoever waits for its child of `vfork` cannot be stopped.
+#[tokio::test]
+async fn what_does_not_stand_still_is_saved_later_and_not_never() {
+    if crate::docker::is_walled_in() {
+        // A kernel of its own has other ways of waiting.
+        return;
+    }
+    let (host, folder) = (Host::new(), snapshots());
+    let sandbox = host.sandbox(Resources::default()).await;
+    let wait = "python3 -c 'import ctypes, time; ctypes.CDLL(None).vfork(); time.sleep(600)' > /dev/null 2>&1 & \
+                until grep -q 'State:.D' /proc/$!/status; do sleep 0.1; done; echo kept > file";
+    sandbox.bash(wait).await;
+    for attempt in 0..3 {
+        let file = folder.path().join("busy");
+        let busy = sandbox.provider.save(&sandbox.id, 1, &file).await;
+        assert!(matches!(busy, Err(Error::Busy { .. })), "attempt {attempt}: {busy:?}");
+        assert!(!file.exists());
+    }
+    let (file, _) = save(&sandbox, folder.path()).await;
+    let restored = host.sandbox(restoring(&file)).await;
+    assert_eq!(restored.bash("cat file").await, "kept");
+    assert_eq!(sandbox.bash("cat file").await, "kept", "and it goes on");
+    host.end().await;
+}
+
 #[tokio::test]
 async fn what_was_installed_changed_and_deleted_outside_of_the_workspace_is_restored() {
     let (host, folder) = (Host::new(), snapshots());

@@ -32,6 +32,7 @@ fn snapshot(key: &str) -> Snapshot {
         base: "host".to_owned(),
         saved_at: at(2),
         begun_at: at(1),
+        left_out: 0,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use protocol::event::{Body, Event};
-use protocol::id::{EventId, ThreadId, WorkspaceId};
+use protocol::id::{EventId, SandboxId, ThreadId, WorkspaceId};
 use protocol::time::Timestamp;
 use session::record::{Update, may_delete, want_snapshot as want};
 use session::step::run_events;
@@ -206,13 +206,13 @@ fn change(
     Ok(seen(head))
 }
 
-/// Removes a session.
+/// Removes a session. Gives the sandbox that it had.
 pub(crate) fn delete(
     head: Option<&mut Head>,
     workspace: &WorkspaceId,
     event: &EventId,
     now: Timestamp,
-) -> Result<(), ChangeError> {
+) -> Result<Option<SandboxId>, ChangeError> {
     let head = of(head, workspace)?;
     may_delete(&head.state)?;
     let at = head.state.next_time(now);
@@ -220,7 +220,7 @@ pub(crate) fn delete(
     let json = serde_json::to_vec(&said).expect("an event without content");
     head.pending.deleted = Some(Bytes::from(json));
     head.pending.is_dirty = true;
-    Ok(())
+    Ok(head.state.sandbox.clone())
 }
 
 fn seen(head: &Head) -> Seen {

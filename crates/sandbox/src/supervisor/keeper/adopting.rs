@@ -137,6 +137,7 @@ impl Keeper {
             exit: guest.exit.take(),
             stage: None,
             stillness: Stillness::Moving,
+            restless: 0,
             state: State::Live,
             heard: now,
             pending: HashMap::new(),

@@ -67,6 +67,10 @@ impl Keeper {
         if news.has_paused {
             self.pack(key, now);
         }
+        if let Some(reason) = news.cannot_pause {
+            self.stop_saving(key, &Error::Busy { reason });
+            self.stir(key, now);
+        }
         if let Some(why) = news.cannot_pack {
             self.stop_saving(key, &Error::unavailable(format!("saving failed: {why}")));
             self.stir(key, now);

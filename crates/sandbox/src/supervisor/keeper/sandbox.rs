@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::value::RawValue;
 use tools::wire;
-use tools::wire::{Reply, encode};
+use tools::wire::{Refusal, Reply, encode};
 
 use super::{Waiter, pass};
 use crate::namespaces::cgroups::Group;
@@ -29,6 +29,9 @@ const PENDING_MAX: usize = 256;
 /// A `tools` that says nothing for this long, asked whether it is there, is broken. It answers while its calls run, however
 /// busy the machine is.
 const SILENCE_TIME_MAX: Duration = Duration::from_secs(60);
+/// How often it is not saved because something in it does not stand still. Then it is saved all the same: what hangs in the
+/// kernel for so long may hang there for ever.
+const RESTLESS_MAX: u32 = 3;
 
 pub(super) struct Sandbox {
     /// `None` as long as it is kept ready.
@@ -52,6 +55,8 @@ pub(super) struct Sandbox {
     /// The bare tmpfs with everything that it writes. Held, it keeps that in memory, but no longer than this struct.
     pub(super) stage: Option<OwnedFd>,
     pub(super) stillness: Stillness,
+    /// How often in a row not all of its processes stood still when it was to be saved.
+    pub(super) restless: u32,
     pub(super) state: State,
     /// When `tools` last said anything, or was first asked after a silence.
     pub(super) heard: Instant,
@@ -98,6 +103,8 @@ pub(super) enum Pending {
 pub(super) struct News {
     /// Its processes stand still.
     pub(super) has_paused: bool,
+    /// Why not all of them do.
+    pub(super) cannot_pause: Option<String>,
     /// Why it sends no files.
     pub(super) cannot_pack: Option<String>,
 }
@@ -209,8 +216,21 @@ impl Sandbox {
                 Some(Pending::Asked(waiter)) => {
                     replies.push((waiter, Answer::Relayed(response.reply.to_owned())))
                 }
-                // Whatever the answer is: a process 1 that cannot stop its sandbox is not trusted, and hurts itself only.
-                Some(Pending::Pause) => news.has_paused = true,
+                Some(Pending::Pause) => match serde_json::from_str(response.reply.get()) {
+                    Ok(Reply::Refused { reason: Refusal::Busy, message }) if self.restless < RESTLESS_MAX => {
+                        self.restless += 1;
+                        news.cannot_pause = Some(message);
+                    }
+                    // Whatever the answer is: a process 1 that cannot stop its sandbox is not trusted, and hurts itself only.
+                    answer => {
+                        if matches!(answer, Ok(Reply::Refused { .. })) {
+                            let id = self.id.as_ref().map_or("", SandboxId::as_str);
+                            eprintln!("supervisor: {id} is saved while a process in it may still write");
+                        }
+                        self.restless = 0;
+                        news.has_paused = true;
+                    }
+                },
                 Some(Pending::Pack) => {
                     if let Ok(Reply::Refused { reason: _, message }) =
                         serde_json::from_str(response.reply.get())

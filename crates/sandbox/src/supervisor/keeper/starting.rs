@@ -65,6 +65,7 @@ impl Keeper {
                     exit: None,
                     stage: None,
                     stillness: Stillness::Moving,
+                    restless: 0,
                     state: State::Starting { waiters },
                     heard: now,
                     pending: HashMap::new(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{engine, is_walled_in, left_out};
 use crate::door::{Door, registries};
-use crate::host::{Host, call, fresh_id, text};
+use crate::host::{Host, call, eventually, fresh_id, text};
 use crate::packages::unreachable;
 use testkit::engine::RUNTIME;
 
@@ -142,5 +142,28 @@ async fn a_builder_reaches_registries_and_is_root_of_nothing_else() {
     let (prepared, said) = tokio::join!(preparing, looking);
     prepared.unwrap();
     assert_eq!(said, "0\n00000000000000fb\n00000000000000fb\n1\n0\n1\n-1 1\n['lo']",);
+    host.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_was_given_up_is_cleared_away_and_one_at_work_is_not() {
+    let Some(engine) = engine("a_builder_that_was_given_up_is_cleared_away_and_one_at_work_is_not") else {
+        return;
+    };
+    let host = super::host(engine).with_engine(|settings| settings.registries = Some(registries()));
+    assert_eq!(host.provider.list().await.unwrap(), []);
+    let base = pip(&["posthouse-no-such-package"]);
+    let server = host.another();
+    // Without a door nothing comes, and nothing is refused.
+    let preparing = tokio::spawn(async move { server.prepare(&base, &|_| {}).await });
+    eventually("a builder is at work", || !host.family().is_empty()).await;
+    host.provider.tidy().await.unwrap();
+    assert_eq!((host.provider.list().await.unwrap(), host.containers().len()), (vec![], 1));
+    preparing.abort();
+    assert!(preparing.await.unwrap_err().is_cancelled());
+    host.another().tidy().await.unwrap();
+    assert_eq!(host.provider.list().await.unwrap(), []);
+    assert_eq!(host.containers(), [""; 0]);
+    eventually("its processes are gone", || host.family().is_empty()).await;
     host.end().await;
 }
