@@ -269,10 +269,9 @@ async fn a_repository_around_the_servers_folder_is_not_read() {
 
 #[tokio::test]
 async fn the_client_is_told_no_path_of_the_server() {
-    let world = World::start().await;
+    let fails = r#"case " $* " in *" fetch "*) echo "fatal: not a git repository: '$world/here'" >&2; exit 128;; esac"#;
+    let world = World::with_git(fails).await;
     let record = world.session(Wanted::new(REPOSITORY, TOKEN)).await;
-    world.checkout(&record).await;
-    std::fs::write(world.kept().join("git/HEAD"), "rubbish\n").unwrap();
     let (kind, message) = world.trouble(&record).await;
     assert_eq!(kind, "repository_clone_error");
     assert!(message.contains("not a git repository: '…'"), "{message}");

@@ -191,6 +191,19 @@ async fn what_is_kept_ready_makes_way() {
 }
 
 #[tokio::test]
+async fn what_is_kept_ready_goes_where_memory_is_short() {
+    let host = Host::new();
+    let wisher = host.another();
+    wisher.keep_ready(&[pool(&Resources::default(), 2)]).await.unwrap();
+    until_ready(&wisher, 2).await;
+    // The machine is as full as ever; what is to stay free is more.
+    let host = host.with_capacity(Capacity { memory_reserve_bytes: u64::MAX, ..Capacity::default() });
+    assert_eq!(host.provider.list().await.unwrap(), []);
+    until_ready(&wisher, 0).await;
+    host.end().await;
+}
+
+#[tokio::test]
 async fn a_pool_run_dry_by_many_at_once_serves_them_all() {
     let host = Host::new();
     let usual = Resources::default();
