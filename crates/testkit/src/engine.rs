@@ -143,7 +143,7 @@ impl Engine {
             options.push(format!("--config-file={config}"));
         }
         // Where a machine has control groups of both versions, `crun` insists on seeing one.
-        let is_crun = runtime.as_deref().map_or(is_podman(), |runtime| runtime.contains("crun"));
+        let is_crun = is_crun();
         if is_podman() {
             options = vec![
                 "podman".to_owned(),
@@ -260,6 +260,11 @@ impl Drop for Engine {
 /// Whether the tests are to use Podman.
 pub fn is_podman() -> bool {
     std::env::var(ENGINE).is_ok_and(|engine| engine == "podman")
+}
+
+/// Whether the containers are run by `crun`, which is what Podman takes unless it is told otherwise.
+pub fn is_crun() -> bool {
+    std::env::var(RUNTIME).map_or(is_podman(), |runtime| runtime.contains("crun"))
 }
 
 /// The names of all containers of a data directory, whatever their state.

@@ -243,7 +243,10 @@ impl Engine {
                 let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
                 match self.client.remove_container(name, Some(options)).await {
                     Ok(()) => {}
-                    Err(error) if status(&error) == Some(404) => return Ok(()),
+                    // Podman has another status for one that goes away while it is asked.
+                    Err(error) if status(&error) == Some(404) || says(&error, "no such container") => {
+                        return Ok(());
+                    }
                     // Somebody else removes it already: it was made to go with its process.
                     Err(error) if status(&error) == Some(409) || says(&error, "container state improper") => {
                     }

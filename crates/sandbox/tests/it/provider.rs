@@ -68,7 +68,7 @@ async fn the_working_folder_and_the_tools_are_where_an_agent_expects_them() {
     let sandbox = host.sandbox(Resources::default()).await;
     if host.has_containers() {
         let told = sandbox
-            .bash("pwd; hostname; echo $HOME; test $(id -u) != 0 && touch ~/x /workspace/x && stat -c %u .")
+            .bash("pwd; hostname; echo $HOME; test $(id -u) != 0 && touch ~/x /workspace/x && stat -c %u x")
             .await;
         assert_eq!(told, format!("/workspace\nsandbox\n/home/agent\n{}", sandbox.bash("id -u").await));
         let folders = sandbox.bash("ls -d /mnt/session/outputs /mnt/session/uploads /tmp").await;
@@ -117,7 +117,7 @@ async fn a_host_name_of_its_own_is_known_inside() {
     let host = Host::new();
     let sandbox = host.sandbox(Resources { hostname: "build-7".to_owned(), ..Resources::default() }).await;
     assert_eq!(
-        sandbox.bash("hostname; cat /etc/hostname; getent hosts build-7 | wc -l").await,
+        sandbox.bash("hostname; echo $(cat /etc/hostname); getent hosts build-7 | wc -l").await,
         "build-7\nbuild-7\n1"
     );
     host.end().await;

@@ -66,7 +66,7 @@ async fn a_workspace_with_files_of_every_kind_is_restored() {
     let list = &list.replace("$THIRD", third.trim_start_matches('/'));
     let list = &match testkit::engine::is_podman() {
         // Nor their times.
-        true => list.replace("-type d", "-mindepth 1 -type d"),
+        true => list.replace("$PLACES -type d", "$PLACES -mindepth 1 -type d"),
         false => list.clone(),
     };
     let before = sandbox.bash(list).await;

@@ -2,6 +2,7 @@
 
 use sandbox::Resources;
 use sandbox::doctor::PACKAGES;
+use testkit::engine::is_crun;
 
 use crate::host::{Host, installs};
 
@@ -214,6 +215,9 @@ print(sorted(os.listdir("/dev")))
     // Engines make two more: the terminal that there is not, and the container's own message queues.
     let in_containers =
         devices.replace("'null'", "'mqueue', 'null'").replace("'urandom'", "'tty', 'urandom'");
+    // `crun` a third: a link to the masked image of the kernel's memory.
+    let in_containers =
+        if is_crun() { in_containers.replace("['fd'", "['core', 'fd'") } else { in_containers };
     let made = "True\nTrue\nTrue\nTrue";
     prints_either(program, &format!("{made}\n{devices}"), &format!("{made}\n{in_containers}")).await;
 }
