@@ -6,9 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use egress::{Authority, Body, Edge, Host, Replacement, Secret, Spent, Unavailable};
 use http::{Request, Response};
-use protocol::id::{AgentId, CredentialId, SessionId, VaultId, WorkspaceId};
+use protocol::id::{CredentialId, SessionId, VaultId, WorkspaceId};
 use tokio::sync::OnceCell;
-use vault::{Opened, Outcome, Spendable, Use};
+use vault::{Opened, Outcome, Spendable, Use, Who};
 
 use crate::{Broker, Error};
 
@@ -23,7 +23,7 @@ struct SessionEdge {
 #[derive(Clone)]
 struct Facts {
     workspace: WorkspaceId,
-    agent: AgentId,
+    who: Who,
     vaults: Vec<VaultId>,
 }
 
@@ -40,7 +40,7 @@ impl SessionEdge {
             let view = self.broker.store().look(&self.session).await?;
             Ok::<_, Error>(view.map(|view| Facts {
                 workspace: view.workspace,
-                agent: view.record.agent.id.clone(),
+                who: Who { session: self.session.clone(), agent: view.record.agent.id.clone() },
                 vaults: view.record.vault_ids.clone(),
             }))
         });
@@ -63,7 +63,7 @@ impl SessionEdge {
             let secret = match credentials.open(&spendable).await {
                 Ok(opened) => Word(opened),
                 Err(error) => {
-                    self.record(facts, &spendable, &text, Outcome::Unopened);
+                    spendable.record(Some(&facts.who), &text, Outcome::Unopened);
                     return Err(error.into());
                 }
             };
@@ -76,18 +76,6 @@ impl SessionEdge {
             });
         }
         Ok(replacements)
-    }
-
-    fn record(&self, facts: &Facts, spendable: &Spendable, host: &str, outcome: Outcome) {
-        Use {
-            session: &self.session,
-            agent: &facts.agent,
-            vault: spendable.vault(),
-            credential: spendable.id(),
-            host,
-            outcome,
-        }
-        .record();
     }
 }
 
@@ -138,8 +126,7 @@ impl Edge for SessionEdge {
             Spent::Unanswered => Outcome::Unanswered,
         };
         Use {
-            session: &self.session,
-            agent: &facts.agent,
+            who: Some(&facts.who),
             vault: &VaultId::from_text(vault),
             credential: &CredentialId::from_text(id),
             host: &host.to_string(),

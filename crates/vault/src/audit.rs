@@ -6,10 +6,8 @@ use tracing::field::display;
 /// One use of a credential, or an attempt. It has no place for a value.
 #[derive(Clone, Copy, Debug)]
 pub struct Use<'a> {
-    /// For which session.
-    pub session: &'a SessionId,
-    /// For which agent.
-    pub agent: &'a AgentId,
+    /// For whom; nobody's session, if a client wants a credential tried out.
+    pub who: Option<&'a Who>,
     /// Of which vault.
     pub vault: &'a VaultId,
     /// Which credential.
@@ -27,21 +25,6 @@ pub struct Who {
     pub session: SessionId,
     /// For which agent.
     pub agent: AgentId,
-}
-
-/// A use of a credential by the vault itself: it is renewed, or tried out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Upkeep<'a> {
-    /// For whom; nobody's session, if a client wants it.
-    pub(crate) who: Option<&'a Who>,
-    /// Of which vault.
-    pub(crate) vault: &'a VaultId,
-    /// Which credential.
-    pub(crate) credential: &'a CredentialId,
-    /// On the way to which host; without port, path or query.
-    pub(crate) host: &'a str,
-    /// What came of it.
-    pub(crate) outcome: Outcome,
 }
 
 /// What came of a use.
@@ -108,28 +91,15 @@ impl TokenUse<'_> {
     }
 }
 
-impl Upkeep<'_> {
+impl Use<'_> {
     /// Writes the line.
-    pub(crate) fn record(&self) {
+    pub fn record(&self) {
         let Self { who, vault, credential, host, outcome } = self;
         let (session, agent) = (who.map(|who| display(&who.session)), who.map(|who| display(&who.agent)));
         tracing::info!(
             target: "audit",
             { session.id = session, agent.id = agent, vault.id = %vault, credential.id = %credential, host,
               outcome = outcome.as_str() },
-            "a credential was used by the vault itself"
-        );
-    }
-}
-
-impl Use<'_> {
-    /// Writes the line.
-    pub fn record(&self) {
-        let Self { session, agent, vault, credential, host, outcome } = self;
-        tracing::info!(
-            target: "audit",
-            { session.id = %session, agent.id = %agent, vault.id = %vault, credential.id = %credential,
-              host, outcome = outcome.as_str() },
             "a credential was used"
         );
     }

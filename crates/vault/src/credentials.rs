@@ -15,7 +15,7 @@ use protocol::time::Timestamp;
 use session::Refusal;
 use store::{ChangeError, KeptCredential, Sealed, SealedToken, Store, Wanted};
 
-use crate::audit::{Outcome, Upkeep, Who};
+use crate::audit::{Outcome, Use, Who};
 use crate::error::{Error, KeyError};
 use crate::keys::Keys;
 use crate::master::Source;
@@ -318,9 +318,9 @@ impl Credentials {
 const OVERTAKEN: &str = "the credential has another refresh token by now";
 
 impl Spendable {
-    /// The line for the audit, of a use by the vault itself.
-    pub(crate) fn upkeep<'a>(&'a self, who: Option<&'a Who>, host: &'a str, outcome: Outcome) -> Upkeep<'a> {
-        Upkeep { who, vault: self.vault(), credential: self.id(), host, outcome }
+    /// Writes the audit's line of a use.
+    pub fn record(&self, who: Option<&Who>, host: &str, outcome: Outcome) {
+        Use { who, vault: self.vault(), credential: self.id(), host, outcome }.record();
     }
 
     /// As the wire shows it.

@@ -111,7 +111,7 @@ impl Credentials {
             Err(Failed { status: Some(_), .. }) => Outcome::Spent,
             Err(Failed { status: None, .. }) => Outcome::Unanswered,
         };
-        spendable.upkeep(None, &host_of(url), outcome).record();
+        spendable.record(None, &host_of(url), outcome);
         Ok(spoken)
     }
 

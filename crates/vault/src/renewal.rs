@@ -163,7 +163,7 @@ impl Credentials {
                 Err(RenewalError::Refused(_)) => Outcome::RenewalRefused,
                 Err(_) => Outcome::RenewalFailed,
             };
-            spendable.upkeep(who, &host_of(&refresh.token_endpoint), outcome).record();
+            spendable.record(who, &host_of(&refresh.token_endpoint), outcome);
         }
         let renewed = exchanged?;
         match self.save_renewed(spendable, renewed).await {

@@ -76,9 +76,7 @@ struct Found {
 
 impl Found {
     fn record(&self, outcome: Outcome) {
-        let Self { who: Who { session, agent }, host, spendable } = self;
-        let (vault, credential) = (spendable.vault(), spendable.id());
-        Use { session, agent, vault, credential, host, outcome }.record();
+        self.spendable.record(Some(&self.who), &self.host, outcome);
     }
 }
 
@@ -120,7 +118,8 @@ impl mcp::Credentials for VaultCredentials {
         let Used { session, agent, bearer, host, was_accepted } = used;
         let outcome = if was_accepted { Outcome::Spent } else { Outcome::Rejected };
         let (vault, credential) = (bearer.vault(), bearer.credential());
-        Use { session, agent, vault, credential, host, outcome }.record();
+        let who = Who { session: session.clone(), agent: agent.clone() };
+        Use { who: Some(&who), vault, credential, host, outcome }.record();
     }
 }
 

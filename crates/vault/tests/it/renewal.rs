@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::sync::mpsc::Sender;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,6 +7,7 @@ use protocol::credential::CredentialAuth;
 use protocol::credential_validation::{CredentialValidation, RefreshStatus, Verdict};
 use protocol::id::VaultId;
 use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
 use vault::{RenewalError, Spendable};
 
 use crate::world::{Asked, Server, World, bearer, soon};
@@ -163,19 +165,24 @@ async fn what_cannot_be_renewed_is_told_at_once() {
     assert!(matches!(world.credentials.renew(&spendable, None).await, Err(RenewalError::Failed(Some(_)))));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_that_a_client_puts_there_meanwhile_win() {
-    let world = World::new().await;
-    let (arrived, mut arrives) = tokio::sync::mpsc::unbounded_channel();
-    let (go, wait) = std::sync::mpsc::channel::<()>();
+/// A token endpoint that tells when it is asked, and holds its answer back until it is told to go on.
+async fn holding() -> (Server, UnboundedReceiver<()>, Sender<()>) {
+    let (arrived, arrives) = tokio::sync::mpsc::unbounded_channel();
+    let (go, wait) = std::sync::mpsc::channel();
     let wait = Mutex::new(wait);
-    // The endpoint holds its answer back until the client has changed the credential.
     let server = Server::start(move |_| {
         arrived.send(()).expect("somebody listens");
         tokio::task::block_in_place(|| wait.lock().expect("not poisoned").recv().expect("told to go on"));
         (200, tokens(1))
     })
     .await;
+    (server, arrives, go)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_a_client_puts_there_meanwhile_win() {
+    let world = World::new().await;
+    let (server, mut arrives, go) = holding().await;
     let vault = world.vault().await;
     let credential = world.add(&vault, oauth(&server, json!({"type": "none"}))).await;
     let spendable = found(&world, &vault, &server).await;
@@ -197,15 +204,7 @@ async fn tokens_that_a_client_puts_there_meanwhile_win() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_renewal_that_nobody_waits_for_any_more_is_kept_all_the_same() {
     let world = World::new().await;
-    let (arrived, mut arrives) = tokio::sync::mpsc::unbounded_channel();
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let wait = Mutex::new(wait);
-    let server = Server::start(move |_| {
-        arrived.send(()).expect("somebody listens");
-        tokio::task::block_in_place(|| wait.lock().expect("not poisoned").recv().expect("told to go on"));
-        (200, tokens(1))
-    })
-    .await;
+    let (server, mut arrives, go) = holding().await;
     let vault = world.vault().await;
     world.add(&vault, oauth(&server, json!({"type": "none"}))).await;
     let spendable = found(&world, &vault, &server).await;
