@@ -57,9 +57,12 @@ const BODY_KEPT_MAX: u64 = 1024 * 1024;
 /// How long such a body may become by its secrets.
 const BODY_SPLICED_MAX: usize = 8 * 1024 * 1024;
 /// How much of a body is searched at a time, because what comes out may be many times as long.
-const PIECE_BYTES: usize = 4 * 1024;
-/// How many requests may be on their way at once over one connection, where it can carry several.
-const STREAMS_MAX: u32 = 32;
+const PIECE_BYTES: usize = 1024;
+/// About as much as is sent on at a time.
+const FRAME_BYTES: usize = 16 * 1024;
+/// How many requests may be on their way at once over one connection, where it can carry several. Clients begin as many before
+/// they hear of a bound.
+const STREAMS_MAX: u32 = 100;
 
 /// The protocols in which placeholders can be found.
 pub(super) const HTTP2: &[u8] = b"h2";
@@ -570,14 +573,14 @@ impl hyper::body::Body for Spliced {
             if self.is_over {
                 return Poll::Ready(self.trailers.take().map(Ok));
             }
-            if !self.pending.is_empty() {
+            let mut out = Vec::new();
+            while !self.pending.is_empty() && out.len() < FRAME_BYTES {
                 let length = self.pending.len().min(PIECE_BYTES);
                 let piece = self.pending.split_to(length);
-                let out = self.splicer.push(&piece);
-                if !out.is_empty() {
-                    return Poll::Ready(Some(Ok(Frame::data(out.into()))));
-                }
-                continue;
+                out.extend(self.splicer.push(&piece));
+            }
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out.into()))));
             }
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 Some(Ok(frame)) => frame,

@@ -387,6 +387,32 @@ async fn more_slow_bodies_than_are_kept_at_once_are_all_answered() {
 }
 
 #[tokio::test]
+async fn more_bodies_than_are_kept_at_once_pass_over_one_connection() {
+    let mirror = Mirror::start().await;
+    let purse = purse("web.test", true, true);
+    let way = mirror.way(Policy::Unrestricted {}, &purse);
+    let tls = mirror.tls(&way, &purse, "web.test", &[b"h2"]).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.unwrap();
+    let _driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    // Together far more than a connection's window.
+    let body = format!("{}{PLACEHOLDER}", "x".repeat(300_000));
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let request = Request::post(format!("https://web.test:{}/", mirror.port));
+        let request = request.body(Full::new(Bytes::from(body.clone()))).unwrap();
+        let mut sender = sender.clone();
+        all.spawn(async move {
+            sender.ready().await.unwrap();
+            let response = sender.send_request(request).await.unwrap();
+            response.into_body().collect().await.unwrap().to_bytes()
+        });
+    }
+    let answers = tokio::time::timeout(Duration::from_secs(60), all.join_all()).await.expect("all pass");
+    assert!(answers.iter().all(|answer| answer.ends_with(SECRET.as_bytes())));
+}
+
+#[tokio::test]
 async fn a_request_within_the_tunnel_must_be_for_its_host() {
     let mirror = Mirror::start().await;
     let purse = purse("web.test", true, true);
